@@ -1,0 +1,1 @@
+"""SQLAlchemy sessions for Celery tasks, right under every worker pool."""
