@@ -1,1 +1,29 @@
 """SQLAlchemy sessions for Celery tasks, right under every worker pool."""
+
+from .strategies import (
+    BrokenTransaction,
+    CeleryAlchemyError,
+    LocalStrategy,
+    NoUnitOfWork,
+    PerProcessStrategy,
+    ReservedSlotsInUse,
+    ScopedStrategy,
+    SessionStrategy,
+    WorkerPool,
+)
+from .workers import Alchemy, ConfigurationError, DatabaseTask
+
+__all__ = [
+    "Alchemy",
+    "BrokenTransaction",
+    "CeleryAlchemyError",
+    "ConfigurationError",
+    "DatabaseTask",
+    "LocalStrategy",
+    "NoUnitOfWork",
+    "PerProcessStrategy",
+    "ReservedSlotsInUse",
+    "ScopedStrategy",
+    "SessionStrategy",
+    "WorkerPool",
+]

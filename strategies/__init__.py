@@ -1,0 +1,21 @@
+"""Session strategies, Engines, fork and green safety, connection-pool sizing. Knows SQLAlchemy; never imports Celery."""
+
+from .base import SessionStrategy
+from .errors import BrokenTransaction, CeleryAlchemyError, InvalidSetting, NoUnitOfWork, ReservedSlotsInUse
+from .local import LocalStrategy
+from .per_process import PerProcessStrategy
+from .scoped import ScopedStrategy
+from .worker_pool import WorkerPool
+
+__all__ = [
+    "BrokenTransaction",
+    "CeleryAlchemyError",
+    "InvalidSetting",
+    "LocalStrategy",
+    "NoUnitOfWork",
+    "PerProcessStrategy",
+    "ReservedSlotsInUse",
+    "ScopedStrategy",
+    "SessionStrategy",
+    "WorkerPool",
+]

@@ -1,0 +1,155 @@
+"""The contract of a session strategy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from . import connection_pool, forks
+from .engines import EngineSource
+from .sessions import SessionSource
+from .sizing import PoolSize, size_for
+from .worker_pool import NO_WORKER, WorkerPool
+
+if TYPE_CHECKING:
+    from .unit_of_work import UnitOfWork
+
+
+class SessionStrategy(ABC):
+    """How Sessions and their Engine are managed in this process. Each strategy answers three questions, in words for
+    people (`engine_lives`, `keyed_on`, `released`) and in code (`engine`, `open`, `release`).
+
+    What a transaction's end is (commit, rollback) is not a strategy's business: `UnitOfWork` decides it, for all alike.
+
+    To write one, subclass and name it in `alchemy_session_strategy = "package.module:Class"`, or register it under the
+    entry point group `celery_alchemy.strategies`.
+
+    Args:
+        engines: Makes Engines from the settings, guarded against forks.
+        sessions: Makes Sessions from the settings.
+        worker_pool: What is known of the running worker pool.
+        reason: Why this strategy was chosen, for the log line at worker start.
+    """
+
+    name: ClassVar[str]
+    engine_lives: ClassVar[str]
+    keyed_on: ClassVar[str]
+    released: ClassVar[str]
+
+    def __init__(
+        self, engines: EngineSource, sessions: SessionSource, worker_pool: WorkerPool, reason: str = ""
+    ) -> None:
+        self.engines = engines
+        self.sessions = sessions
+        self.worker_pool = worker_pool
+        self.reason = reason
+        self.size: PoolSize = engines.given_size() or size_for(worker_pool, engines.url, engines.options)
+        engines.write_lock_at_begin = worker_pool.name != NO_WORKER
+        forks.on_fork(self.after_fork)
+
+    @classmethod
+    def refuses(cls, worker_pool: WorkerPool) -> str | None:
+        """Return why this strategy cannot serve `worker_pool`, which stops the worker; None when it can."""
+        return None
+
+    # -- the Engine --------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def engine(self) -> Engine:
+        """This process's Engine; made on first use, connected by its first statement."""
+
+    def start(self) -> None:
+        """Make what will be needed, before the first task and connecting to nothing.
+
+        Raises:
+            InvalidSetting: the Engine or a Session cannot be made from the settings.
+        """
+        self.sessions.check(self.engine)
+
+    def after_fork(self) -> None:
+        """The child of a fork begins: the inherited connections are already cut off, connection pools are empty."""
+        self.engines.after_fork()
+
+    def dispose(self) -> None:
+        """Close the connections that this process keeps open and nobody uses."""
+        self.engine.dispose()
+
+    @property
+    def max_connections(self) -> int | None:
+        """The most connections this whole worker can have open; None when its connection pool sets no limit.
+
+        Under prefork: every pool process, and as much again for the main process, where hooks may run.
+        """
+        per_process = self._per_process()
+        if per_process is None:
+            return None
+        return per_process * (self.worker_pool.process_count + (1 if self.worker_pool.forks else 0))
+
+    def _per_process(self) -> int | None:
+        pool = self.engine.pool
+        if isinstance(pool, connection_pool.QueuePool) or self.worker_pool.in_main_process:
+            options = self.engines.options
+            if self.engines.given is None and ("poolclass" in options or "pool" in options):
+                return None
+            return self.size.total
+        return connection_pool.max_connections(pool)
+
+    def describe(self) -> str:
+        """Return one line for people: strategy, reason, connection pool, most connections."""
+        most = self.max_connections
+        limit = "no limit on connections" if most is None else f"at most {most} connections"
+        if most is not None and self.worker_pool.forks:
+            limit += f" ({self.worker_pool.process_count} pool processes and the main process, {self.size.total} each)"
+        pool = type(self.engine.pool).__name__ if not self.worker_pool.in_main_process else "QueuePool"
+        return (
+            f"session strategy {self.name} ({self.reason}), connection pool of each process: "
+            f"{pool.replace('Reserved', '')} {self.size}, {limit}"
+        )
+
+    # -- the Session -------------------------------------------------------------------------------------------------
+
+    def enter(self, unit: UnitOfWork) -> None:  # noqa: B027 - a hook, not a duty
+        """`unit` begins in this thread or greenlet; no Session yet."""
+
+    @abstractmethod
+    def open(self, unit: UnitOfWork) -> Session:
+        """Return the Session of `unit`, new. Called once per unit, on first use."""
+
+    def release(self, unit: UnitOfWork, session: Session) -> None:
+        """Close `session`, the one `open` returned for `unit`; its connection goes back."""
+        session.close()
+
+    def leave(self, unit: UnitOfWork) -> None:
+        """`unit` is over; called once for every `enter`, after `release`."""
+        if self.worker_pool.in_main_process:
+            # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
+            self.engine.dispose()
+
+    def new_session(self) -> Session:
+        return self.sessions.new(self.engine)
+
+    def take_back(self) -> int:
+        """Return to the connection pool what this thread or greenlet still holds of it; for after an interruption.
+
+        Returns:
+            How many connections there were; they are closed, for nobody knows their state.
+        """
+        pool = self.engine.pool
+        if not isinstance(pool, connection_pool.ReservedQueuePool):
+            return 0
+        taken = 0
+        for record in pool.held():
+            reference = getattr(record, "fairy_ref", None)
+            fairy = reference() if reference is not None else None
+            if fairy is not None and fairy.is_valid:
+                fairy.invalidate()
+                taken += 1
+        if self.worker_pool.tasks_per_process == 1 and pool.checkedout() > 0:
+            # One task at a time, and it is over: what is still counted as out was lost in the interruption.
+            self.engine.dispose()
+            taken = max(taken, 1)
+        return taken

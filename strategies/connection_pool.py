@@ -1,0 +1,137 @@
+"""A connection pool in which a unit of work never waits for itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.util import queue as sa_queue
+
+from .errors import ReservedSlotsInUse
+from .interrupts import shield
+from .scope import ScopeStack, describe_current_scope
+
+
+def _unnamed() -> str:
+    return describe_current_scope()
+
+
+class ReservedQueuePool(QueuePool):
+    """QueuePool with slots kept for a thread or greenlet that already holds a connection of it.
+
+    With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
+    `pool_timeout`. Here a nested checkout takes an idle connection, or opens one of `reserve` extra ones, or raises
+    `ReservedSlotsInUse` at once. An extra connection is closed as soon as it comes back.
+
+    At most `pool_size + max_overflow + reserve` connections are open.
+    """
+
+    reserve: int = 0
+    """Connections that only a nested checkout may open."""
+    who: Callable[[], str] = staticmethod(_unnamed)
+    """Names the holder for the message; set by the unit-of-work layer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: ScopeStack[ConnectionPoolEntry] = ScopeStack()
+
+    def connect(self) -> PoolProxiedConnection:
+        # An exception of a signal handler inside the checkout would lose the slot for good.
+        with shield:
+            return super().connect()
+
+    def held(self) -> list[ConnectionPoolEntry]:
+        """Return what the current thread or greenlet has checked out of this pool, oldest first."""
+        return list(self._held.get() or ())
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        holds = self._held.get()
+        record = self._get_nested() if holds else super()._do_get()
+        self._held.push(record)
+        # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
+        record.__dict__["holder"] = self._held.get()
+        return record
+
+    def _get_nested(self) -> ConnectionPoolEntry:
+        try:
+            return self._pool.get(False)
+        except sa_queue.Empty:
+            pass
+        limit = self._max_overflow + self.reserve
+        with self._overflow_lock:
+            granted = self._max_overflow == -1 or self._overflow < limit
+            if granted:
+                self._overflow += 1
+        if not granted:
+            raise ReservedSlotsInUse(
+                f"{self.who()}: it already holds a connection, needs a second one, and all "
+                f"{self.size() + limit} of this connection pool are in use. Waiting could be waiting for itself, so it "
+                f"is refused at once. Commit or roll back the outer unit of work first, or give the pool more room: "
+                f"alchemy_engine_options = {{'pool_size': {self.size()}, 'max_overflow': {limit + self.size()}}}."
+            )
+        try:
+            return self._create_connection()
+        except BaseException:
+            self._dec_overflow()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        holder = record.__dict__.pop("holder", None)
+        if holder is not None and record in holder:
+            holder.remove(record)
+        if self._max_overflow > -1 and self._overflow > self._max_overflow:
+            # An extra connection is out. Shrink back rather than let the queue hand a reserved slot to anybody.
+            try:
+                record.close()
+            finally:
+                self._dec_overflow()
+            return
+        super()._do_return_conn(record)
+
+    def recreate(self) -> ReservedQueuePool:
+        return like(self, pool_size=self.size(), max_overflow=self._max_overflow, reserve=self.reserve)
+
+
+def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> ReservedQueuePool:
+    """Return a new, empty ReservedQueuePool that connects and reports events as `pool` does."""
+    new = ReservedQueuePool(
+        pool._creator,  # type: ignore[arg-type]
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        timeout=getattr(pool, "_timeout", 30.0),
+        use_lifo=getattr(getattr(pool, "_pool", None), "use_lifo", False),
+        recycle=pool._recycle,
+        pre_ping=pool._pre_ping,
+        echo=pool.echo,
+        logging_name=pool._orig_logging_name,
+        reset_on_return=pool._reset_on_return,  # type: ignore[arg-type]
+        _dispatch=pool.dispatch,
+        dialect=pool._dialect,
+    )
+    new.reserve = reserve
+    if isinstance(pool, ReservedQueuePool):
+        # What a thread still holds of the old pool counts: it is a connection of the same Engine.
+        new.who, new._held = pool.who, pool._held
+    return new
+
+
+def unlock_after_fork(pool: Pool) -> None:
+    """Replace the locks of `pool` in the child of a fork: the thread that held one is not there to let go."""
+    if isinstance(pool, QueuePool):
+        pool._pool = pool._queue_class(pool._pool.maxsize, use_lifo=pool._pool.use_lifo)
+        pool._overflow_lock = threading.Lock()
+    if isinstance(pool, ReservedQueuePool):
+        pool._held.forget()
+
+
+def max_connections(pool: Pool) -> int | None:
+    """Return the most connections `pool` can have open at one time; None when it sets no limit."""
+    if isinstance(pool, QueuePool):
+        if pool._max_overflow < 0:
+            return None
+        return pool.size() + pool._max_overflow + getattr(pool, "reserve", 0)
+    if type(pool).__name__ in {"StaticPool", "AssertionPool"}:
+        return 1
+    return None

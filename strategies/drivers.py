@@ -1,0 +1,113 @@
+"""What differs from one database driver to the next: installed or not, sync or async, cancelling, transaction status."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from .errors import InvalidSetting
+
+logger = logging.getLogger(__name__)
+
+#: The driver to name in a message instead of an async one.
+_SYNC = {
+    "asyncpg": "psycopg",
+    "psycopg_async": "psycopg",
+    "aiomysql": "pymysql",
+    "asyncmy": "pymysql",
+    "aiosqlite": "pysqlite",
+    "aioodbc": "pyodbc",
+    "oracledb_async": "oracledb",
+}
+_INSTALL = {
+    "psycopg": "pip install 'celery-alchemy[postgresql]'",
+    "pymysql": "pip install 'celery-alchemy[mysql]'",
+    "psycopg2": "pip install psycopg2-binary",
+    "mysqldb": "pip install mysqlclient",
+}
+CANCEL_TIMEOUT_S = 2.0
+_IN_ERROR = 3  # libpq's PQTRANS_INERROR
+_ACTIVE = 1  # libpq's PQTRANS_ACTIVE
+
+
+def parse_url(value: str | URL, setting: str) -> URL:
+    """Return the URL in `value`, checked: SQLAlchemy can parse it, its driver is installed and is not async.
+
+    Connects to nothing. Raises:
+        InvalidSetting: names `setting` and the remedy; the message holds no password, not even a part of a broken URL.
+    """
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError, TypeError):
+        # The text of a URL that cannot be parsed may be a password; SQLAlchemy's own message would repeat it.
+        raise InvalidSetting(
+            f"{setting} is not a URL that SQLAlchemy can parse (its text is not shown, for it may hold a password). "
+            f"Write it as dialect+driver://user:password@host/database, special characters in the password "
+            f"percent-encoded, for example postgresql+psycopg://shop@localhost/shop."
+        ) from None
+    shown = url.render_as_string(hide_password=True)
+    try:
+        dialect = url.get_dialect()
+    except NoSuchModuleError:
+        raise InvalidSetting(
+            f"{setting}={shown!r}: SQLAlchemy knows no dialect {url.drivername!r}. Known to work here: "
+            f"postgresql+psycopg, postgresql+psycopg2, mysql+pymysql, mysql+mysqldb, sqlite."
+        ) from None
+    if dialect.is_async:
+        sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(dialect.driver, 'a sync driver')}")
+        raise InvalidSetting(
+            f"{setting}={shown!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary functions. "
+            f"Use {sync.render_as_string(hide_password=True)!r}."
+        )
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        install = _INSTALL.get(dialect.driver, f"install the package that provides it ({error.name or dialect.driver})")
+        raise InvalidSetting(
+            f"{setting}={shown!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
+            f"Remedy: {install}."
+        ) from error
+    return url
+
+
+def transaction_failed(dbapi_connection: Any) -> bool:
+    """Tell whether the server refuses everything but ROLLBACK (PostgreSQL after an error); COMMIT would roll back and
+    report success. No round trip."""
+    info = getattr(dbapi_connection, "info", None)  # psycopg and psycopg2
+    status = getattr(info, "transaction_status", None)
+    if status is not None:
+        return int(status) == _IN_ERROR
+    return getattr(dbapi_connection, "_transaction_status", None) == b"E"  # pg8000
+
+
+def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:
+    """Stop on the server what `dbapi_connection` is executing, so that it holds its locks no longer.
+
+    psycopg and psycopg2 send a cancel request; PyMySQL and mysqlclient a `KILL QUERY` over a connection of its own.
+    Never raises; takes `CANCEL_TIMEOUT_S` seconds at most where the driver lets us say so.
+    """
+    try:
+        if dialect.name == "postgresql":
+            status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
+            if status is not None and int(status) != _ACTIVE:
+                return
+            if hasattr(dbapi_connection, "cancel_safe"):
+                dbapi_connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+            elif hasattr(dbapi_connection, "cancel"):
+                dbapi_connection.cancel()
+        elif dialect.name in {"mysql", "mariadb"}:
+            thread_id = dbapi_connection.thread_id()
+            arguments, keywords = dialect.create_connect_args(url)
+            other = dialect.connect(*arguments, **{**keywords, "connect_timeout": int(CANCEL_TIMEOUT_S)})
+            try:
+                cursor = other.cursor()
+                cursor.execute(f"KILL QUERY {int(thread_id)}")
+                cursor.close()
+            finally:
+                other.close()
+    except Exception as error:
+        # The interruption itself is what the user must see; the server ends the statement by itself, only later.
+        logger.info("Could not cancel the interrupted statement on the server: %s", error)

@@ -1,0 +1,238 @@
+"""Making Engines: the defaults that tasks need, the guards that keep them safe, the user's options on top."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool, QueuePool
+
+from . import connection_pool, forks
+from .drivers import cancel_statement
+from .errors import InvalidSetting
+from .interrupts import is_interrupt
+from .sizing import PoolSize
+
+EngineListener = Callable[[Engine], object]
+ErrorObserver = Callable[[BaseException], None]
+CONNECT_TIMEOUT_S = 10
+SQLITE_BUSY_TIMEOUT_MS = 10_000
+_SERVER_STATUS_IN_TRANS = 1
+
+
+class EngineSource:
+    """Where Engines come from: the user's own, or a URL with options.
+
+    Args:
+        url: Checked by `drivers.parse_url`; ignored when `engine` is given.
+        options: Keyword arguments of `create_engine`; they win over every default here.
+        engine: The user's Engine. It is never replaced, resized or closed behind the user's back: only its connection
+            pool is made anew, with its own sizes, where a fork or a monkey patch makes that necessary.
+        who: Names the unit of work that holds a connection, for messages.
+        observe: Called with every database error, for the message of a broken transaction.
+    """
+
+    def __init__(
+        self,
+        url: URL | None,
+        options: dict[str, Any],
+        engine: Engine | None,
+        who: Callable[[], str],
+        observe: ErrorObserver,
+    ) -> None:
+        if engine is None and url is None:
+            raise TypeError("an Engine or a URL is needed")
+        self.given = engine
+        self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
+        self.options = options
+        self._who = who
+        self._observe = observe
+        self._listeners: list[EngineListener] = []
+        self._guarded_given = False
+        self._first: Engine | None = None
+        self._lock = threading.Lock()
+        self.write_lock_at_begin = False
+        """SQLite only: take the write lock when a transaction begins. For workers, whose tasks compete; a script or a
+        test that calls tasks eagerly may write in a nested unit of work while the outer one has only read."""
+
+    def after_fork(self) -> None:
+        # The thread that held the lock in the parent is not in this process to release it.
+        self._lock = threading.Lock()
+
+    def on_engine(self, listener: EngineListener) -> None:
+        """Run `listener(engine)` for every Engine made from now on, and for those already made."""
+        self._listeners.append(listener)
+        made = self.given if self._guarded_given else self._first
+        if made is not None:
+            listener(made)
+
+    def given_size(self) -> PoolSize | None:
+        """Return the size of the user's own connection pool; None when there is none, or it is no queue."""
+        if self.given is None or not isinstance(self.given.pool, QueuePool):
+            return None
+        pool = self.given.pool
+        return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))
+
+    def shared(self, size: PoolSize) -> Engine:
+        """Return the one Engine that lives as long as this process, its connection pool of this `size`.
+
+        An Engine made before the worker pool was known (a listener attached at import) is kept and resized.
+        """
+        if self.given is not None:
+            return self._adopt(self.given)
+        with self._lock:
+            if self._first is None:
+                self._first = self.pooled(size)
+            else:
+                self._resize(self._first, size)
+            return self._first
+
+    def pooled(self, size: PoolSize) -> Engine:
+        """Return a new Engine with a connection pool of this `size`; the user's own when there is one."""
+        if self.given is not None:
+            return self._adopt(self.given)
+        if "poolclass" in self.options or "pool" in self.options or self.url.database in {None, "", ":memory:"}:
+            # The user chose, or SQLite keeps its database in memory, which lives in one connection.
+            if self.url.get_backend_name() == "sqlite" or "poolclass" in self.options or "pool" in self.options:
+                return self._make({})
+        engine = self._make(
+            {
+                "poolclass": connection_pool.ReservedQueuePool,
+                "pool_size": size.pool_size,
+                "max_overflow": size.max_overflow,
+            }
+        )
+        if isinstance(engine.pool, connection_pool.ReservedQueuePool):
+            engine.pool.reserve, engine.pool.who = size.reserve, self._who
+        return engine
+
+    def unpooled(self) -> Engine:
+        """Return a new Engine that closes each connection after use; the user's own when there is one."""
+        if self.given is not None:
+            return self._adopt(self.given)
+        pool_options = {"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"}
+        if self.url.get_backend_name() == "sqlite" and self.url.database in {None, "", ":memory:"}:
+            return self._make({})
+        return self._make({"poolclass": NullPool}, leave_out=pool_options)
+
+    def _make(self, defaults: dict[str, Any], leave_out: Iterable[str] = ()) -> Engine:
+        options = {**_driver_defaults(self.url, self.options), **defaults}
+        options |= {name: value for name, value in self.options.items() if name not in leave_out}
+        if "connect_args" in self.options:
+            options["connect_args"] = {
+                **_driver_defaults(self.url, {}).get("connect_args", {}),
+                **self.options["connect_args"],
+            }
+        try:
+            engine = create_engine(self.url, **options)
+        except (TypeError, ValueError, ArgumentError, SQLAlchemyError) as error:
+            names = ", ".join(sorted(self.options)) or "none"
+            raise InvalidSetting(
+                f"alchemy_engine_options cannot be used with {self.url.render_as_string(hide_password=True)!r}: "
+                f"{error}. Options given: {names} (values not shown)."
+            ) from None
+        _listen(engine, self._observe)
+        if self.url.get_backend_name() == "sqlite":
+            _listen_sqlite(engine, self)
+        elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
+            event.listen(engine, "reset", _reset_pymysql)
+        self._announce(engine)
+        return engine
+
+    def _adopt(self, engine: Engine) -> Engine:
+        if not self._guarded_given:
+            self._guarded_given = True
+            _listen(engine, self._observe)
+            self._announce(engine)
+        self._resize(engine, self.given_size())
+        return engine
+
+    def _resize(self, engine: Engine, size: PoolSize | None) -> None:
+        """Give `engine` a new connection pool: its locks are of this side of the fork and the monkey patch."""
+        old = engine.pool
+        if size is None or type(old) not in {QueuePool, connection_pool.ReservedQueuePool}:
+            return
+        if (
+            isinstance(old, connection_pool.ReservedQueuePool)
+            and PoolSize(old.size(), old._max_overflow, old.reserve) == size
+        ):
+            return
+        new = connection_pool.like(old, pool_size=size.pool_size, max_overflow=size.max_overflow, reserve=size.reserve)
+        new.who = self._who
+        engine.pool = new
+        old.dispose()
+
+    def _announce(self, engine: Engine) -> None:
+        for listener in self._listeners:
+            listener(engine)
+
+
+def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    driver = url.get_dialect().driver
+    if driver in {"psycopg", "psycopg2"}:
+        # libpq waits for ever by default, and a soft time limit is deferred during a connect.
+        if "connect_timeout" in url.query:
+            return {}
+        return {"connect_args": {"connect_timeout": CONNECT_TIMEOUT_S}}
+    if driver == "pymysql" and "pool_reset_on_return" not in options:
+        # A Session ends its transaction itself; the connection pool's own ROLLBACK would cost a second round trip.
+        return {"pool_reset_on_return": None}
+    return {}
+
+
+def _listen(engine: Engine, observe: ErrorObserver) -> None:
+    forks.guard(engine)
+
+    def on_error(context: ExceptionContext) -> None:
+        error = context.original_exception
+        if not is_interrupt(error):
+            observe(context.sqlalchemy_exception or error)
+            return
+        # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with
+        # an error of its own, which would hide this one and leave the slot checked out.
+        connection = context.connection
+        if connection is not None and not connection.closed and not connection.invalidated:
+            cancel_statement(connection.connection.dbapi_connection, connection.dialect, engine.url)
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+
+    event.listen(engine, "handle_error", on_error)
+
+
+def _reset_pymysql(dbapi_connection: Any, record: object, state: object) -> None:
+    # The server's last answer says whether a transaction is open; only then is a ROLLBACK worth its round trip.
+    if getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS) & _SERVER_STATUS_IN_TRANS:
+        dbapi_connection.rollback()
+
+
+def _listen_sqlite(engine: Engine, source: EngineSource) -> None:
+    """Make SQLite's transactions begin when SQLAlchemy says so, and wait their turn.
+
+    A transaction that reads first and writes later fails at once with "database is locked" when another wrote in
+    between, whatever the timeout. So the write lock is taken at the beginning: FOR UPDATE's part, which SQLite lacks.
+    """
+    in_memory = engine.url.database in {None, "", ":memory:"}
+
+    def on_connect(dbapi_connection: sqlite3.Connection, record: object) -> None:
+        dbapi_connection.isolation_level = None  # no implicit BEGIN: on_begin sends it
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}")
+        if not in_memory:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+
+    def on_begin(connection: Connection) -> None:
+        pool = connection.engine.pool
+        nested = isinstance(pool, connection_pool.ReservedQueuePool) and len(pool.held()) > 1
+        # A nested unit of work cannot wait for the lock of the one around it: let it read, and fail at once on a write.
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {0 if nested else SQLITE_BUSY_TIMEOUT_MS}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if source.write_lock_at_begin and not nested else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)

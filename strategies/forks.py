@@ -1,0 +1,126 @@
+"""After a fork: the child can neither use, close nor garbage-collect its way into the parent's connections.
+
+A socket that both processes hold is one conversation with the server. Whatever the child sends on it, be it the
+ROLLBACK of a collected connection or the goodbye of a closed one, the parent's transaction pays for: its COMMIT then
+succeeds with no rows, or TLS fails with "decryption failed or bad record mac". `Engine.dispose(close=False)` covers
+only connections that were idle. So in the child, for every connection of every guarded Engine:
+
+1. put a dead socket over the driver's file descriptor (the child's table only, the parent's stays),
+2. take the driver's object away from SQLAlchemy and never free it (mysqlclient's destructor says goodbye),
+3. give the Engine a new connection pool.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from .connection_pool import unlock_after_fork
+from .interrupts import shield
+from .scope import ScopeStack
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_records: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
+_stacks: list[ScopeStack[Any]] = []
+_callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
+#: Driver connections inherited from the parent. Freeing one may talk to the parent's server.
+_graveyard: list[object] = []
+_registered = False
+
+
+def guard(engine: Engine) -> Engine:
+    """Watch every connection that `engine` makes from now on, so that no fork can share one."""
+    _register()
+    if engine not in _engines:
+        _engines.add(engine)
+        event.listen(engine, "connect", _remember)
+    return engine
+
+
+def on_fork(method: Callable[[], None]) -> None:
+    """Call the bound `method` in the child of every fork, after the connections are cut; held weakly."""
+    _register()
+    _callbacks.append(weakref.WeakMethod(method))
+
+
+def forget_after_fork(stack: ScopeStack[Any]) -> None:
+    """Make `stack` empty in the child of every fork: what was open belongs to the parent."""
+    _stacks.append(stack)
+
+
+def _register() -> None:
+    # Not at import: a fork hook cannot be taken back. It runs under billiard, multiprocessing and a bare os.fork().
+    global _registered  # noqa: PLW0603
+    if not _registered and hasattr(os, "register_at_fork"):
+        _registered = True
+        os.register_at_fork(after_in_child=_after_in_child)
+
+
+def _remember(dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+    _records.add(record)
+
+
+def _after_in_child() -> None:
+    # Runs also between fork and exec of a subprocess under gevent: short, lock-free, and it never raises.
+    shield.reset()
+    try:
+        for stack in _stacks:
+            stack.forget()
+        _sever()
+        for engine in list(_engines):
+            unlock_after_fork(engine.pool)
+            engine.dispose(close=False)
+        for reference in _callbacks:
+            callback = reference()
+            if callback is not None:
+                callback()
+    except Exception:
+        import logging
+
+        logging.getLogger(__name__).exception("Cleaning up in the child of a fork failed, pid %s", os.getpid())
+
+
+def _sever() -> None:
+    records = [record for record in list(_records) if record.dbapi_connection is not None]
+    _records.clear()
+    if not records:
+        return
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    try:
+        for record in records:
+            connection = record.dbapi_connection
+            _graveyard.append(connection)
+            descriptor = _descriptor(connection)
+            if descriptor is not None:
+                os.dup2(ours.fileno(), descriptor, inheritable=False)
+            record.dbapi_connection = None
+            fairy = getattr(record, "fairy_ref", None)
+            fairy = fairy() if fairy is not None else None
+            if fairy is not None:
+                fairy.dbapi_connection = None
+    finally:
+        ours.close()
+
+
+def _descriptor(connection: object) -> int | None:
+    """Return the file descriptor of a driver connection's socket; None when it has none (SQLite)."""
+    for candidate in (connection, getattr(connection, "_sock", None), getattr(connection, "_usock", None)):
+        fileno = getattr(candidate, "fileno", None)
+        if fileno is None:
+            continue
+        try:
+            descriptor = fileno()
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return int(descriptor)
+        except Exception:  # noqa: S112
+            continue  # closed or not connected: nothing to cut
+    return None

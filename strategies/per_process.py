@@ -1,0 +1,59 @@
+"""The strategy `per_process`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from .base import SessionStrategy
+from .worker_pool import NO_WORKER
+
+if TYPE_CHECKING:
+    from .unit_of_work import UnitOfWork
+
+
+class PerProcessStrategy(SessionStrategy):
+    """One Session per task request, on an Engine made anew in each pool process after the fork.
+
+    Before there is a pool process (prefork's main process, a script), the Engine is one without a connection pool, so
+    that no fork inherits an open connection. An Engine that the user brought keeps its identity and its listeners, and
+    gets a new connection pool after the fork.
+
+    **Made for** prefork; **right under** every worker pool, where the one process counts as the pool process.
+    **Not made for** code that keeps `db.engine` in a variable across the fork: take `local`.
+    """
+
+    name = "per_process"
+    engine_lives = "the pool process: made anew after the fork, disposed at process shutdown"
+    keyed_on = "the task request"
+    released = "at the request's end"
+
+    _engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        engine = self._engine
+        if engine is None:
+            engine = self._make()
+            self._engine = engine
+        return engine
+
+    def _make(self) -> Engine:
+        if self.worker_pool.in_main_process or self.worker_pool.name == NO_WORKER:
+            return self.engines.unpooled()
+        return self.engines.pooled(self.size)
+
+    def start(self) -> None:
+        if self.engines.given is None and self.worker_pool.in_main_process:
+            # The pool processes come too late to refuse an option: try them here, connecting to nothing.
+            self.engines.pooled(self.size).dispose()
+        super().start()
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._engine = None
+
+    def open(self, unit: UnitOfWork) -> Session:
+        return self.new_session()

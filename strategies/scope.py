@@ -1,0 +1,72 @@
+"""Who is running: the current thread or greenlet, and a stack of things that belong to it alone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any, Generic, TypeVar
+
+try:
+    # A thread that runs no greenlets has a main greenlet of its own, so this one call tells threads and greenlets
+    # apart, monkey patched or not. Celery and SQLAlchemy 2.0 look at it the same way.
+    from greenlet import getcurrent as current_scope
+except ImportError:  # no greenlet installed: nothing here can run one
+    from threading import current_thread as current_scope  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+_serial = itertools.count()
+
+
+def describe_current_scope() -> str:
+    """Name the current thread or greenlet for a message."""
+    return f"{threading.current_thread().name!r} ({type(current_scope()).__name__} {id(current_scope()):#x})"
+
+
+class ScopeStack(Generic[T]):
+    """A stack per thread or greenlet: what one pushes no other sees, and it dies with its owner.
+
+    The stack is an attribute of the thread's or greenlet's own object. That is the weakest possible hold: there is no
+    table whose keys could be reused by the next greenlet (`id()`, `get_ident()`), none that grows when a greenlet dies
+    without popping, and nothing that `contextvars.copy_context()` could carry into another thread.
+    """
+
+    __slots__ = ("_attribute",)
+
+    def __init__(self) -> None:
+        self._attribute = f"_celery_alchemy_{next(_serial)}"
+
+    def get(self) -> list[T] | None:
+        """Return the current thread's or greenlet's stack, the innermost last; None or empty when there is none."""
+        return getattr(current_scope(), self._attribute, None)
+
+    def top(self) -> T | None:
+        stack = self.get()
+        return stack[-1] if stack else None
+
+    def push(self, item: T) -> None:
+        scope: Any = current_scope()
+        stack = getattr(scope, self._attribute, None)
+        if stack is None:
+            stack = []
+            setattr(scope, self._attribute, stack)
+        stack.append(item)
+
+    def remove(self, item: T) -> None:
+        """Take `item` out, wherever it stands in the current stack; nothing happens when it is not there."""
+        stack = self.get()
+        if not stack:
+            return
+        if stack[-1] is item:
+            stack.pop()
+            return
+        for index, found in enumerate(stack):
+            if found is item:
+                del stack[index]
+                return
+
+    def forget(self) -> None:
+        """Drop the current stack without looking at what is on it: for the child of a fork."""
+        scope: Any = current_scope()
+        if getattr(scope, self._attribute, None) is not None:
+            delattr(scope, self._attribute)

@@ -1,0 +1,171 @@
+"""Making Sessions: the options tasks need, and the events through which a unit of work follows its transaction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+
+from .errors import InvalidSetting
+from .interrupts import shield
+
+if TYPE_CHECKING:
+    from .unit_of_work import UnitOfWork
+
+SessionFactory = Callable[..., Session]
+
+#: Key in `Session.info` of the unit of work a Session belongs to.
+UNIT = "celery_alchemy.unit"
+
+DEFAULTS: dict[str, Any] = {
+    # An attribute read after the commit must not open a new transaction.
+    "expire_on_commit": False,
+    # A Session used after its task is a bug: raise instead of checking out a connection that nobody gives back.
+    "close_resets_only": False,
+}
+
+
+class UnitSession(Session):
+    """Session whose commit, rollback and close are never cut in two by a soft time limit.
+
+    An interrupted COMMIT would be reported as a failure although the server has committed.
+    """
+
+    def commit(self) -> None:
+        # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
+        self.flush()
+        unit: UnitOfWork | None = self.info.get(UNIT)
+        if unit is None:
+            with shield:
+                super().commit()
+            return
+        with shield, unit.callbacks.held_back():
+            super().commit()
+        unit.callbacks.run_ready()
+
+    def rollback(self) -> None:
+        with shield:
+            super().rollback()
+        unit: UnitOfWork | None = self.info.get(UNIT)
+        if unit is not None:
+            unit.callbacks.drop()
+
+    def close(self) -> None:
+        with shield:
+            super().close()
+
+
+class SessionSource:
+    """Where Sessions come from: SQLAlchemy's sessionmaker with our defaults, or the user's `session_factory`.
+
+    Args:
+        factory: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
+        options: Keyword arguments of Session (`alchemy_session_options`); they win over the defaults, and over those
+            of a `sessionmaker`.
+    """
+
+    def __init__(self, factory: SessionFactory | None, options: dict[str, Any]) -> None:
+        self._options = options
+        self._factory = factory
+        self._make: SessionFactory | None = None
+
+    @property
+    def bind(self) -> Engine | None:
+        """The Engine that the user's sessionmaker is bound to; None when it has none."""
+        if isinstance(self._factory, sessionmaker):
+            bind = self._factory.kw.get("bind")
+            return bind if isinstance(bind, Engine) else None
+        return None
+
+    def new(self, engine: Engine) -> Session:
+        """Return a new Session bound to `engine`; it connects with its first statement."""
+        if self._make is None:
+            self._make = self._prepare()
+        return self._make(bind=engine)
+
+    def check(self, engine: Engine) -> None:
+        """Make one Session and throw it away, connecting to nothing.
+
+        Raises:
+            InvalidSetting: the options are none that Session takes.
+        """
+        try:
+            self.new(engine).close()
+        except (TypeError, ValueError) as error:
+            raise InvalidSetting(
+                f"alchemy_session_options={self._options!r} cannot be used to make a Session: {error}. "
+                f"They are keyword arguments of sqlalchemy.orm.Session."
+            ) from error
+
+    def _prepare(self) -> SessionFactory:
+        factory = self._factory
+        if factory is None:
+            base, options = Session, DEFAULTS
+        elif isinstance(factory, sessionmaker):
+            base, options = factory.class_, {**DEFAULTS, **factory.kw}
+        elif isinstance(factory, type) and issubclass(factory, Session):
+            base, options = factory, DEFAULTS
+        else:
+            return functools.partial(_make_and_watch, factory, {**DEFAULTS, **self._options})
+        options = {**options, **self._options}
+        options.pop("bind", None)
+        mixed = type(base.__name__, (UnitSession, base) if base is not Session else (UnitSession,), {})
+        maker = sessionmaker(class_=mixed, **options)
+        _watch(maker.class_)
+        return maker
+
+
+def _make_and_watch(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:
+    session = factory(**options, **keywords)
+    if not isinstance(session, Session):
+        raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
+    _watch(type(session))
+    return session
+
+
+_watched: set[type[Session]] = set()
+
+
+def _watch(session_class: type[Session]) -> None:
+    # On the class, once: listeners on each Session cost 15 us a task, these less than one.
+    if session_class in _watched:
+        return
+    _watched.add(session_class)
+    event.listen(session_class, "after_transaction_create", _after_create)
+    event.listen(session_class, "after_begin", _after_begin)
+    event.listen(session_class, "after_commit", _after_commit)
+    event.listen(session_class, "after_transaction_end", _after_end)
+
+
+def _after_create(session: Session, transaction: SessionTransaction) -> None:
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is not None and transaction.nested:
+        unit.callbacks.savepoint(transaction)
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is not None and transaction.parent is None:
+        unit.connected(connection)
+
+
+def _after_commit(session: Session) -> None:
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is not None:
+        # Fires for the release of a savepoint too, while it is still the innermost.
+        unit.callbacks.committed(session.get_nested_transaction() or session.get_transaction())
+
+
+def _after_end(session: Session, transaction: SessionTransaction) -> None:
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is None:
+        return
+    if transaction.nested:
+        unit.callbacks.savepoint_ended(transaction)
+    elif transaction.parent is None:
+        unit.disconnected()
+        unit.callbacks.ended(transaction)

@@ -1,0 +1,250 @@
+"""One unit of work: the Session opened on first use, and how each ending treats its transaction.
+
+Commit and rollback live here and nowhere else. A unit of work is ended by exactly one of `succeed` and `fail`; `close`
+always follows, and undoes whatever is left when neither got to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from .callbacks import CommitCallbacks, Runner
+from .drivers import cancel_statement, transaction_failed
+from .errors import BrokenTransaction
+from .interrupts import is_interrupt, shield
+from .sessions import UNIT
+
+if TYPE_CHECKING:
+    from .base import SessionStrategy
+
+logger = logging.getLogger(__name__)
+
+_READS = re.compile(
+    r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*\(?\s*(select|values|table|show|explain|pragma|set)\b", re.I | re.S
+)
+
+
+class UnitOfWork:
+    """What one task request, hook or `unit_of_work()` block does in the database, from first statement to release.
+
+    Args:
+        strategy: Opens and releases the Session.
+        label: Names it in messages, `task name[task id]` or the place of the block.
+        commits: False: a good ending rolls back, and warns when that undoes something.
+        outermost: No other is open in this thread or greenlet.
+        run_callback: Runs one `on_commit` callable in a unit of work of its own.
+    """
+
+    __slots__ = (
+        "_connections",
+        "_session",
+        "_wrote",
+        "callbacks",
+        "commits",
+        "error",
+        "label",
+        "outermost",
+        "strategy",
+    )
+
+    def __init__(
+        self, strategy: SessionStrategy, label: str, commits: bool, outermost: bool, run_callback: Runner
+    ) -> None:
+        self.strategy = strategy
+        self.label = label
+        self.commits = commits
+        self.outermost = outermost
+        self.callbacks = CommitCallbacks(run_callback)
+        self.error: BaseException | None = None
+        self._session: Session | None = None
+        self._connections: list[Connection] = []
+        self._wrote = False
+
+    @property
+    def session(self) -> Session:
+        """The Session of this unit of work, opened on first use; it connects with its first statement."""
+        session = self._session
+        if session is None:
+            session = self.strategy.open(self)
+            session.info[UNIT] = self
+            self._session = session
+        return session
+
+    @property
+    def opened(self) -> Session | None:
+        """The Session if it has been used, else None."""
+        return self._session
+
+    def forget_session(self) -> None:
+        """Open a new Session on next use: the old one was closed by `scoped_session.remove()`."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.info.pop(UNIT, None)
+
+    # -- the endings -------------------------------------------------------------------------------------------------
+
+    def succeed(self) -> None:
+        """End well: commit, or roll back where `commits` is False; then run the `on_commit` callables.
+
+        Raises:
+            BrokenTransaction: a database error was caught and nobody rolled back.
+            Exception: whatever the COMMIT failed with; the transaction is rolled back.
+        """
+        session = self._session
+        if session is None or not session.in_transaction():
+            self.callbacks.run_all()
+            return
+        if not self.commits:
+            self._roll_back_unasked(session)
+            return
+        try:
+            self._refuse_broken(session)
+            # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
+            session.flush()
+            with shield, self.callbacks.held_back():
+                session.commit()
+                if self.outermost:
+                    # Committed: the limit that arrived meanwhile has nothing left to stop.
+                    shield.drop_pending()
+        except BaseException as error:
+            self.fail(error)
+            raise
+        self.callbacks.run_ready()
+
+    def fail(self, error: BaseException) -> None:
+        """End badly: roll back and give the connection back. Never raises anything that would hide `error`."""
+        self.callbacks.drop()
+        session = self._session
+        if session is None or not session.in_transaction():
+            return
+        with shield:
+            if is_interrupt(error) and self._cancel_running():
+                self._discard(session)
+                return
+            try:
+                session.rollback()
+            except BaseException as cleanup_error:
+                if not isinstance(cleanup_error, Exception):
+                    self._discard(session)
+                    raise
+                logger.warning(
+                    "%s: rolling back after %s failed too (%s: %s); its connection is discarded",
+                    self.label, type(error).__name__, type(cleanup_error).__name__, cleanup_error,
+                )  # fmt: skip
+                self._discard(session)
+
+    def roll_back(self) -> None:
+        """Roll back and give the connection back now; the unit of work goes on (before a retry is published)."""
+        self.fail(_AskedTo("roll back"))
+
+    def close(self) -> None:
+        """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
+        session, self._session = self._session, None
+        if session is not None:
+            with shield:
+                try:
+                    self.strategy.release(self, session)
+                except Exception:
+                    logger.warning(
+                        "%s: closing its Session failed; its connection is discarded", self.label, exc_info=True
+                    )
+                    self._discard(session)
+            session.info.pop(UNIT, None)
+        self.error = None
+        self._connections.clear()
+
+    # -- what the Session's events tell ------------------------------------------------------------------------------
+
+    def connected(self, connection: Connection) -> None:
+        self._connections.append(connection)
+        if not self.commits:
+            event.listen(connection, "before_cursor_execute", self._note_write)
+
+    def disconnected(self) -> None:
+        self._connections.clear()
+        self.error = None
+        self._wrote = False
+
+    def _note_write(
+        self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
+    ) -> None:
+        compiled = getattr(context, "compiled", None)
+        is_read = compiled.statement.is_select if _is_construct(compiled) else _READS.match(statement) is not None
+        if not is_read:
+            self._wrote = True
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _refuse_broken(self, session: Session) -> None:
+        broken = not session.is_active
+        for connection in self._connections:
+            if connection.invalidated:
+                broken = True
+            elif not connection.closed:
+                broken = broken or transaction_failed(connection.connection.dbapi_connection)
+        if not broken:
+            return
+        cause = self.error or getattr(session.get_transaction(), "_rollback_exception", None)
+        what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
+        raise BrokenTransaction(
+            f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be committed. "
+            f"Where the error is caught, call self.db.rollback() in the except block (or put the statement into "
+            f"`with self.db.begin_nested():`, which undoes only itself)."
+        ) from cause
+
+    def _roll_back_unasked(self, session: Session) -> None:
+        wrote = self._wrote or bool(session.new or session.deleted or session.dirty)
+        dropped = self.callbacks.drop()
+        session.rollback()
+        if wrote:
+            logger.warning(
+                "%s returned with uncommitted changes, and commit_on_success is False: they are rolled back. "
+                "Call self.db.commit(), or set commit_on_success=True.",
+                self.label,
+            )
+        if dropped:
+            logger.warning(
+                "%s: %d on_commit callback(s) dropped, for commit_on_success is False and its transaction was rolled back",
+                self.label,
+                dropped,
+            )
+
+    def _cancel_running(self) -> bool:
+        """Cancel the statements that still run on the server; return whether there were any."""
+        running = False
+        for connection in self._connections:
+            if connection.closed or connection.invalidated:
+                continue
+            dbapi_connection: Any = connection.connection.dbapi_connection
+            status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
+            if status is not None and int(status) == 1:
+                running = True
+                cancel_statement(dbapi_connection, connection.dialect, connection.engine.url)
+        return running
+
+    def _discard(self, session: Session) -> None:
+        """Throw the connections away: their state is unknown, and their slots must come back."""
+        for connection in list(self._connections):
+            with contextlib.suppress(Exception):
+                connection.invalidate()
+            with contextlib.suppress(Exception):
+                connection.close()
+        with contextlib.suppress(Exception):
+            session.invalidate()
+        self.forget_session()
+
+
+class _AskedTo(Exception):
+    """Stands for the exception where a roll back has none."""
+
+
+def _is_construct(compiled: Any) -> bool:
+    statement = getattr(compiled, "statement", None)
+    return statement is not None and not getattr(statement, "is_text", False)

@@ -1,0 +1,187 @@
+"""The open units of work of this process: which one is current in which thread or greenlet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import forks
+from .base import SessionStrategy
+from .callbacks import Callback
+from .errors import NoUnitOfWork
+from .interrupts import is_interrupt, shield
+from .scope import ScopeStack, describe_current_scope
+from .unit_of_work import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+
+class Frame:
+    """One entry of the stack: a unit of work, and who runs in it.
+
+    A task that is called like a function joins the unit of its caller: a frame of its own over the same unit.
+    """
+
+    __slots__ = ("ends", "holder", "kind", "owner", "owns", "request", "unit")
+
+    def __init__(
+        self, owner: UnitsOfWork, unit: UnitOfWork, *, owns: bool, ends: bool, kind: str, holder: Any, request: Any
+    ) -> None:
+        self.owner = owner
+        self.unit = unit
+        self.owns = owns
+        """Releases the unit of work when it leaves."""
+        self.ends = ends
+        """Commits or rolls back when it leaves."""
+        self.kind = kind
+        self.holder = holder
+        self.request = request
+
+
+#: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
+frames: ScopeStack[Frame] = ScopeStack()
+
+
+def open_labels() -> str:
+    """Name the units of work open in this thread or greenlet, the innermost first, for a message."""
+    stack = frames.get() or ()
+    labels = list(dict.fromkeys(frame.unit.label for frame in reversed(stack)))
+    if not labels:
+        return describe_current_scope()
+    return " inside ".join(labels)
+
+
+def observe_error(error: BaseException) -> None:
+    """Remember a database error for the message that a broken transaction will need."""
+    frame = frames.top()
+    if frame is not None:
+        frame.unit.error = error
+
+
+class UnitsOfWork:
+    """Opens, finds and ends the units of work of one `Alchemy`.
+
+    Args:
+        strategy: Returns the SessionStrategy in force.
+    """
+
+    def __init__(self, strategy: Callable[[], SessionStrategy]) -> None:
+        self._strategy = strategy
+        forks.forget_after_fork(frames)
+
+    # -- finding -----------------------------------------------------------------------------------------------------
+
+    def current_frame(self) -> Frame | None:
+        """Return the innermost frame of this thread or greenlet; None when there is none."""
+        stack = frames.get()
+        if stack:
+            for frame in reversed(stack):
+                if frame.owner is self:
+                    return frame
+        return None
+
+    def frame_of(self, holder: object) -> Frame | None:
+        """Return the innermost frame in which `holder` (a task) runs; None when it does not run here."""
+        stack = frames.get()
+        if stack:
+            for frame in reversed(stack):
+                if frame.holder is holder and frame.owner is self:
+                    return frame
+        return None
+
+    def current(self) -> UnitOfWork:
+        """Return the unit of work now running in this thread or greenlet.
+
+        Raises:
+            NoUnitOfWork: there is none.
+        """
+        frame = self.current_frame()
+        if frame is None:
+            raise no_unit_of_work("db.session")
+        return frame.unit
+
+    # -- beginning and ending ----------------------------------------------------------------------------------------
+
+    @shield.covers
+    def begin(self, label: str, *, commits: bool, kind: str, holder: object = None, request: object = None) -> Frame:
+        """Open a unit of work of its own; no Session yet."""
+        strategy = self._strategy()
+        unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback)
+        strategy.enter(unit)
+        frame = Frame(self, unit, owns=True, ends=True, kind=kind, holder=holder, request=request)
+        frames.push(frame)
+        return frame
+
+    @shield.covers
+    def join(self, frame: Frame, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Frame:
+        """Let `holder` run in the unit of work of `frame`, which releases it and, unless `ends`, ends it."""
+        joined = Frame(self, frame.unit, owns=False, ends=ends, kind=kind, holder=holder, request=request)
+        frames.push(joined)
+        return joined
+
+    @shield.covers
+    def leave(self, frame: Frame, error: BaseException | None = None) -> None:
+        """Take `frame` off the stack and, where it owns its unit of work, release that."""
+        unit = frame.unit
+        if not frame.owns:
+            frames.remove(frame)
+            return
+        with shield:
+            try:
+                unit.close()
+            finally:
+                frames.remove(frame)
+                unit.strategy.leave(unit)
+            if unit.outermost:
+                if error is not None and is_interrupt(error):
+                    taken = unit.strategy.take_back()
+                    if taken:
+                        logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
+                # A time limit that arrives now comes too late: what it would stop is over.
+                shield.drop_pending()
+
+    def sweep(self, stale: Callable[[Frame], bool]) -> None:
+        """End what an interruption between two bytecodes left on the stack of this thread or greenlet."""
+        for frame in reversed(list(frames.get() or ())):
+            if stale(frame):
+                logger.warning("%s was interrupted before it could be ended; it is rolled back now", frame.unit.label)
+                self.leave(frame)
+
+    @contextmanager
+    @shield.covers
+    def open(self, label: str, *, commits: bool, kind: str) -> Iterator[UnitOfWork]:
+        """Open a unit of work of its own and end it with the block: commit, or roll back when the block raises."""
+        frame = self.begin(label, commits=commits, kind=kind)
+        error: BaseException | None = None
+        try:
+            try:
+                yield frame.unit
+            except BaseException as raised:
+                error = raised
+                frame.unit.fail(raised)
+                raise
+            frame.unit.succeed()
+        finally:
+            self.leave(frame, error)
+
+    def _run_callback(self, callback: Callback) -> None:
+        label = f"on_commit callback {getattr(callback, '__qualname__', callback)!s}"
+        with self.open(label, commits=True, kind="callback"):
+            callback()
+
+
+def no_unit_of_work(what: str) -> NoUnitOfWork:
+    return NoUnitOfWork(
+        f"{what} was used in {describe_current_scope()}, where no unit of work is open. A thread or greenlet that a task "
+        f"starts has none of its own, and a Session must not be shared. Open one there: "
+        f"`with db.unit_of_work() as session:`."
+    )
+
+
+def place(depth: int) -> str:
+    """Return `file:line` of the caller `depth` frames up, to name an unnamed block."""
+    caller = sys._getframe(depth)
+    return f"{caller.f_code.co_filename}:{caller.f_lineno}"

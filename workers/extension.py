@@ -1,0 +1,279 @@
+"""The extension: one object that joins a Celery app to its database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from celery import Celery
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.util import ScopedRegistry
+
+from ..strategies import SessionStrategy, WorkerPool, forks, green
+from ..strategies.drivers import parse_url
+from ..strategies.engines import EngineListener, EngineSource
+from ..strategies.scope import current_scope
+from ..strategies.sessions import SessionFactory, SessionSource
+from ..strategies.units import UnitsOfWork, open_labels, place
+from ..strategies.units import observe_error as observe
+from ..strategies.worker_pool import outside_worker
+from . import apps, lifecycle, selection
+from .errors import ConfigurationError, as_configuration_error
+from .settings import Settings, read_settings
+
+logger = logging.getLogger(__name__)
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+class Alchemy:
+    """SQLAlchemy sessions for the tasks of a Celery app.
+
+        app = Celery("shop", broker="redis://localhost")
+        app.conf.alchemy_database_url = "postgresql+psycopg://localhost/shop"
+        db = Alchemy(app)
+
+    Nothing is read, checked or connected here: the settings are read when a worker starts, or at first use outside one.
+
+    Args:
+        app: The Celery app; or leave it out and call `init_app`.
+        engine: Your own Engine, used instead of `alchemy_database_url`. Its listeners and its size stay; its connection
+            pool is made anew where a fork or a monkey patch makes that necessary.
+        session_factory: A `sessionmaker`, a Session class, or a callable that takes Session's keyword arguments.
+    """
+
+    def __init__(
+        self,
+        app: Celery | None = None,
+        *,
+        engine: Engine | None = None,
+        session_factory: SessionFactory | None = None,
+    ) -> None:
+        self.app: Celery | None = None
+        self.units = UnitsOfWork(lambda: self.strategy)
+        self._given_engine = engine
+        self._session_factory = session_factory
+        self._listeners: list[EngineListener] = []
+        self._engines: EngineSource | None = None
+        self._settings: Settings | None = None
+        self._strategy: SessionStrategy | None = None
+        self._lock = threading.RLock()
+        self._session: scoped_session[Session] = scoped_session(self._current_session)  # type: ignore[arg-type]
+        self._session.registry = _CurrentSession(self.units)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> None:
+        """Serve `app`. Adds `--session-strategy` to its `worker` command and a bootstep to its workers.
+
+        Called again with another app (an application factory in tests), it serves that one from then on.
+        """
+        if self.app is not None and self.app is not app:
+            self.stop()
+        self.app = app
+        self._settings = self._engines = None
+        apps.register(app, self)
+        forks.on_fork(self._after_fork)
+        lifecycle.attach(app)
+
+    # -- Session and Engine ------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> scoped_session[Session]:
+        """Proxy to the Session of the unit of work now running in this thread or greenlet.
+
+        May be kept in a variable and used anywhere down the call stack. `db.session()` returns the Session itself.
+        Using it raises `NoUnitOfWork` where no unit of work is open.
+        """
+        return self._session
+
+    def _current_session(self) -> Session:
+        return self.units.current().session
+
+    @property
+    def engine(self) -> Engine:
+        """This process's Engine; it connects with its first statement."""
+        return self.strategy.engine
+
+    @property
+    def strategy(self) -> SessionStrategy:
+        """The SessionStrategy in force; outside a worker the one chosen for the worker pool `none`.
+
+        Raises:
+            ConfigurationError: the settings do not say enough, or something that cannot work.
+        """
+        strategy = self._strategy
+        if strategy is None:
+            with self._lock:
+                strategy = self._strategy or self._start(outside_worker(), None)
+        return strategy
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the app, read and checked at first use."""
+        settings = self._settings
+        if settings is None:
+            if self.app is None:
+                raise ConfigurationError(
+                    "This Alchemy has no app yet. Write `Alchemy(app)`, or call `db.init_app(app)`."
+                )
+            settings = self._settings = read_settings(self.app)
+        return settings
+
+    def on_engine(self, listener: EngineListener) -> EngineListener:
+        """Run `listener(engine)` for every Engine made, in the process that made it, before its first connection.
+
+        The place for listeners (tokens, search_path, tracing): `per_process` makes an Engine in every pool process.
+        May be used as a decorator.
+        """
+        self._listeners.append(listener)
+        if self._engines is not None:
+            self._engines.on_engine(listener)
+        return listener
+
+    def dispose(self) -> None:
+        """Close the connections that this process keeps open and nobody uses; the next statement connects anew."""
+        if self._strategy is not None:
+            self._strategy.dispose()
+
+    # -- units of work -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def unit_of_work(self, *, commit: bool = True) -> Iterator[Session]:
+        """Open a Session of its own, and end its transaction when the block ends: the rules of a task, anywhere else.
+
+        Inside a task or another block it is a transaction apart: the outer Session is untouched.
+
+        Args:
+            commit: Commit when the block returns; False rolls back. A block that raises is always rolled back.
+        Yields:
+            A Session of this thread or greenlet; not valid after the block.
+        Raises:
+            sqlalchemy.exc.TimeoutError: no connection became free within the Engine's `pool_timeout` (seconds).
+            BrokenTransaction: a database error was caught in the block and nobody rolled back.
+        """
+        with self.units.open(f"unit_of_work() at {place(4)}", commits=commit, kind="block") as unit:
+            yield unit.session
+
+    def on_commit(self, callback: Hook) -> Hook:
+        """Run `callback()` after the next real COMMIT of the current unit of work, its connection given back.
+
+        Dropped when the transaction, or the savepoint it was registered in, is rolled back. A unit of work that ends
+        well without a transaction runs it at its end; outside any unit of work it runs at once. It has a unit of work
+        of its own; what it raises is logged and undoes nothing. May be used as a decorator.
+        """
+        frame = self.units.current_frame()
+        if frame is None:
+            callback()
+        else:
+            frame.unit.callbacks.add(callback)
+        return callback
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------------
+
+    def start_worker(self, worker_pool: WorkerPool, strategy_name: str | None = None) -> SessionStrategy:
+        """Choose and prepare the strategy for `worker_pool`, connecting to nothing; called by the bootstep.
+
+        Raises:
+            ConfigurationError: a setting is missing, unknown or of no use.
+        """
+        with self._lock:
+            self._settings = None  # read again: the configuration may have changed since the module was imported
+            return self._start(worker_pool, strategy_name)
+
+    def start_spawned(self, worker_pool: WorkerPool, strategy_name: str) -> None:
+        """Take over, in a spawned pool process, what the main process decided."""
+        if self._strategy is None or self._strategy.worker_pool.main_pid != worker_pool.main_pid:
+            self.start_worker(worker_pool, strategy_name)
+
+    def stop(self) -> None:
+        """Close idle connections and forget the strategy: the worker, or this process's part of it, is over."""
+        strategy, self._strategy = self._strategy, None
+        if strategy is not None:
+            strategy.dispose()
+
+    def close_before_fork(self) -> None:
+        """Close idle connections: the main process is about to fork a pool process."""
+        if self._strategy is not None and self._strategy.worker_pool.in_main_process:
+            self._strategy.dispose()
+
+    def _start(self, worker_pool: WorkerPool, strategy_name: str | None) -> SessionStrategy:
+        with as_configuration_error():
+            settings = self.settings
+            sessions = SessionSource(self._session_factory, settings.session_options)
+            engines = self._engine_source(settings, sessions)
+            strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
+            green.prepare(worker_pool, engines.url)
+            strategy = strategy_class(engines, sessions, worker_pool, reason)
+            strategy.start()
+        previous, self._strategy = self._strategy, strategy
+        if previous is not None and previous.engine is not strategy.engine:
+            previous.dispose()
+        return strategy
+
+    def _engine_source(self, settings: Settings, sessions: SessionSource) -> EngineSource:
+        given = self._given_engine or (sessions.bind if settings.database_url is None else None)
+        if given is not None and not isinstance(given, Engine):
+            raise ConfigurationError(
+                f"Alchemy(engine=...) got a {type(given).__name__}, but tasks are ordinary functions and need a "
+                f"sqlalchemy.Engine, made by create_engine() with a sync driver."
+            )
+        url = None
+        if given is None:
+            if settings.database_url is None or settings.database_url == "":
+                raise ConfigurationError(
+                    "No database: set app.conf.alchemy_database_url, for example to "
+                    "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
+                )
+            url = parse_url(settings.database_url, "alchemy_database_url")
+        elif given.dialect.is_async:
+            parse_url(given.url, "Alchemy(engine=...)")
+        kept = self._engines
+        if (
+            kept is not None
+            and kept.given is given
+            and (given or (kept.url, kept.options) == (url, settings.engine_options))
+        ):
+            return kept
+        engines = EngineSource(url, settings.engine_options, given, open_labels, observe)
+        for listener in self._listeners:
+            engines.on_engine(listener)
+        self._engines = engines
+        return engines
+
+    def _after_fork(self) -> None:
+        # The thread that held the lock in the parent is not in this process to release it.
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        strategy = self._strategy.name if self._strategy is not None else "not started"
+        return f"<Alchemy of {self.app!r}, strategy {strategy}, pid {os.getpid()}>"
+
+
+class _CurrentSession(ScopedRegistry[Session]):
+    """The registry behind `db.session`: whatever the strategy, the innermost unit of work's Session."""
+
+    def __init__(self, units: UnitsOfWork) -> None:
+        super().__init__(lambda: units.current().session, current_scope)
+        self._units = units
+
+    def __call__(self) -> Session:
+        return self._units.current().session
+
+    def has(self) -> bool:
+        frame = self._units.current_frame()
+        return frame is not None and frame.unit.opened is not None
+
+    def set(self, obj: Session) -> None:
+        raise NotImplementedError("the Session of a unit of work is opened by its strategy, and is not to be replaced")
+
+    def clear(self) -> None:
+        """`db.session.remove()` ends here, with the Session closed: the unit of work opens a new one on next use."""
+        frame = self._units.current_frame()
+        if frame is not None:
+            frame.unit.forget_session()

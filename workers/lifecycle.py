@@ -1,0 +1,124 @@
+"""From worker start to shutdown: the bootstep that chooses the strategy, and the signals that close connections."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import click
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery, bootsteps, signals
+from celery.app import base as celery_base
+
+from ..strategies.interrupts import register_interrupt
+from . import apps, detection
+from .errors import ConfigurationError
+from .selection import OPTION
+
+logger = logging.getLogger(__name__)
+
+
+class SessionStrategyStep(bootsteps.Step):  # type: ignore[misc]
+    """Worker bootstep: learns the worker pool from the worker, and lets the Alchemy choose and prepare its strategy.
+
+    It runs after the pool object is made and before it forks or consumes. An exception here ends the worker with a
+    non-zero exit code; one in a signal handler would only be logged.
+    """
+
+    label = "SessionStrategy"
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, session_strategy: str | None = None, **options: Any) -> None:
+        self._strategy_name = session_strategy
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        try:
+            self._create(worker)
+        except ConfigurationError as error:
+            # The traceback that follows is long: say it first, and alone.
+            logger.critical("%s", error)
+            raise
+
+    def _create(self, worker: Any) -> None:
+        db = apps.find(worker.app)
+        if db is None:
+            _refuse_tasks_without_alchemy(worker.app)
+            return
+        worker_pool = detection.detect(worker)
+        strategy = db.start_worker(worker_pool, self._strategy_name)
+        if worker_pool.forks:
+            detection.publish(worker_pool, f"{type(strategy).__module__}:{type(strategy).__qualname__}")
+        logger.info(
+            "celery-alchemy in pid %s: worker pool %s, concurrency %s; %s",
+            os.getpid(), worker_pool.name, worker_pool.concurrency, strategy.describe(),
+        )  # fmt: skip
+
+
+def _refuse_tasks_without_alchemy(app: Celery) -> None:
+    from .task import DatabaseTask
+
+    names = sorted(name for name, task in app.tasks.items() if isinstance(task, DatabaseTask))
+    own = [name for name in names if not name.startswith("celery.")]
+    if names:
+        shown = ", ".join(own[:3] or names[:3])
+        raise ConfigurationError(
+            f"{len(own or names)} task(s) of the app {app.main!r} are DatabaseTasks ({shown}), but no Alchemy was ever "
+            f"initialised for it. Where the app is made, write `db = Alchemy(app)`, or `db.init_app(app)`."
+        )
+
+
+def attach(app: Celery) -> None:
+    """Add the bootstep and the command-line option to `app`, once, and connect the signals, once per process."""
+    app.steps["worker"].add(SessionStrategyStep)
+    options = app.user_options["worker"]
+    if not any(OPTION in getattr(option, "opts", ()) for option in options):
+        options.add(
+            click.Option(
+                [OPTION],
+                metavar="NAME",
+                help="Session strategy of celery-alchemy: auto, local, scoped, per_process or package.module:Class. "
+                "Overrides the setting alchemy_session_strategy.",
+            )
+        )
+    register_interrupt(SoftTimeLimitExceeded)
+    for signal, receiver in (
+        (signals.worker_process_init, _on_process_init),
+        (signals.worker_process_shutdown, _on_process_shutdown),
+        (signals.worker_before_create_process, _on_before_create_process),
+        (signals.worker_shutdown, _on_worker_shutdown),
+    ):
+        signal.connect(receiver, weak=False, dispatch_uid=f"celery_alchemy.{receiver.__name__}")
+
+
+def _on_process_init(**_: Any) -> None:
+    # Forked pool processes know all they need. A spawned one starts from nothing: there is no worker_init, no bootstep.
+    # The signal also fires in solo's one process, which is no pool process.
+    if not celery_base.USING_EXECV and not os.environ.get("FORKED_BY_MULTIPROCESSING"):
+        return
+    found = detection.published()
+    if found is None:
+        return
+    worker_pool, strategy_name = found
+    if os.getpid() == worker_pool.main_pid:
+        return
+    for db in apps.every():
+        db.start_spawned(worker_pool, strategy_name)
+
+
+def _on_before_create_process(**_: Any) -> None:
+    for db in apps.every():
+        db.close_before_fork()
+
+
+def _on_process_shutdown(**_: Any) -> None:
+    # atexit never runs in a pool process.
+    for db in apps.every():
+        db.stop()
+
+
+def _on_worker_shutdown(sender: Any = None, **_: Any) -> None:
+    db = apps.find(sender.app) if sender is not None else None
+    if db is not None:
+        db.stop()

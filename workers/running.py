@@ -1,0 +1,190 @@
+"""A task request, step by step: which unit of work it runs in, and how that ends.
+
+arrive     Celery's tracer calls `run` (or the task's own `__call__`, which calls `run`)
+enter      a request gets a unit of work of its own; a task called like a function joins its caller's
+run        the task's code; `self.db` opens the Session, its first statement the connection
+end        inside `run`, so that a failing COMMIT fails the task and `autoretry_for` sees it, and so that the next
+           task of a chain is published after the COMMIT
+release    the Session is closed, its connection is back in the connection pool
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..strategies.interrupts import shield
+from ..strategies.units import Frame, frames
+from . import apps
+
+if TYPE_CHECKING:
+    from .extension import Alchemy
+    from .task import DatabaseTask
+
+#: Key in the `__dict__` of a request whose `run` has begun. A task that calls itself gets a copy of the request, key
+#: included, and so is told apart from a request that the tracer has just made.
+_BEGUN = "_celery_alchemy_begun"
+_SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
+_OURS = "_celery_alchemy_wrapper"
+
+
+def wrap_run(raw: Any) -> Callable[..., Any]:
+    """Return `raw`, a task's `run` as it stands in the class body, inside the unit of work of the task request."""
+    call = _caller(raw)
+
+    @shield.covers
+    def run(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
+        frame = _enter_run(self)
+        if frame is None:
+            return call(self, *args, **kwargs)
+        return _run_in(frame, call, self, args, kwargs)
+
+    return _like(run, raw)
+
+
+def wrap_call(raw: Any) -> Callable[..., Any]:
+    """Return `raw`, a task's own `__call__`, inside the unit of work that the `run` it calls will end."""
+    call = _caller(raw)
+
+    @shield.covers
+    def __call__(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        frame = _enter_call(self)
+        if frame is None:
+            return call(self, *args, **kwargs)
+        return _run_in(frame, call, self, args, kwargs)
+
+    return _like(__call__, raw)
+
+
+def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
+    """Return `raw`, one of Celery's task hooks, inside a unit of work of its own, committed when it returns."""
+    call = _caller(raw)
+
+    @shield.covers
+    def hook(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
+        db = apps.find(self.app)
+        top = frames.top()
+        if db is None or (top is not None and top.kind == "hook" and top.holder is self):
+            return call(self, *args, **kwargs)  # super().on_failure(...): the same hook, the same unit of work
+        frame = db.units.begin(f"{name} of {_label(self)}", commits=True, kind="hook", holder=self)
+        return _run_in(frame, call, self, args, kwargs)
+
+    return _like(hook, raw)
+
+
+@shield.covers
+def _run_in(frame: Frame, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any) -> Any:
+    error: BaseException | None = None
+    try:
+        try:
+            result = call(task, *args, **kwargs)
+        except BaseException as raised:
+            error = raised
+            if frame.ends:
+                frame.unit.fail(raised)
+            raise
+        if frame.ends:
+            frame.unit.succeed()
+        return result
+    finally:
+        frame.owner.leave(frame, error)
+        error = None  # no cycle: exception -> traceback -> this frame -> exception
+
+
+@shield.covers
+def _enter_run(task: DatabaseTask) -> Frame | None:
+    db = apps.find(task.app)
+    if db is None:
+        return None  # `self.db` says so; a task that touches no database needs none
+    request = task.request_stack.top if task.request_stack is not None else None
+    if _is_traced(request):
+        top = frames.top()
+        if top is not None:
+            if top.kind == "call" and top.owns and top.holder is task:
+                request.__dict__[_BEGUN] = True
+                return db.units.join(top, kind="run", holder=task, request=request, ends=True)
+            if not request.is_eager:
+                db.units.sweep(_is_stale)
+        frame = _begin(db, task, request, "run")
+        request.__dict__[_BEGUN] = True
+        return frame
+    current = db.units.current_frame()
+    if current is not None:
+        return db.units.join(current, kind="run", holder=task, request=request)
+    return _begin(db, task, request, "run")
+
+
+@shield.covers
+def _enter_call(task: DatabaseTask) -> Frame | None:
+    db = apps.find(task.app)
+    request = task.request_stack.top if task.request_stack is not None else None
+    if db is None or not _is_traced(request):
+        return None
+    if not request.is_eager and frames.get():
+        db.units.sweep(_is_stale)
+    return _begin(db, task, request, "call")
+
+
+def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
+    commits = task.commit_on_success
+    if commits is None:
+        commits = db.settings.commit_on_success
+    if db.strategy.worker_pool.forks and _SOFT_LIMIT_SIGNAL is not None:
+        # billiard installs its handler after worker_process_init, so the first task is the first chance.
+        shield.install(_SOFT_LIMIT_SIGNAL)
+    return db.units.begin(_label(task), commits=commits, kind=kind, holder=task, request=request)
+
+
+def _is_traced(request: Any) -> bool:
+    """Tell whether Celery's tracer runs this request, in a worker or eagerly, and its `run` has not begun yet."""
+    return request is not None and not request.called_directly and _BEGUN not in request.__dict__
+
+
+def _is_stale(frame: Frame) -> bool:
+    """Tell whether the request of `frame` is over although the frame is still there."""
+    request = frame.request
+    return request is not None and all(found is not request for found in frame.holder.request_stack.stack)
+
+
+def _label(task: DatabaseTask) -> str:
+    request = task.request_stack.top if task.request_stack is not None else None
+    return f"{task.name}[{request.id}]" if request is not None and request.id else f"{task.name}()"
+
+
+def _caller(raw: Any) -> Callable[..., Any]:
+    """Return `raw` as a function that takes the task first, whatever kind of attribute it is."""
+    if isinstance(raw, staticmethod):
+        function = raw.__func__
+        return lambda task, /, *args, **kwargs: function(*args, **kwargs)
+    if inspect.isfunction(raw):
+        return raw
+    if hasattr(raw, "__get__"):
+        return lambda task, /, *args, **kwargs: raw.__get__(task, type(task))(*args, **kwargs)
+    return lambda task, /, *args, **kwargs: raw(*args, **kwargs)
+
+
+def _like(wrapper: Any, raw: Any) -> Any:
+    """Make `wrapper` look like `raw`, with the task as its first parameter."""
+    function = getattr(raw, "__func__", raw)
+    functools.update_wrapper(wrapper, function)
+    # task_annotations' '@run' replaces a function by its `__wrapped__`, and would take the unit of work away.
+    del wrapper.__wrapped__
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        if not inspect.isfunction(raw):
+            task = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
+            bound = list(signature.parameters.values())[1 if isinstance(raw, classmethod) else 0 :]
+            signature = signature.replace(parameters=[task, *bound])
+        wrapper.__signature__ = signature
+    setattr(wrapper, _OURS, True)
+    return wrapper
+
+
+def is_wrapped(raw: Any) -> bool:
+    return getattr(raw, _OURS, False) is True

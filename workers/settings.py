@@ -1,0 +1,99 @@
+"""The settings: read from the app's configuration, checked, and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Celery
+from sqlalchemy.engine import URL
+
+from .errors import ConfigurationError
+
+PREFIX = "alchemy_"
+
+#: Name, types it may have, in words.
+_KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
+    "alchemy_database_url": ((str, URL), "a URL such as 'postgresql+psycopg://localhost/shop'"),
+    "alchemy_engine_options": ((Mapping,), "a dict of create_engine's keyword arguments"),
+    "alchemy_session_options": ((Mapping,), "a dict of Session's keyword arguments"),
+    "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
+    "alchemy_commit_on_success": ((bool,), "True or False"),
+    "alchemy_enqueue_on_commit": ((bool,), "True or False"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user configured, checked for names and types; URLs and options are tried when an Engine is made."""
+
+    database_url: str | URL | None = field(default=None, repr=False)
+    engine_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    session_options: dict[str, Any] = field(default_factory=dict)
+    session_strategy: str | dict[str, str] = "auto"
+    commit_on_success: bool = True
+    enqueue_on_commit: bool = False
+
+
+def read_settings(app: Celery) -> Settings:
+    """Return the settings of `app`, from whatever its configuration is: module, object, dict, Django, namespaced.
+
+    Raises:
+        ConfigurationError: an unknown `alchemy_*` key, or a value of the wrong type. No value is shown that could hold
+            a password.
+    """
+    _refuse_unknown(app)
+    values: dict[str, Any] = {}
+    for key, (types, meaning) in _KNOWN.items():
+        value = app.conf.get(key)
+        if value is None:
+            continue
+        spelling = _spelling(app, key)
+        if not isinstance(value, types):
+            shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
+            raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
+        if isinstance(value, Mapping):
+            bad = [name for name in value if not isinstance(name, str)]
+            if bad:
+                raise ConfigurationError(f"{spelling} has the key {bad[0]!r}, but its keys must be strings.")
+            value = dict(value)
+        values[key.removeprefix(PREFIX)] = value
+    if values.get("enqueue_on_commit"):
+        raise ConfigurationError(
+            f"{_spelling(app, 'alchemy_enqueue_on_commit')}=True is not available in this version. Send with "
+            f"db.on_commit(functools.partial(task.delay, ...)) where a task must wait for the commit."
+        )
+    return Settings(**values)
+
+
+def _may_hide_password(key: str) -> bool:
+    return "database" in key or "options" in key
+
+
+def _spelling(app: Celery, key: str) -> str:
+    """Return `key` as this app's configuration spells it."""
+    namespace = app.namespace
+    return f"{namespace}_{key.upper()}" if namespace and namespace.isupper() else key
+
+
+def _refuse_unknown(app: Celery) -> None:
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""
+    for raw in list(app.conf.keys()):
+        if not isinstance(raw, str):
+            continue
+        lowered = raw.lower()
+        key = lowered.removeprefix(namespace) if namespace else lowered
+        if not key.startswith(PREFIX):
+            continue
+        if key not in _KNOWN:
+            near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.5)
+            hint = f" Did you mean {_spelling(app, near[0])!r}?" if near else ""
+            known = ", ".join(_spelling(app, name) for name in _KNOWN)
+            raise ConfigurationError(f"{raw} is not a setting of celery-alchemy.{hint} Known: {known}.")
+        if app.conf.get(key) is None and raw != key:
+            raise ConfigurationError(
+                f"{raw} has no effect as it is spelled. Write {_spelling(app, key)!r}"
+                + (f" (the configuration's namespace is {app.namespace!r})." if namespace else ".")
+            )

@@ -1,0 +1,110 @@
+"""The task class: `self.db` is the Session of this task request."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from celery import Task
+from sqlalchemy.orm import Session
+
+from ..strategies.units import no_unit_of_work
+from . import apps, running
+from .errors import ConfigurationError
+
+_HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+
+
+class DatabaseTask(Task):  # type: ignore[misc]
+    """Task whose `self.db` is the Session of the request that is running, opened on first use.
+
+        @app.task(base=DatabaseTask, bind=True)
+        def create(self: DatabaseTask, name: str):
+            self.db.add(User(name=name))
+
+    A task that returns is committed, before its result is stored and the next task of a chain is sent; one that raises
+    is rolled back; a retry is rolled back before it is sent.
+
+    Works as `base=`, as `Celery(task_cls="celery_alchemy:DatabaseTask")`, as a base of class-based tasks, and as a mixin.
+    """
+
+    abstract = True
+
+    commit_on_success: ClassVar[bool | None] = None
+    """Commit when the task returns; False rolls back instead. None: as `alchemy_commit_on_success` says (True)."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        _wrap(cls)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Wrap what `task_annotations` has put on the class since, and let workers of `app` check that it has a database."""
+        from .lifecycle import SessionStrategyStep
+
+        _wrap(cls)
+        app.steps["worker"].add(SessionStrategyStep)
+        super().on_bound(app)
+
+    @property
+    def db(self) -> Session:
+        """The Session of the task request that runs in this thread or greenlet, opened on first use.
+
+        Raises:
+            NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
+            ConfigurationError: the app has no Alchemy.
+        """
+        units = apps.get(self.app).units
+        frame = units.frame_of(self) or units.current_frame()
+        if frame is None:
+            raise no_unit_of_work(f"self.db of {self.name}")
+        return frame.unit.session
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
+        frame = self._own_frame()
+        if frame is not None:
+            frame.unit.roll_back()
+        return super().retry(*args, **kwargs)
+
+    def on_replace(self, sig: Any) -> Any:
+        """Commit, then replace: the replacement may start before this method returns."""
+        frame = self._own_frame()
+        if frame is not None:
+            frame.unit.succeed()
+        return super().on_replace(sig)
+
+    def _own_frame(self) -> Any:
+        """Return the frame of this request; None when it was called like a function, and publishes nothing."""
+        db = apps.find(self.app)
+        if db is None or self.request.called_directly:
+            return None
+        return db.units.frame_of(self)
+
+
+def _wrap(cls: type[DatabaseTask]) -> None:
+    """Put `run`, an own `__call__` and the hooks of `cls` into their units of work, wherever in its bases they stand."""
+    run = inspect.getattr_static(cls, "run")
+    if not running.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
+        _refuse_async(cls, run)
+        cls.run = running.wrap_run(run)
+    call = inspect.getattr_static(cls, "__call__")
+    if not running.is_wrapped(call) and call is not inspect.getattr_static(Task, "__call__"):
+        cls.__call__ = running.wrap_call(call)
+    for name in _HOOKS:
+        hook = inspect.getattr_static(cls, name)
+        if not running.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
+            setattr(cls, name, running.wrap_hook(name, hook))
+    if not isinstance(cls.commit_on_success, bool | None):
+        raise ConfigurationError(
+            f"commit_on_success={cls.commit_on_success!r} of the task {cls.name or cls.__name__!r} must be True or False."
+        )
+
+
+def _refuse_async(cls: type[DatabaseTask], run: Any) -> None:
+    function = inspect.unwrap(getattr(run, "__func__", run))
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"The task {cls.name or cls.__name__!r} is an `async def` function. Celery does not await it, and its Session "
+            f"would be closed before it begins. Make it an ordinary function; AsyncSession is not supported yet."
+        )
