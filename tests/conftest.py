@@ -1,0 +1,125 @@
+"""Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from sqlalchemy import URL
+
+pytest.register_assert_rewrite("support")
+
+from support import databases, servers  # noqa: E402
+from support import worker as workers  # noqa: E402
+
+STRATEGIES = ("local", "scoped", "per_process")
+WORKER_POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+
+
+class Pair(NamedTuple):
+    """A strategy under a worker pool."""
+
+    strategy: str
+    pool: str
+
+    def __str__(self) -> str:
+        return f"{self.strategy}-{self.pool}"
+
+
+PAIRS = [Pair(strategy, pool) for pool in WORKER_POOLS for strategy in STRATEGIES]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the pairs a test is not meant for; a skip would have to be explained to nobody."""
+    kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        marker = item.get_closest_marker("worker_pools")
+        pair = getattr(item, "callspec", None) and item.callspec.params.get("worker")  # type: ignore[attr-defined]
+        kept[marker is None or not isinstance(pair, Pair) or pair.pool in marker.args].append(item)
+    items[:] = kept[True]
+    config.hook.pytest_deselected(items=kept[False])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Show the end of the worker's log with every failure."""
+    report = yield
+    if report.failed:
+        for worker in workers.ALIVE:
+            report.sections.append((f"log of {worker.name}", worker.log_tail()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def run_name() -> str:
+    """The name of this test run: part of every name that a shared server sees."""
+    return f"ca_{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def site(run_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[workers.Site]:
+    with servers.redis_server() as urls, redis.Redis.from_url(urls.client, decode_responses=True) as client:
+        prefix = f"{run_name}:"
+        yield workers.Site(urls, prefix, tmp_path_factory.mktemp("workers"), client)
+        keys = list(client.scan_iter(f"{prefix}*", count=1000))
+        if keys:
+            client.delete(*keys)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[URL]:
+    with servers.postgresql() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def database(postgresql_server: URL, run_name: str) -> Iterator[databases.PostgreSQL]:
+    """The PostgreSQL database of this run, with the project's tables."""
+    with databases.new_postgresql(postgresql_server, run_name) as database:
+        yield database
+
+
+@pytest.fixture
+def key() -> str:
+    """What the rows of one test have in common."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def watched_key() -> str:
+    """A key whose every message makes the sending worker say what everyone could see at that moment."""
+    return f"watched-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session", params=PAIRS, ids=str)
+def worker(
+    request: pytest.FixtureRequest, site: workers.Site, database: databases.PostgreSQL
+) -> Iterator[workers.Worker]:
+    """The worker of one pair, for all contract tests; afterwards the server lists no connection of it."""
+    pair: Pair = request.param
+    name = f"{site.prefix[:-1]}-{pair}"
+    with workers.running(
+        workers.Worker(site, name, pair.pool, database_url=database.url(name), strategy=pair.strategy)
+    ) as worker:
+        assert worker.call("untouched").state == "SUCCESS"
+        worker.connections_when_untouched = database.connections(name)
+        yield worker
+    databases.assert_no_connections(database, name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test of a worker nothing is checked out in any of its processes, and no transaction is open."""
+    if "worker" not in request.fixturenames:
+        yield
+        return
+    worker, database = request.getfixturevalue("worker"), request.getfixturevalue("database")
+    yield
+    databases.assert_not_busy(database, worker.name)
+    for report in worker.probe():
+        assert report["checkedout"] == 0, f"a connection was not given back: {report}"

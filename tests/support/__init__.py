@@ -1,0 +1,1 @@
+"""What the tests share: servers, databases, real workers and the project those workers run."""

@@ -1,0 +1,72 @@
+"""The Celery app of the project, configured by one environment variable."""
+
+import functools
+import json
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import before_task_publish, task_postrun, worker_ready
+
+from celery_alchemy import Alchemy, DatabaseTask
+from support.project import tools
+
+config: dict[str, Any] = json.loads(os.environ["CONTRACT_PROJECT"])
+
+
+class Project(Celery):
+    """Tasks are called by the name of their function."""
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        return name
+
+
+app = Project("project", broker=config["broker_url"], backend=config["result_backend"])
+app.conf.update(
+    include=[f"support.project.{name}" for name in ("endings", "sessions", "nesting", "callbacks", "hooks", "limits")],
+    task_default_queue=config["queue"],
+    broker_transport_options=config["broker_transport_options"],
+    result_backend_transport_options={"global_keyprefix": config["prefix"]},
+    result_expires=600,
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+)
+app.conf.update(config["settings"])
+
+db = Alchemy(app)
+task = functools.partial(app.task, base=DatabaseTask, bind=True)
+
+
+@worker_ready.connect
+def say_ready(**_: Any) -> None:
+    tools.client().rpush(tools.name("ready", config["worker"]), os.getpid())
+
+
+@task_postrun.connect
+def say_ended(task_id: str, state: str | None, **_: Any) -> None:
+    """Tell the test that an attempt has ended, Ignore, Reject and BaseException included, which store no result."""
+    tools.client().rpush(tools.name("ended", task_id), state or "NONE")
+
+
+@before_task_publish.connect
+def say_published(sender: str, body: Any, **_: Any) -> None:
+    """Tell the test what the rest of the world can see at the moment at which a message about its key is sent."""
+    arguments = body[0]
+    if arguments and str(arguments[0]).startswith("watched-"):
+        seen = {"task": sender, "rows": tools.committed(arguments[0]), "open": tools.open_transactions()}
+        tools.say(arguments[0], seen)
+
+
+@app.task
+def probe(key: str, parties: int) -> dict[str, Any]:
+    """Report on this process, once `parties` probes run at once, so that no pool process is asked twice."""
+    tools.barrier(key, parties)
+    connection_pool = db.engine.pool
+    return {
+        "pid": os.getpid(),
+        "checkedout": connection_pool.checkedout() if hasattr(connection_pool, "checkedout") else 0,
+        "strategy": db.strategy.name,
+        "reason": db.strategy.reason,
+        "max_connections": db.strategy.max_connections,
+        "worker_pool": str(db.strategy.worker_pool),
+    }

@@ -1,0 +1,244 @@
+"""Real `celery worker` subprocesses, and what the tests ask of them."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery, Signature, chain
+
+from support.servers import RedisURLs
+
+TESTS = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 40
+TASK_TIMEOUT_S = 30
+CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+ALIVE: list["Worker"] = []  # for the log tails of failure reports
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where this test run happens: its Redis, the prefix of all its keys, its folder."""
+
+    urls: RedisURLs
+    prefix: str
+    folder: Path
+    redis: "redis.Redis"
+
+    def key(self, kind: str, of: str) -> str:
+        return f"{self.prefix}{kind}:{of}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended, as the result backend tells it."""
+
+    state: str
+    value: Any = None
+    error: str = ""  # name of the exception's class
+    message: str = ""
+    traceback: str = ""
+
+
+@dataclass
+class Worker:
+    """A `celery worker` in a process group of its own."""
+
+    site: Site
+    name: str
+    pool: str
+    database_url: str
+    strategy: str | None = None
+    concurrency: int | None = None
+    broker_url: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    pool_arguments: Sequence[str] | None = None
+    connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
+
+    def __post_init__(self) -> None:
+        self.concurrency = self.concurrency or CONCURRENCY.get(self.pool, 2)
+        self.broker_url = self.broker_url or self.site.urls.celery
+        self.queue = f"{self.site.prefix}{self.name}"
+        self.log_path = self.site.folder / f"{self.name}.log"
+        options = {"global_keyprefix": self.site.prefix} if self.broker_url.startswith("redis") else {}
+        self._config = {
+            "worker": self.name,
+            "queue": self.queue,
+            "prefix": self.site.prefix,
+            "redis_url": self.site.urls.client,
+            "result_backend": self.site.urls.celery,
+            "broker_url": self.broker_url,
+            "broker_transport_options": options,
+            "database_url": self.database_url,
+            "settings": {"alchemy_database_url": self.database_url}
+            | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
+            | self.settings,
+        }
+        self._client = Celery("client", broker=self.broker_url, backend="disabled://", set_as_current=False)
+        self._client.conf.broker_transport_options = options
+        self._connection = self._client.connection_for_write()
+        self._producer = self._client.amqp.Producer(self._connection)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process without waiting for it."""
+        if self.pool_arguments is None:
+            self.pool_arguments = ["-P", self.pool, "-c", str(self.concurrency)]
+        command = [sys.executable, "-m", "celery", "-A", "support.project.app", "worker", *self.pool_arguments]
+        command += ["-n", f"{self.name}@here", "-Q", self.queue, "-l", "info"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *self.arguments]
+        self._process = start_process(command, self.log_path, self.environment | self._project())
+        ALIVE.append(self)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.site.redis.blpop([self.site.key("ready", self.name)], timeout=0.2) is None:
+            assert self.is_running(), f"the worker ended with {self.exit_code()} instead of starting\n{self.log()}"
+            assert time.monotonic() < deadline, f"the worker was not ready after {START_TIMEOUT_S} s\n{self.log()}"
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def stop(self) -> int | None:
+        """Stop the worker: warm, then cold, then by force; return the exit code."""
+        if self in ALIVE:
+            ALIVE.remove(self)
+        code = stop_process(self._process) if self._process else None
+        self._connection.release()
+        return code
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def log_tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log().splitlines()[-lines:])
+
+    def warnings(self, task: str) -> list[str]:
+        """Return the warnings the worker logged that name the task."""
+        return [line for line in self.log().splitlines() if "WARNING" in line and re.search(rf"\b{task}\b", line)]
+
+    def send(self, task: str, *args: Any, **options: Any) -> str:
+        """Send a task; return its id."""
+        task_id = uuid.uuid4().hex
+        self._client.send_task(
+            task, args, task_id=task_id, queue=self.queue, producer=self._producer, ignore_result=False, **options
+        )
+        return task_id
+
+    def signature(self, task: str, *args: Any) -> Signature:
+        return self._client.signature(task, args, immutable=True, queue=self.queue)
+
+    def send_chain(self, *signatures: Signature) -> list[str]:
+        """Send a chain; return the ids of its tasks."""
+        ids = [uuid.uuid4().hex for _ in signatures]
+        links = [signature.set(task_id=task_id) for signature, task_id in zip(signatures, ids, strict=True)]
+        chain(*links, app=self._client).apply_async(producer=self._producer)
+        return ids
+
+    def call(self, task: str, *args: Any, **options: Any) -> Outcome:
+        """Send a task and wait for its outcome."""
+        return self.wait(self.send(task, *args, **options))
+
+    def call_together(self, task: str, calls: Sequence[Sequence[Any]]) -> list[Outcome]:
+        """Send all calls at once, wait for all outcomes."""
+        return [self.wait(task_id) for task_id in [self.send(task, *args) for args in calls]]
+
+    def wait(self, task_id: str, *, ended: str = "") -> Outcome:
+        """Wait until the task has a final result, or, for one that stores none, until an attempt has `ended` so."""
+        deadline = time.monotonic() + TASK_TIMEOUT_S
+        key = self.site.key("ended", task_id)
+        while True:
+            popped = self.site.redis.blpop([key], timeout=0.25)
+            if popped and ended == popped[1]:
+                return Outcome(state=ended)
+            outcome = self._stored(task_id)
+            if outcome and not ended:
+                if not popped:  # the result is stored before the hooks run: let the attempt end
+                    self.site.redis.blpop([key], timeout=2)
+                return outcome
+            assert self.is_running(), f"the worker ended with {self.exit_code()}\n{self.log_tail()}"
+            assert time.monotonic() < deadline, f"no outcome of {task_id} after {TASK_TIMEOUT_S} s\n{self.log_tail()}"
+
+    def said(self, key: str) -> list[Any]:
+        """Return, and forget, what tasks have said under this key."""
+        name = self.site.key("said", key)
+        values, _ = self.site.redis.pipeline().lrange(name, 0, -1).delete(name).execute()
+        return [json.loads(value) for value in values]
+
+    def probe(self) -> list[dict[str, Any]]:
+        """Return the report of every pool process, or of the one process."""
+        processes = self.concurrency if self.pool == "prefork" else 1
+        key = uuid.uuid4().hex
+        outcomes = self.call_together("probe", [(key, processes)] * (processes or 1))
+        assert [o.state for o in outcomes] == ["SUCCESS"] * len(outcomes), outcomes
+        return [outcome.value for outcome in outcomes]
+
+    def _stored(self, task_id: str) -> Outcome | None:
+        stored = self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}")
+        meta = json.loads(stored) if stored else {}
+        if meta.get("status") == "SUCCESS":
+            return Outcome("SUCCESS", value=meta["result"])
+        if meta.get("status") in ("FAILURE", "REVOKED"):
+            error = meta["result"]
+            message = " ".join(str(part) for part in error["exc_message"])
+            return Outcome(meta["status"], None, error["exc_type"], message, meta["traceback"] or "")
+        return None
+
+    def _project(self) -> dict[str, str]:
+        return {"CONTRACT_PROJECT": json.dumps(self._config)}
+
+
+@contextlib.contextmanager
+def running(worker: Worker) -> Iterator[Worker]:
+    """Run a worker for the time of the block; it must obey a warm shutdown."""
+    worker.start()
+    try:
+        worker.wait_ready()
+        yield worker
+    finally:
+        code = worker.stop()
+    assert code == 0, f"the worker did not end with 0 after a warm shutdown, but with {code}\n{worker.log_tail()}"
+
+
+def start_process(command: Sequence[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a process in a group of its own, far from the checkout, that finds `support` and its own folder."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
+    path = os.pathsep.join([str(TESTS), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop_process(process: "subprocess.Popen[bytes]") -> int:
+    """Stop a process group within bounds: TERM, QUIT, KILL."""
+    for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGQUIT, 5)):
+        if process.poll() is None:
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait(5)

@@ -1,0 +1,42 @@
+"""before_start, on_success, on_failure, on_retry and after_return that write rows, without saying commit."""
+
+import pytest
+from celery import VERSION as CELERY_VERSION
+from support.databases import Database
+from support.worker import Worker
+
+
+def test_hooks_of_a_success_are_committed(worker: Worker, key: str, database: Database) -> None:
+    assert worker.call("journal", key, "success").state == "SUCCESS"
+    assert database.rows(key) == ["before_start", "body 0", "on_success", "after_return"]
+
+
+def test_hooks_of_a_failure_are_committed_and_its_body_is_not(worker: Worker, key: str, database: Database) -> None:
+    assert worker.call("journal", key, "failure").error == "Boom"
+    assert database.rows(key) == ["before_start", "on_failure", "after_return"]
+
+
+def test_hooks_of_a_retry_are_committed(worker: Worker, key: str, database: Database) -> None:
+    """The second attempt may run before the first one's on_retry."""
+    assert worker.call("journal", key, "retry").state == "SUCCESS"
+    expected = ["after_return", "before_start", "before_start", "body 1", "on_retry", "on_success"]
+    assert sorted(database.rows(key)) == expected
+
+
+def test_a_hook_that_fails_is_rolled_back_alone(worker: Worker, key: str, database: Database) -> None:
+    assert worker.call("hook_fails", key).value == "done"
+    assert database.rows(key) == ["body"]
+
+
+@pytest.mark.worker_pools("prefork")
+@pytest.mark.skipif(CELERY_VERSION < (5, 7), reason="Celery before 5.7 runs no hook after a hard time limit")
+def test_hooks_in_the_prefork_parent_are_committed(worker: Worker, key: str, database: Database) -> None:
+    """After a hard limit; the parent keeps no connection of its own, for it forks again."""
+    children = {report["pid"] for report in worker.probe()}
+    assert worker.call("journal_hung", key).error == "TimeLimitExceeded"
+    notes = database.rows(key)
+    assert notes[0] == "before_start"
+    assert set(notes[1:]) == {"on_failure", "after_return"}
+    for report in worker.probe():
+        assert report["checkedout"] == 0
+    assert len(children | {report["pid"] for report in worker.probe()}) == worker.concurrency + 1
