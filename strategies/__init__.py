@@ -1,4 +1,4 @@
-"""Session strategies, Engines, fork and green safety, connection-pool sizing. Knows SQLAlchemy; never imports Celery."""
+"""Session strategies, Engines, fork and green safety, connection-pool sizing. Never imports Celery."""
 
 from .base import SessionStrategy
 from .errors import BrokenTransaction, CeleryAlchemyError, InvalidSetting, NoUnitOfWork, ReservedSlotsInUse

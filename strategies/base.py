@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from . import connection_pool, forks
 from .engines import EngineSource
@@ -47,6 +48,7 @@ class SessionStrategy(ABC):
         self.worker_pool = worker_pool
         self.reason = reason
         self.size: PoolSize = engines.given_size() or size_for(worker_pool, engines.url, engines.options)
+        self._forks = worker_pool.forks
         engines.write_lock_at_begin = worker_pool.name != NO_WORKER
         forks.on_fork(self.after_fork)
 
@@ -91,7 +93,7 @@ class SessionStrategy(ABC):
 
     def _per_process(self) -> int | None:
         pool = self.engine.pool
-        if isinstance(pool, connection_pool.QueuePool) or self.worker_pool.in_main_process:
+        if isinstance(pool, QueuePool) or self.worker_pool.in_main_process:
             options = self.engines.options
             if self.engines.given is None and ("poolclass" in options or "pool" in options):
                 return None
@@ -125,7 +127,7 @@ class SessionStrategy(ABC):
 
     def leave(self, unit: UnitOfWork) -> None:
         """`unit` is over; called once for every `enter`, after `release`."""
-        if self.worker_pool.in_main_process:
+        if self._forks and self.worker_pool.in_main_process:
             # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
             self.engine.dispose()
 

@@ -97,7 +97,7 @@ class ReservedQueuePool(QueuePool):
 def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> ReservedQueuePool:
     """Return a new, empty ReservedQueuePool that connects and reports events as `pool` does."""
     new = ReservedQueuePool(
-        pool._creator,  # type: ignore[arg-type]
+        pool._creator,
         pool_size=pool_size,
         max_overflow=max_overflow,
         timeout=getattr(pool, "_timeout", 30.0),
@@ -106,7 +106,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
         pre_ping=pool._pre_ping,
         echo=pool.echo,
         logging_name=pool._orig_logging_name,
-        reset_on_return=pool._reset_on_return,  # type: ignore[arg-type]
+        reset_on_return=pool._reset_on_return,
         _dispatch=pool.dispatch,
         dialect=pool._dialect,
     )

@@ -1,4 +1,4 @@
-"""What differs from one database driver to the next: installed or not, sync or async, cancelling, transaction status."""
+"""What differs from driver to driver: installed or not, sync or async, cancelling, transaction status."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ def transaction_failed(dbapi_connection: Any) -> bool:
     return getattr(dbapi_connection, "_transaction_status", None) == b"E"  # pg8000
 
 
+def is_executing(dbapi_connection: Any) -> bool:
+    """Tell whether the driver is in the middle of a statement, as far as it says so (libpq). No round trip."""
+    status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
+    return status is not None and int(status) == _ACTIVE
+
+
 def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:
     """Stop on the server what `dbapi_connection` is executing, so that it holds its locks no longer.
 
@@ -91,8 +97,7 @@ def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:
     """
     try:
         if dialect.name == "postgresql":
-            status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
-            if status is not None and int(status) != _ACTIVE:
+            if not is_executing(dbapi_connection):
                 return
             if hasattr(dbapi_connection, "cancel_safe"):
                 dbapi_connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)

@@ -96,10 +96,8 @@ class EngineSource:
         """Return a new Engine with a connection pool of this `size`; the user's own when there is one."""
         if self.given is not None:
             return self._adopt(self.given)
-        if "poolclass" in self.options or "pool" in self.options or self.url.database in {None, "", ":memory:"}:
-            # The user chose, or SQLite keeps its database in memory, which lives in one connection.
-            if self.url.get_backend_name() == "sqlite" or "poolclass" in self.options or "pool" in self.options:
-                return self._make({})
+        if "poolclass" in self.options or "pool" in self.options or _in_memory(self.url):
+            return self._make({})  # the user chose, or the database lives in one connection
         engine = self._make(
             {
                 "poolclass": connection_pool.ReservedQueuePool,
@@ -116,7 +114,7 @@ class EngineSource:
         if self.given is not None:
             return self._adopt(self.given)
         pool_options = {"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"}
-        if self.url.get_backend_name() == "sqlite" and self.url.database in {None, "", ":memory:"}:
+        if _in_memory(self.url):
             return self._make({})
         return self._make({"poolclass": NullPool}, leave_out=pool_options)
 
@@ -172,6 +170,10 @@ class EngineSource:
             listener(engine)
 
 
+def _in_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
+
+
 def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     driver = url.get_dialect().driver
     if driver in {"psycopg", "psycopg2"}:
@@ -216,7 +218,7 @@ def _listen_sqlite(engine: Engine, source: EngineSource) -> None:
     A transaction that reads first and writes later fails at once with "database is locked" when another wrote in
     between, whatever the timeout. So the write lock is taken at the beginning: FOR UPDATE's part, which SQLite lacks.
     """
-    in_memory = engine.url.database in {None, "", ":memory:"}
+    in_memory = _in_memory(engine.url)
 
     def on_connect(dbapi_connection: sqlite3.Connection, record: object) -> None:
         dbapi_connection.isolation_level = None  # no implicit BEGIN: on_begin sends it

@@ -102,7 +102,7 @@ def _sever() -> None:
             descriptor = _descriptor(connection)
             if descriptor is not None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
-            record.dbapi_connection = None
+            record.dbapi_connection = None  # type: ignore[misc]
             fairy = getattr(record, "fairy_ref", None)
             fairy = fairy() if fairy is not None else None
             if fairy is not None:

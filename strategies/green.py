@@ -40,16 +40,16 @@ def prepare(worker_pool: WorkerPool, url: URL) -> None:
     library = worker_pool.name
     if not is_patched(library):
         raise InvalidSetting(
-            f"The worker pool is {library}, but this process is not monkey patched: every wait for the database would "
-            f"stop all greenlets. Celery patches only for `celery worker --pool={library}` or `-P {library}` (not for "
-            f"`-P{library}` without a blank, the setting worker_pool, CELERY_WORKER_POOL, app.Worker() or "
+            f"The worker pool is {library}, but this process is not monkey patched: every wait for the "
+            f"database would stop all greenlets. Celery patches only for `celery worker --pool={library}` "
+            f"or `-P {library}` (not for `-P{library}` without a blank, the setting worker_pool, CELERY_WORKER_POOL, app.Worker() or "
             f"worker_main()). Start it that way, or patch first thing in the program: {_recipe(library)}."
         )
     driver = url.get_dialect().driver
     if driver in _BLOCKING:
         raise InvalidSetting(
-            f"The driver {driver!r} blocks all greenlets of the worker pool {library} while it waits for the server, and "
-            f"cannot be made cooperative. Use {_BLOCKING[driver]}, or run the worker with --pool=threads."
+            f"The driver {driver!r} blocks all greenlets of the worker pool {library} while it waits for the server, "
+            f"and cannot be made cooperative. Use {_BLOCKING[driver]}, or run the worker with --pool=threads."
         )
     if driver == "psycopg":
         _prepare_psycopg(library)
@@ -93,7 +93,7 @@ def _prepare_psycopg(library: str) -> None:
     if waiting.wait in unfit:
         waiting.wait = waiting.wait_select
         # Connecting waits with a selector bound at import.
-        waiting.DefaultSelector = selectors.DefaultSelector
+        waiting.DefaultSelector = selectors.DefaultSelector  # type: ignore[attr-defined]
 
 
 def _prepare_psycopg2(library: str) -> None:

@@ -14,8 +14,9 @@ import signal
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]
 
 #: Exceptions that stop a statement from outside, although they are no BaseException: the Celery side adds the soft
@@ -49,7 +50,7 @@ class Shield:
         self._main_ident = 0
         self._codes: set[CodeType] = set()
 
-    def covers(self, function: Any) -> Any:
+    def covers(self, function: Function) -> Function:
         """Defer the signal whenever it arrives while `function`'s own frame is the one running: for the few bytecodes
         before a `with shield` is entered and after it is left. Usable as a decorator."""
         self._codes.add(function.__code__)

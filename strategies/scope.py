@@ -11,7 +11,9 @@ try:
     # apart, monkey patched or not. Celery and SQLAlchemy 2.0 look at it the same way.
     from greenlet import getcurrent as current_scope
 except ImportError:  # no greenlet installed: nothing here can run one
-    from threading import current_thread as current_scope  # type: ignore[assignment]
+    from threading import current_thread as current_scope
+
+__all__ = ["ScopeStack", "current_scope", "describe_current_scope"]
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ class ScopeRegistry(ScopedRegistry[Session]):
     """Registry for `scoped_session`, keyed on the current thread or greenlet, held weakly.
 
     A stack, for units of work nest: the innermost one's Session is the current one, and ending it uncovers the outer.
-    A key is never an id: `id(greenlet)` and `get_ident()` are reused, and then a new greenlet finds a dead one's Session.
+    A key is never an id: those are reused, and then a new greenlet finds a dead one's Session.
     """
 
     __slots__ = ("stack",)
@@ -56,7 +56,7 @@ class ScopeRegistry(ScopedRegistry[Session]):
         raise NotImplementedError("the Session of a unit of work is opened by its strategy, and is not to be replaced")
 
     def clear(self) -> None:
-        """`scoped_session.remove()` ends here, with the Session closed: the unit of work opens a new one on next use."""
+        """`scoped_session.remove()` ends here, the Session closed: the unit of work opens a new one on next use."""
         slot = self.stack.top()
         if slot is not None:
             slot.session = None

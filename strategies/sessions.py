@@ -14,6 +14,7 @@ from .errors import InvalidSetting
 from .interrupts import shield
 
 if TYPE_CHECKING:
+    from .callbacks import CommitCallbacks
     from .unit_of_work import UnitOfWork
 
 SessionFactory = Callable[..., Session]
@@ -38,21 +39,26 @@ class UnitSession(Session):
     def commit(self) -> None:
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
-        unit: UnitOfWork | None = self.info.get(UNIT)
-        if unit is None:
+        callbacks = _callbacks_of(self)
+        if callbacks is None:
             with shield:
                 super().commit()
             return
-        with shield, unit.callbacks.held_back():
-            super().commit()
-        unit.callbacks.run_ready()
+        before, callbacks.held_back = callbacks.held_back, True
+        try:
+            with shield:
+                super().commit()
+        finally:
+            callbacks.held_back = before
+        if not before:
+            callbacks.run_ready()
 
     def rollback(self) -> None:
         with shield:
             super().rollback()
-        unit: UnitOfWork | None = self.info.get(UNIT)
-        if unit is not None:
-            unit.callbacks.drop()
+        callbacks = _callbacks_of(self)
+        if callbacks is not None:
+            callbacks.drop()
 
     def close(self) -> None:
         with shield:
@@ -104,10 +110,11 @@ class SessionSource:
     def _prepare(self) -> SessionFactory:
         factory = self._factory
         if factory is None:
-            base, options = Session, DEFAULTS
+            base: type[Session] = Session
+            options = DEFAULTS
         elif isinstance(factory, sessionmaker):
             base, options = factory.class_, {**DEFAULTS, **factory.kw}
-        elif isinstance(factory, type) and issubclass(factory, Session):
+        elif isinstance(factory, type):
             base, options = factory, DEFAULTS
         else:
             return functools.partial(_make_and_watch, factory, {**DEFAULTS, **self._options})
@@ -135,16 +142,15 @@ def _watch(session_class: type[Session]) -> None:
     if session_class in _watched:
         return
     _watched.add(session_class)
-    event.listen(session_class, "after_transaction_create", _after_create)
     event.listen(session_class, "after_begin", _after_begin)
     event.listen(session_class, "after_commit", _after_commit)
     event.listen(session_class, "after_transaction_end", _after_end)
 
 
-def _after_create(session: Session, transaction: SessionTransaction) -> None:
+def _callbacks_of(session: Session) -> CommitCallbacks | None:
+    """Return the callbacks of the unit of work that `session` belongs to; None when nothing waits for a commit."""
     unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is not None and transaction.nested:
-        unit.callbacks.savepoint(transaction)
+    return unit.waiting if unit is not None else None
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -154,18 +160,18 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 
 
 def _after_commit(session: Session) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is not None:
+    callbacks = _callbacks_of(session)
+    if callbacks is not None:
         # Fires for the release of a savepoint too, while it is still the innermost.
-        unit.callbacks.committed(session.get_nested_transaction() or session.get_transaction())
+        callbacks.committed(session.get_nested_transaction() or session.get_transaction())
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
     unit: UnitOfWork | None = session.info.get(UNIT)
     if unit is None:
         return
-    if transaction.nested:
-        unit.callbacks.savepoint_ended(transaction)
-    elif transaction.parent is None:
+    is_root = transaction.parent is None
+    if is_root:
         unit.disconnected()
-        unit.callbacks.ended(transaction)
+    if unit.waiting is not None and (is_root or transaction.nested):
+        unit.waiting.ended(transaction)

@@ -44,8 +44,8 @@ def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any]) 
 
     prefork and solo run one task at a time per process, threads one per thread; gevent and eventlet share
     `min(concurrency, 20)`. Each gets as many slots again in reserve, so that every task can open one nested unit of
-    work. Who sets `max_overflow` has said what may come on top, and there is no reserve. A process outside a worker gets
-    SQLAlchemy's own defaults (5 + 10).
+    work. Who sets `max_overflow` has said what may come on top, and there is no reserve. A process outside a worker
+    gets SQLAlchemy's own defaults (5 + 10).
     """
     if worker_pool.name == NO_WORKER:
         default = PoolSize(pool_size=5, max_overflow=10)

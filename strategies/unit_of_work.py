@@ -15,8 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from .callbacks import CommitCallbacks, Runner
-from .drivers import cancel_statement, transaction_failed
+from .callbacks import Callback, CommitCallbacks, Runner
+from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
 from .sessions import UNIT
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_READS = re.compile(
-    r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*\(?\s*(select|values|table|show|explain|pragma|set)\b", re.I | re.S
-)
+#: A name, or the two parts of `task name[task id]`, put together only when a message needs them.
+Label = str | tuple[str, str]
+
+_READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|values|table|show|explain|pragma|set)\b", re.I | re.S)
 
 
 class UnitOfWork:
@@ -36,7 +37,7 @@ class UnitOfWork:
 
     Args:
         strategy: Opens and releases the Session.
-        label: Names it in messages, `task name[task id]` or the place of the block.
+        label: Names it in messages.
         commits: False: a good ending rolls back, and warns when that undoes something.
         outermost: No other is open in this thread or greenlet.
         run_callback: Runs one `on_commit` callable in a unit of work of its own.
@@ -44,28 +45,38 @@ class UnitOfWork:
 
     __slots__ = (
         "_connections",
+        "_label",
+        "_run_callback",
         "_session",
         "_wrote",
-        "callbacks",
         "commits",
         "error",
-        "label",
         "outermost",
         "strategy",
+        "waiting",
     )
 
     def __init__(
-        self, strategy: SessionStrategy, label: str, commits: bool, outermost: bool, run_callback: Runner
+        self, strategy: SessionStrategy, label: Label, commits: bool, outermost: bool, run_callback: Runner
     ) -> None:
         self.strategy = strategy
-        self.label = label
         self.commits = commits
         self.outermost = outermost
-        self.callbacks = CommitCallbacks(run_callback)
         self.error: BaseException | None = None
+        """The last database error of the current transaction."""
+        self.waiting: CommitCallbacks | None = None
+        """What waits for the COMMIT; None when nothing does."""
+        self._label = label
+        self._run_callback = run_callback
         self._session: Session | None = None
-        self._connections: list[Connection] = []
+        self._connections: list[Connection] | None = None
         self._wrote = False
+
+    @property
+    def label(self) -> str:
+        """The name of this unit of work, for messages."""
+        label = self._label
+        return label if isinstance(label, str) else f"{label[0]}[{label[1]}]"
 
     @property
     def session(self) -> Session:
@@ -82,8 +93,15 @@ class UnitOfWork:
         """The Session if it has been used, else None."""
         return self._session
 
+    def on_commit(self, callback: Callback) -> None:
+        """Run `callback()` after the next real COMMIT."""
+        if self.waiting is None:
+            self.waiting = CommitCallbacks(self._run_callback)
+        session = self._session
+        self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
+
     def forget_session(self) -> None:
-        """Open a new Session on next use: the old one was closed by `scoped_session.remove()`."""
+        """Open a new Session on next use: the old one is closed (`scoped_session.remove()`, a lost connection)."""
         session, self._session = self._session, None
         if session is not None:
             session.info.pop(UNIT, None)
@@ -99,7 +117,8 @@ class UnitOfWork:
         """
         session = self._session
         if session is None or not session.in_transaction():
-            self.callbacks.run_all()
+            if self.waiting is not None:
+                self.waiting.run_all()
             return
         if not self.commits:
             self._roll_back_unasked(session)
@@ -108,19 +127,24 @@ class UnitOfWork:
             self._refuse_broken(session)
             # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
             session.flush()
-            with shield, self.callbacks.held_back():
+            if self.waiting is not None:
+                self.waiting.held_back = True
+            with shield:
                 session.commit()
                 if self.outermost:
-                    # Committed: the limit that arrived meanwhile has nothing left to stop.
+                    # Committed: a limit that arrived meanwhile has nothing left to stop.
                     shield.drop_pending()
         except BaseException as error:
             self.fail(error)
             raise
-        self.callbacks.run_ready()
+        if self.waiting is not None:
+            self.waiting.held_back = False
+            self.waiting.run_ready()
 
     def fail(self, error: BaseException) -> None:
-        """End badly: roll back and give the connection back. Never raises anything that would hide `error`."""
-        self.callbacks.drop()
+        """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""
+        if self.waiting is not None:
+            self.waiting.drop()
         session = self._session
         if session is None or not session.in_transaction():
             return
@@ -131,14 +155,13 @@ class UnitOfWork:
             try:
                 session.rollback()
             except BaseException as cleanup_error:
+                self._discard(session)
                 if not isinstance(cleanup_error, Exception):
-                    self._discard(session)
                     raise
                 logger.warning(
                     "%s: rolling back after %s failed too (%s: %s); its connection is discarded",
                     self.label, type(error).__name__, type(cleanup_error).__name__, cleanup_error,
                 )  # fmt: skip
-                self._discard(session)
 
     def roll_back(self) -> None:
         """Roll back and give the connection back now; the unit of work goes on (before a retry is published)."""
@@ -148,35 +171,38 @@ class UnitOfWork:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
         session, self._session = self._session, None
         if session is not None:
-            with shield:
-                try:
-                    self.strategy.release(self, session)
-                except Exception:
-                    logger.warning(
-                        "%s: closing its Session failed; its connection is discarded", self.label, exc_info=True
-                    )
-                    self._discard(session)
+            try:
+                self.strategy.release(self, session)
+            except Exception:
+                logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
+                self._discard(session)
             session.info.pop(UNIT, None)
-        self.error = None
-        self._connections.clear()
+        self.error = self._connections = None
 
     # -- what the Session's events tell ------------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
-        self._connections.append(connection)
+        """The Session's transaction has begun on `connection`."""
+        if self._connections is None:
+            self._connections = [connection]
+        else:
+            self._connections.append(connection)
         if not self.commits:
             event.listen(connection, "before_cursor_execute", self._note_write)
 
     def disconnected(self) -> None:
-        self._connections.clear()
-        self.error = None
+        """The Session's transaction is over, its connections are back in the connection pool."""
+        self.error = self._connections = None
         self._wrote = False
 
     def _note_write(
         self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
     ) -> None:
-        compiled = getattr(context, "compiled", None)
-        is_read = compiled.statement.is_select if _is_construct(compiled) else _READS.match(statement) is not None
+        construct = getattr(getattr(context, "compiled", None), "statement", None)
+        if construct is None or getattr(construct, "is_text", False):
+            is_read = _READS.match(statement) is not None
+        else:
+            is_read = construct.is_select
         if not is_read:
             self._wrote = True
 
@@ -184,7 +210,7 @@ class UnitOfWork:
 
     def _refuse_broken(self, session: Session) -> None:
         broken = not session.is_active
-        for connection in self._connections:
+        for connection in self._connections or ():
             if connection.invalidated:
                 broken = True
             elif not connection.closed:
@@ -194,15 +220,15 @@ class UnitOfWork:
         cause = self.error or getattr(session.get_transaction(), "_rollback_exception", None)
         what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
         raise BrokenTransaction(
-            f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be committed. "
-            f"Where the error is caught, call self.db.rollback() in the except block (or put the statement into "
-            f"`with self.db.begin_nested():`, which undoes only itself)."
+            f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be "
+            f"committed. Where the error is caught, call self.db.rollback() in the except block (or put the statement "
+            f"into `with self.db.begin_nested():`, which undoes only itself)."
         ) from cause
 
     def _roll_back_unasked(self, session: Session) -> None:
         wrote = self._wrote or bool(session.new or session.deleted or session.dirty)
-        dropped = self.callbacks.drop()
-        session.rollback()
+        dropped = self.waiting.drop() if self.waiting is not None else 0
+        self.roll_back()
         if wrote:
             logger.warning(
                 "%s returned with uncommitted changes, and commit_on_success is False: they are rolled back. "
@@ -211,7 +237,7 @@ class UnitOfWork:
             )
         if dropped:
             logger.warning(
-                "%s: %d on_commit callback(s) dropped, for commit_on_success is False and its transaction was rolled back",
+                "%s: %d on_commit callback(s) dropped: commit_on_success is False and its transaction was rolled back",
                 self.label,
                 dropped,
             )
@@ -219,19 +245,18 @@ class UnitOfWork:
     def _cancel_running(self) -> bool:
         """Cancel the statements that still run on the server; return whether there were any."""
         running = False
-        for connection in self._connections:
+        for connection in self._connections or ():
             if connection.closed or connection.invalidated:
                 continue
-            dbapi_connection: Any = connection.connection.dbapi_connection
-            status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
-            if status is not None and int(status) == 1:
+            dbapi_connection = connection.connection.dbapi_connection
+            if is_executing(dbapi_connection):
                 running = True
                 cancel_statement(dbapi_connection, connection.dialect, connection.engine.url)
         return running
 
     def _discard(self, session: Session) -> None:
         """Throw the connections away: their state is unknown, and their slots must come back."""
-        for connection in list(self._connections):
+        for connection in list(self._connections or ()):
             with contextlib.suppress(Exception):
                 connection.invalidate()
             with contextlib.suppress(Exception):
@@ -243,8 +268,3 @@ class UnitOfWork:
 
 class _AskedTo(Exception):
     """Stands for the exception where a roll back has none."""
-
-
-def _is_construct(compiled: Any) -> bool:
-    statement = getattr(compiled, "statement", None)
-    return statement is not None and not getattr(statement, "is_text", False)

@@ -14,7 +14,7 @@ from .callbacks import Callback
 from .errors import NoUnitOfWork
 from .interrupts import is_interrupt, shield
 from .scope import ScopeStack, describe_current_scope
-from .unit_of_work import UnitOfWork
+from .unit_of_work import Label, UnitOfWork
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class UnitsOfWork:
     # -- beginning and ending ----------------------------------------------------------------------------------------
 
     @shield.covers
-    def begin(self, label: str, *, commits: bool, kind: str, holder: object = None, request: object = None) -> Frame:
+    def begin(self, label: Label, *, commits: bool, kind: str, holder: object = None, request: object = None) -> Frame:
         """Open a unit of work of its own; no Session yet."""
         strategy = self._strategy()
         unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback)
@@ -128,6 +128,10 @@ class UnitsOfWork:
         unit = frame.unit
         if not frame.owns:
             frames.remove(frame)
+            return
+        if unit.opened is None and not shield.pending:
+            frames.remove(frame)
+            unit.strategy.leave(unit)
             return
         with shield:
             try:
@@ -175,8 +179,8 @@ class UnitsOfWork:
 
 def no_unit_of_work(what: str) -> NoUnitOfWork:
     return NoUnitOfWork(
-        f"{what} was used in {describe_current_scope()}, where no unit of work is open. A thread or greenlet that a task "
-        f"starts has none of its own, and a Session must not be shared. Open one there: "
+        f"{what} was used in {describe_current_scope()}, where no unit of work is open. A thread or greenlet that a "
+        f"task starts has none of its own, and a Session must not be shared. Open one there: "
         f"`with db.unit_of_work() as session:`."
     )
 

@@ -58,7 +58,7 @@ def get(app: Celery) -> Alchemy:
     db = find(app)
     if db is None:
         raise ConfigurationError(
-            f"The Celery app {app.main!r} has no Alchemy, so a DatabaseTask of it has no database. Where the app is made, "
-            f"write `db = Alchemy(app)`, or `db.init_app(app)`."
+            f"The Celery app {app.main!r} has no Alchemy, so a DatabaseTask of it has no database. Where the app is "
+            f"made, write `db = Alchemy(app)`, or `db.init_app(app)`."
         )
     return db

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from celery import Celery
 from sqlalchemy.engine import Engine
@@ -63,8 +63,7 @@ class Alchemy:
         self._settings: Settings | None = None
         self._strategy: SessionStrategy | None = None
         self._lock = threading.RLock()
-        self._session: scoped_session[Session] = scoped_session(self._current_session)  # type: ignore[arg-type]
-        self._session.registry = _CurrentSession(self.units)
+        self._session = _proxy_to(self.units)
         if app is not None:
             self.init_app(app)
 
@@ -84,16 +83,13 @@ class Alchemy:
     # -- Session and Engine ------------------------------------------------------------------------------------------
 
     @property
-    def session(self) -> scoped_session[Session]:
+    def session(self) -> Session:
         """Proxy to the Session of the unit of work now running in this thread or greenlet.
 
-        May be kept in a variable and used anywhere down the call stack. `db.session()` returns the Session itself.
-        Using it raises `NoUnitOfWork` where no unit of work is open.
+        May be kept in a variable and used anywhere down the call stack; it is a `scoped_session`, so `db.session()`
+        returns the Session itself. Using it raises `NoUnitOfWork` where no unit of work is open.
         """
-        return self._session
-
-    def _current_session(self) -> Session:
-        return self.units.current().session
+        return cast(Session, self._session)
 
     @property
     def engine(self) -> Engine:
@@ -171,7 +167,7 @@ class Alchemy:
         if frame is None:
             callback()
         else:
-            frame.unit.callbacks.add(callback)
+            frame.unit.on_commit(callback)
         return callback
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
@@ -253,6 +249,13 @@ class Alchemy:
     def __repr__(self) -> str:
         strategy = self._strategy.name if self._strategy is not None else "not started"
         return f"<Alchemy of {self.app!r}, strategy {strategy}, pid {os.getpid()}>"
+
+
+def _proxy_to(units: UnitsOfWork) -> scoped_session[Session]:
+    registry = _CurrentSession(units)
+    proxy: scoped_session[Session] = scoped_session(registry)  # type: ignore[arg-type]
+    proxy.registry = registry
+    return proxy
 
 
 class _CurrentSession(ScopedRegistry[Session]):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..strategies.interrupts import shield
+from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
 from . import apps
 
@@ -69,7 +70,7 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
         top = frames.top()
         if db is None or (top is not None and top.kind == "hook" and top.holder is self):
             return call(self, *args, **kwargs)  # super().on_failure(...): the same hook, the same unit of work
-        frame = db.units.begin(f"{name} of {_label(self)}", commits=True, kind="hook", holder=self)
+        frame = db.units.begin(f"{name} of {self.name}", commits=True, kind="hook", holder=self)
         return _run_in(frame, call, self, args, kwargs)
 
     return _like(hook, raw)
@@ -96,10 +97,10 @@ def _run_in(frame: Frame, call: Callable[..., Any], task: DatabaseTask, args: An
 
 @shield.covers
 def _enter_run(task: DatabaseTask) -> Frame | None:
-    db = apps.find(task.app)
+    db: Alchemy | None = apps.find(task.app)
     if db is None:
         return None  # `self.db` says so; a task that touches no database needs none
-    request = task.request_stack.top if task.request_stack is not None else None
+    request: Any = task.request_stack.top if task.request_stack is not None else None
     if _is_traced(request):
         top = frames.top()
         if top is not None:
@@ -120,7 +121,7 @@ def _enter_run(task: DatabaseTask) -> Frame | None:
 @shield.covers
 def _enter_call(task: DatabaseTask) -> Frame | None:
     db = apps.find(task.app)
-    request = task.request_stack.top if task.request_stack is not None else None
+    request: Any = task.request_stack.top if task.request_stack is not None else None
     if db is None or not _is_traced(request):
         return None
     if not request.is_eager and frames.get():
@@ -132,10 +133,10 @@ def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
     commits = task.commit_on_success
     if commits is None:
         commits = db.settings.commit_on_success
-    if db.strategy.worker_pool.forks and _SOFT_LIMIT_SIGNAL is not None:
+    if _SOFT_LIMIT_SIGNAL is not None and db.strategy.worker_pool.forks:
         # billiard installs its handler after worker_process_init, so the first task is the first chance.
         shield.install(_SOFT_LIMIT_SIGNAL)
-    return db.units.begin(_label(task), commits=commits, kind=kind, holder=task, request=request)
+    return db.units.begin(_label(request, task), commits=commits, kind=kind, holder=task, request=request)
 
 
 def _is_traced(request: Any) -> bool:
@@ -149,29 +150,35 @@ def _is_stale(frame: Frame) -> bool:
     return request is not None and all(found is not request for found in frame.holder.request_stack.stack)
 
 
-def _label(task: DatabaseTask) -> str:
-    request = task.request_stack.top if task.request_stack is not None else None
-    return f"{task.name}[{request.id}]" if request is not None and request.id else f"{task.name}()"
+def _label(request: Any, task: DatabaseTask) -> Label:
+    return (task.name, request.id) if request is not None and request.id else f"{task.name}()"
 
 
 def _caller(raw: Any) -> Callable[..., Any]:
     """Return `raw` as a function that takes the task first, whatever kind of attribute it is."""
     if isinstance(raw, staticmethod):
         function = raw.__func__
-        return lambda task, /, *args, **kwargs: function(*args, **kwargs)
+
+        def call_static(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return call_static
     if inspect.isfunction(raw):
         return raw
-    if hasattr(raw, "__get__"):
-        return lambda task, /, *args, **kwargs: raw.__get__(task, type(task))(*args, **kwargs)
-    return lambda task, /, *args, **kwargs: raw(*args, **kwargs)
+    bind = getattr(raw, "__get__", None)
+
+    def call(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return (raw if bind is None else bind(task, type(task)))(*args, **kwargs)
+
+    return call
 
 
-def _like(wrapper: Any, raw: Any) -> Any:
+def _like(wrapper: Callable[..., Any], raw: Any) -> Callable[..., Any]:
     """Make `wrapper` look like `raw`, with the task as its first parameter."""
     function = getattr(raw, "__func__", raw)
     functools.update_wrapper(wrapper, function)
     # task_annotations' '@run' replaces a function by its `__wrapped__`, and would take the unit of work away.
-    del wrapper.__wrapped__
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -181,7 +188,7 @@ def _like(wrapper: Any, raw: Any) -> Any:
             task = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
             bound = list(signature.parameters.values())[1 if isinstance(raw, classmethod) else 0 :]
             signature = signature.replace(parameters=[task, *bound])
-        wrapper.__signature__ = signature
+        wrapper.__signature__ = signature  # type: ignore[attr-defined]
     setattr(wrapper, _OURS, True)
     return wrapper
 

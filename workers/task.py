@@ -25,7 +25,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
     A task that returns is committed, before its result is stored and the next task of a chain is sent; one that raises
     is rolled back; a retry is rolled back before it is sent.
 
-    Works as `base=`, as `Celery(task_cls="celery_alchemy:DatabaseTask")`, as a base of class-based tasks, and as a mixin.
+    Works as `base=`, as `Celery(task_cls="celery_alchemy:DatabaseTask")`, for class-based tasks, and as a mixin.
     """
 
     abstract = True
@@ -39,7 +39,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Wrap what `task_annotations` has put on the class since, and let workers of `app` check that it has a database."""
+        """Wrap what `task_annotations` put on the class since; let workers of `app` check that it has a database."""
         from .lifecycle import SessionStrategyStep
 
         _wrap(cls)
@@ -83,7 +83,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
 
 def _wrap(cls: type[DatabaseTask]) -> None:
-    """Put `run`, an own `__call__` and the hooks of `cls` into their units of work, wherever in its bases they stand."""
+    """Put `run`, an own `__call__` and the hooks into their units of work, wherever in the bases they stand."""
     run = inspect.getattr_static(cls, "run")
     if not running.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
         _refuse_async(cls, run)
@@ -97,7 +97,7 @@ def _wrap(cls: type[DatabaseTask]) -> None:
             setattr(cls, name, running.wrap_hook(name, hook))
     if not isinstance(cls.commit_on_success, bool | None):
         raise ConfigurationError(
-            f"commit_on_success={cls.commit_on_success!r} of the task {cls.name or cls.__name__!r} must be True or False."
+            f"commit_on_success={cls.commit_on_success!r} of {cls.name or cls.__name__!r} must be True or False."
         )
 
 
@@ -105,6 +105,6 @@ def _refuse_async(cls: type[DatabaseTask], run: Any) -> None:
     function = inspect.unwrap(getattr(run, "__func__", run))
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(
-            f"The task {cls.name or cls.__name__!r} is an `async def` function. Celery does not await it, and its Session "
-            f"would be closed before it begins. Make it an ordinary function; AsyncSession is not supported yet."
+            f"The task {cls.name or cls.__name__!r} is an `async def` function. Celery does not await it: its Session "
+            "would be closed before it begins. Make it an ordinary function; AsyncSession is not supported yet."
         )
