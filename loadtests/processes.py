@@ -1,0 +1,152 @@
+"""Child processes that always end: own process group, log file, bounded stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .rundir import RunDirectory
+
+KILL_WAIT_S = 5.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class StopStep:
+    """One rung of the ladder: a signal to the process, and the seconds it gets to end."""
+
+    signal: signal.Signals
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SystemUser:
+    """An unprivileged user of the system, to run a process as."""
+
+    uid: int
+    gid: int
+
+
+class ChildProcess:
+    """A running child that leads its own process group and logs to a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, steps: Sequence[StopStep]) -> None:
+        self._process = process
+        self._steps = steps
+        self.log_path = log_path
+        self.ended_by: signal.Signals | None = None
+        """The last signal it took to end it; None if it ended by itself or still runs."""
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is the process group's too."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for it to end by itself; return its exit code, None if it still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self.exit_code
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of the log."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+    def stop(self) -> None:
+        """End the process and all of its group within the time its steps allow; a second call does nothing."""
+        for step in self._steps:
+            if self.exit_code is not None:
+                break
+            self.ended_by = step.signal
+            # The leader only: it stops its own children in order; the rest of the group is killed below.
+            self._process.send_signal(step.signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(step.wait_s)
+        if self.exit_code is None:
+            self.ended_by = signal.SIGKILL
+        deadline = time.monotonic() + KILL_WAIT_S
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.poll()
+                time.sleep(0.01)
+        self._process.wait(KILL_WAIT_S)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Let a stop signal that arrives during the block take effect at its end; in the main thread only.
+
+    An interrupt in the middle of `Popen` would leave a child whose pid nobody knows. Blocking the signals instead
+    would be inherited by the child, which could then not be stopped with them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.signal(number, lambda arrival, _: arrived.append(arrival)) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for arrival in arrived:
+            signal.raise_signal(arrival)
+
+
+@contextmanager
+def child_process(
+    run: RunDirectory,
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    environ: Mapping[str, str],
+    steps: Sequence[StopStep],
+    cwd: Path | None = None,
+    user: SystemUser | None = None,
+    orphan_signal: signal.Signals = signal.SIGKILL,
+) -> Iterator[ChildProcess]:
+    """Start a child, and stop it when the block ends.
+
+    Args:
+        steps: How to stop it, gentlest first; SIGKILL to its process group always comes last.
+        user: Run as this user instead of the present one; needs root.
+        orphan_signal: What the guard sends to its process group if this process is killed.
+    """
+    log_path = run.path / f"{name}.log"
+    with deferred_signals(), log_path.open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - commands come from this package.
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environ),
+            cwd=cwd or run.path,
+            # Ctrl-C in the terminal must reach the load generator alone, which stops its children in order.
+            start_new_session=True,
+            user=user.uid if user else None,
+            group=user.gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        guarded = run.guard.watch_process(process.pid, orphan_signal)
+    child = ChildProcess(process, log_path, steps)
+    try:
+        yield child
+    finally:
+        child.stop()
+        run.guard.forget(guarded)
