@@ -1,0 +1,133 @@
+"""Fresh databases on a PostgreSQL or MySQL server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import URL, Engine, create_engine, insert, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from .errors import ServiceError
+from .models import Account, Base
+from .rundir import RunDirectory
+
+DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    # SQLAlchemy 2.0 and 2.1 disagree on the driver this means.
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "postgresql+psycopg2": "postgresql+psycopg2",
+    "mysql": "mysql+pymysql",
+    "mysql+pymysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+    "mariadb+pymysql": "mariadb+pymysql",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseServer:
+    """A server on which this run may create databases."""
+
+    url: URL
+    """An existing database of the server, to connect to for everything that is not the workload's."""
+    label: str
+    """Product, version and where it comes from, for people."""
+
+    @contextmanager
+    def fresh_database(self, run: RunDirectory, suffix: str) -> Iterator[URL]:
+        """Create a database, and drop it when the block ends.
+
+        One per worker: a lock that a broken worker leaves behind cannot hold up the next one.
+        """
+        name = f"celery_alchemy_{run.id}_{suffix}"
+        admin_url = self.url.render_as_string(hide_password=False)
+        guarded = run.guard.watch_call(f"{__name__}:drop_database", admin_url, name)
+        try:
+            self._create_database(name)
+            yield self.url.set(database=name)
+        finally:
+            with contextlib.suppress(DBAPIError):
+                drop_database(admin_url, name)
+                run.guard.forget(guarded)
+
+    def _create_database(self, name: str) -> None:
+        with _administration(self.url) as engine, engine.connect() as connection:
+            try:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            except DBAPIError as error:
+                raise ServiceError(
+                    f"DATABASE_URL: the user {self.url.username!r} cannot create the database {name}: {error.orig}"
+                ) from error
+
+
+def parse_database_url(text: str) -> URL:
+    """Return the URL with its driver spelled out.
+
+    Raises:
+        ServiceError: SQLAlchemy cannot parse it, or it names a database without row locks or a driver not tried here.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ServiceError(
+            "DATABASE_URL is not a database URL: it should look like postgresql://user:password@host/database."
+        ) from None
+    if url.drivername not in DRIVERS:
+        raise ServiceError(
+            f"DATABASE_URL begins with {url.drivername!r}, which the load tests cannot use: they need "
+            f"row locks and a list of connections. Known: {', '.join(DRIVERS)}."
+        )
+    return url.set(drivername=DRIVERS[url.drivername])
+
+
+def connect_server(url: URL, origin: str) -> DatabaseServer:
+    """Connect once, and tell what is there.
+
+    Args:
+        origin: "embedded" or "DATABASE_URL", for the label.
+    Raises:
+        ServiceError: It cannot be reached, or its driver is not installed.
+    """
+    try:
+        with _administration(url) as engine, engine.connect() as connection:
+            dialect = connection.dialect
+            product = "MariaDB" if getattr(dialect, "is_mariadb", False) else DISPLAY_NAMES[dialect.name]
+            version = ".".join(str(part) for part in (dialect.server_version_info or ())[:3])
+    except ImportError as error:
+        raise ServiceError(f"{origin}: the driver for {url.drivername} is not installed: {error}") from error
+    except DBAPIError as error:
+        raise ServiceError(f"{origin}: cannot connect to {url.render_as_string()}: {error.orig}") from error
+    return DatabaseServer(url, f"{product} {version} ({origin}, {dialect.driver})")
+
+
+DISPLAY_NAMES = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
+
+
+def create_tables(url: URL, accounts: int) -> None:
+    """Create the tables, and `accounts` accounts with ids from 1."""
+    with _administration(url) as engine:
+        Base.metadata.create_all(engine)
+        with engine.begin() as connection:
+            connection.execute(insert(Account), [{"id": number} for number in range(1, accounts + 1)])
+
+
+def drop_database(admin_url: str, name: str) -> None:
+    """Drop a database together with the connections to it."""
+    url = make_url(admin_url)
+    force = " WITH (FORCE)" if url.get_backend_name() == "postgresql" else ""
+    with _administration(url) as engine, engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name}{force}")
+
+
+@contextmanager
+def _administration(url: URL) -> Iterator[Engine]:
+    """Yield an Engine that commits each statement and keeps no connection."""
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    try:
+        yield engine
+    finally:
+        engine.dispose()

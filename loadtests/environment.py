@@ -1,0 +1,99 @@
+"""What the load generator tells a worker, by way of environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.entity import Exchange, Queue
+
+from .replies import redis_url
+
+DEFAULT_QUEUE = "celery-alchemy-loadtests"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnvironment:
+    """Where one worker finds its database, its queue and the list it answers to."""
+
+    database_url: str
+    """SQLAlchemy URL, password included: it travels in the environment, never in an argument list."""
+    broker_url: str
+    """Kombu URL of the broker."""
+    reply_url: str
+    """redis-py URL of the server that holds the reply list; the broker itself where that is Redis or Valkey."""
+    queue: str = DEFAULT_QUEUE
+    """The one queue this worker consumes; every key it writes in the broker begins with this name."""
+
+    @property
+    def reply_key(self) -> str:
+        """The list each finished task is pushed to."""
+        return f"{self.queue}.replies"
+
+    @property
+    def ready_key(self) -> str:
+        """The list the worker announces itself on, once it consumes."""
+        return f"{self.queue}.ready"
+
+    @property
+    def broker_keys(self) -> tuple[str, ...]:
+        """Every Redis key that serving this queue can leave behind."""
+        unacked = tuple(self._unacked_keys.values())
+        return (self.queue, f"_kombu.binding.{self.queue}", *unacked, self.reply_key, self.ready_key)
+
+    @property
+    def _unacked_keys(self) -> dict[str, str]:
+        return {f"{name}_key": f"{self.queue}.{name}" for name in ("unacked", "unacked_index", "unacked_mutex")}
+
+    def celery_settings(self) -> dict[str, Any]:
+        """Return the settings that worker and load generator must share to meet on the queue."""
+        # The default exchange routes by queue name, and leaves nothing of its own to delete on RabbitMQ.
+        queue: Any = Queue(self.queue, Exchange(""), routing_key=self.queue)
+        settings: dict[str, Any] = {
+            "broker_url": self.broker_url,
+            "broker_connection_retry_on_startup": False,
+            "task_ignore_result": True,
+            "task_default_queue": self.queue,
+            "task_queues": [queue],
+            "task_default_exchange": "",
+            "task_default_routing_key": self.queue,
+            "worker_enable_remote_control": False,
+            "worker_prefetch_multiplier": 1,
+        }
+        if self.broker_url.startswith("redis"):
+            # By default all queues of a Redis database share these three keys; ours are deleted after a run.
+            settings["broker_transport_options"] = self._unacked_keys
+        return settings
+
+    def to_environ(self) -> dict[str, str]:
+        """Return the variables that `from_environ` reads."""
+        return {
+            "DATABASE_URL": self.database_url,
+            "BROKER_URL": self.broker_url,
+            "LOADTEST_REPLY_URL": self.reply_url,
+            "LOADTEST_QUEUE": self.queue,
+        }
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerEnvironment:
+        """Read the variables; only DATABASE_URL and BROKER_URL are required when the broker is Redis or Valkey.
+
+        Raises:
+            RuntimeError: A variable is missing.
+        """
+        missing = [name for name in ("DATABASE_URL", "BROKER_URL") if not environ.get(name)]
+        if missing:
+            raise RuntimeError(f"{' and '.join(missing)} must be set for a worker of celery_alchemy.loadtests.app.")
+        reply_url = environ.get("LOADTEST_REPLY_URL") or redis_url(environ["BROKER_URL"])
+        if reply_url is None:
+            raise RuntimeError(
+                "BROKER_URL is neither Redis nor Valkey: set LOADTEST_REPLY_URL=redis://... for the replies."
+            )
+        return cls(
+            database_url=environ["DATABASE_URL"],
+            broker_url=environ["BROKER_URL"],
+            reply_url=reply_url,
+            queue=environ.get("LOADTEST_QUEUE") or DEFAULT_QUEUE,
+        )
