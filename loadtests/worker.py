@@ -1,0 +1,105 @@
+"""Start a real `celery worker`, wait until it consumes, and end it in bounded time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .environment import WorkerEnvironment
+from .errors import WorkerError
+from .guard import with_package
+from .processes import ChildProcess, StopStep, child_process
+from .replies import ReplyList
+from .rundir import RunDirectory
+
+POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+START_S = 45.0
+# Warm shutdown finishes the running tasks; cold shutdown drops them. A worker with a broken session can ignore both.
+STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyMessage:
+    """What a worker says of itself once it consumes."""
+
+    pid: int
+    strategy: str
+    """Name of the session strategy in force."""
+    reason: str
+    """Why that one."""
+    max_connections: int | None
+    """The most connections it announces to open, all its pool processes together; None if it knows no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that is ready."""
+
+    process: ChildProcess
+    ready: ReadyMessage
+    start_s: float
+    """Seconds from the start of the process until it was ready."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the main process still runs."""
+        return self.process.exit_code is None
+
+
+@contextmanager
+def running_worker(
+    run: RunDirectory,
+    environment: WorkerEnvironment,
+    *,
+    pool: str,
+    concurrency: int,
+    strategy: str | None = None,
+    loglevel: str = "INFO",
+    start_timeout_s: float = START_S,
+) -> Iterator[Worker]:
+    """Start a worker of `celery_alchemy.loadtests.app`, yield it when it is ready, stop it when the block ends.
+
+    Args:
+        pool: Worker pool, as in `celery worker --pool`.
+        concurrency: Pool processes, threads or greenlets; solo ignores it.
+        strategy: Session strategy to insist on; None leaves the choice to the worker.
+    Raises:
+        WorkerError: It ended, or was not ready in time.
+    """
+    command = [
+        *(sys.executable, "-m", "celery", "-A", "celery_alchemy.loadtests.app", "worker"),
+        # Spelled with "=": Celery patches for gevent and eventlet only where it recognises the option.
+        *(f"--pool={pool}", f"--concurrency={concurrency}", f"--loglevel={loglevel}"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat", f"--hostname={pool}@%h"),
+        *([f"--session-strategy={strategy}"] if strategy else []),
+    ]
+    # The caller's own Celery settings must not change what is measured.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
+    environ = {**with_package(inherited), **environment.to_environ()}
+    started = time.monotonic()
+    with child_process(run, f"worker-{pool}", command, environ=environ, steps=STOP_STEPS) as process:
+        ready = _wait_until_ready(process, environment, pool, started + start_timeout_s)
+        yield Worker(process, ready, time.monotonic() - started)
+
+
+def _wait_until_ready(
+    process: ChildProcess, environment: WorkerEnvironment, pool: str, deadline: float
+) -> ReadyMessage:
+    announcements = ReplyList(environment.reply_url, environment.ready_key)
+    try:
+        while time.monotonic() < deadline:
+            for message in announcements.pop(timeout_s=0.25):
+                return ReadyMessage(**json.loads(message))
+            if process.exit_code is not None:
+                raise WorkerError(
+                    f"The {pool} worker ended with code {process.exit_code} before it was ready.\n{process.log_tail()}"
+                )
+    finally:
+        announcements.close()
+    raise WorkerError(f"The {pool} worker was not ready in time.\n{process.log_tail()}")
