@@ -76,17 +76,23 @@ def parse_url(value: str | URL, setting: str) -> URL:
 def transaction_failed(dbapi_connection: Any) -> bool:
     """Tell whether the server refuses everything but ROLLBACK (PostgreSQL after an error); COMMIT would roll back and
     report success. No round trip."""
-    info = getattr(dbapi_connection, "info", None)  # psycopg and psycopg2
-    status = getattr(info, "transaction_status", None)
+    status = _libpq_status(dbapi_connection)
     if status is not None:
-        return int(status) == _IN_ERROR
+        return status == _IN_ERROR
     return getattr(dbapi_connection, "_transaction_status", None) == b"E"  # pg8000
 
 
 def is_executing(dbapi_connection: Any) -> bool:
     """Tell whether the driver is in the middle of a statement, as far as it says so (libpq). No round trip."""
-    status = getattr(getattr(dbapi_connection, "info", None), "transaction_status", None)
-    return status is not None and int(status) == _ACTIVE
+    return _libpq_status(dbapi_connection) == _ACTIVE
+
+
+def _libpq_status(dbapi_connection: Any) -> int | None:
+    pgconn = getattr(dbapi_connection, "pgconn", None)  # psycopg
+    if pgconn is not None:
+        return int(pgconn.transaction_status)
+    ask = getattr(dbapi_connection, "get_transaction_status", None)  # psycopg2
+    return int(ask()) if ask is not None else None
 
 
 def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:

@@ -12,6 +12,7 @@ only connections that were idle. So in the child, for every connection of every 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -21,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 
 from .connection_pool import unlock_after_fork
 from .interrupts import shield
@@ -33,16 +34,32 @@ _stacks: list[ScopeStack[Any]] = []
 _callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
 #: Driver connections inherited from the parent. Freeing one may talk to the parent's server.
 _graveyard: list[object] = []
+#: Held from just before a fork until just after it.
+_pinned: list[tuple[ConnectionPoolEntry, object, Any]] = []
 _registered = False
 
 
 def guard(engine: Engine) -> Engine:
-    """Watch every connection that `engine` makes from now on, so that no fork can share one."""
+    """Watch every connection of `engine`, made already or to come, so that no fork can share one."""
     _register()
     if engine not in _engines:
         _engines.add(engine)
         event.listen(engine, "connect", _remember)
+        _records.update(_made_already(engine.pool))
     return engine
+
+
+def _made_already(pool: Pool) -> list[ConnectionPoolEntry]:
+    if isinstance(pool, QueuePool):
+        idle = list(getattr(pool._pool, "queue", ()))
+        if pool.checkedout() <= 0:
+            return idle
+    # A connection pool keeps no list of what is checked out; one look at everything alive, once per Engine, finds it.
+    return [
+        found
+        for found in gc.get_objects()
+        if isinstance(found, ConnectionPoolEntry) and getattr(found, "_ConnectionRecord__pool", None) is pool
+    ]
 
 
 def on_fork(method: Callable[[], None]) -> None:
@@ -61,11 +78,19 @@ def _register() -> None:
     global _registered  # noqa: PLW0603
     if not _registered and hasattr(os, "register_at_fork"):
         _registered = True
-        os.register_at_fork(after_in_child=_after_in_child)
+        os.register_at_fork(before=_pin, after_in_parent=_pinned.clear, after_in_child=_after_in_child)
 
 
 def _remember(dbapi_connection: object, record: ConnectionPoolEntry) -> None:
     _records.add(record)
+
+
+def _pin() -> None:
+    # CPython frees the states of the threads that are not in the child before any hook of ours runs there, and
+    # with them what their `threading.local`s hold: a pooled connection would send its ROLLBACK. Hold it until it is cut.
+    for record in list(_records):
+        reference = getattr(record, "fairy_ref", None)
+        _pinned.append((record, record.dbapi_connection, reference() if reference is not None else None))
 
 
 def _after_in_child() -> None:
@@ -89,26 +114,24 @@ def _after_in_child() -> None:
 
 
 def _sever() -> None:
-    records = [record for record in list(_records) if record.dbapi_connection is not None]
+    inherited = [pinned for pinned in _pinned if pinned[1] is not None]
     _records.clear()
-    if not records:
+    if not inherited:
         return
     ours, theirs = socket.socketpair()
     theirs.close()
     try:
-        for record in records:
-            connection = record.dbapi_connection
+        for record, connection, fairy in inherited:
             _graveyard.append(connection)
             descriptor = _descriptor(connection)
             if descriptor is not None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
             record.dbapi_connection = None  # type: ignore[misc]
-            fairy = getattr(record, "fairy_ref", None)
-            fairy = fairy() if fairy is not None else None
             if fairy is not None:
                 fairy.dbapi_connection = None
     finally:
         ours.close()
+        _pinned.clear()
 
 
 def _descriptor(connection: object) -> int | None:

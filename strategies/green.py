@@ -42,8 +42,9 @@ def prepare(worker_pool: WorkerPool, url: URL) -> None:
         raise InvalidSetting(
             f"The worker pool is {library}, but this process is not monkey patched: every wait for the "
             f"database would stop all greenlets. Celery patches only for `celery worker --pool={library}` "
-            f"or `-P {library}` (not for `-P{library}` without a blank, the setting worker_pool, CELERY_WORKER_POOL, app.Worker() or "
-            f"worker_main()). Start it that way, or patch first thing in the program: {_recipe(library)}."
+            f"or `-P {library}` (not for `-P{library}` without a blank, the setting worker_pool, "
+            f"CELERY_WORKER_POOL, app.Worker() or worker_main()). Start it that way, or patch first thing in the "
+            f"program: {_recipe(library)}."
         )
     driver = url.get_dialect().driver
     if driver in _BLOCKING:

@@ -83,19 +83,17 @@ class Shield:
         assert self._wrapped is not None
         return self._wrapped(signum, frame)
 
-    def _mine(self) -> bool:
-        return self._wrapped is not None and threading.get_ident() == self._main_ident
-
     def __enter__(self) -> Shield:
-        if self._mine():
+        if self._wrapped is not None and threading.get_ident() == self._main_ident:
             self._depth += 1
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._mine() and self._depth:
-            self._depth -= 1
-            if not self._depth and self._pending is not None and exc_info[1] is None:
-                self.raise_pending()
+        if self._wrapped is None or not self._depth or threading.get_ident() != self._main_ident:
+            return
+        self._depth -= 1
+        if not self._depth and self._pending is not None and exc_info[1] is None:
+            self.raise_pending()
 
     def raise_pending(self) -> None:
         """Run the handler of a signal that was deferred; it raises."""

@@ -27,9 +27,14 @@ class LocalStrategy(SessionStrategy):
     keyed_on = "the task request"
     released = "at the request's end"
 
+    _engine: Engine | None = None
+
     @property
     def engine(self) -> Engine:
-        return self.engines.shared(self.size)
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = self.engines.shared(self.size)
+        return engine
 
     def open(self, unit: UnitOfWork) -> Session:
         return self.new_session()

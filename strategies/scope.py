@@ -43,7 +43,7 @@ class ScopeStack(Generic[T]):
         return getattr(current_scope(), self._attribute, None)
 
     def top(self) -> T | None:
-        stack = self.get()
+        stack = getattr(current_scope(), self._attribute, None)
         return stack[-1] if stack else None
 
     def push(self, item: T) -> None:
@@ -56,7 +56,7 @@ class ScopeStack(Generic[T]):
 
     def remove(self, item: T) -> None:
         """Take `item` out, wherever it stands in the current stack; nothing happens when it is not there."""
-        stack = self.get()
+        stack = getattr(current_scope(), self._attribute, None)
         if not stack:
             return
         if stack[-1] is item:

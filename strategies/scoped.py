@@ -81,9 +81,14 @@ class ScopedStrategy(SessionStrategy):
         self._registry = ScopeRegistry(self.new_session)
         self.scoped_session.registry = self._registry
 
+    _engine: Engine | None = None
+
     @property
     def engine(self) -> Engine:
-        return self.engines.shared(self.size)
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = self.engines.shared(self.size)
+        return engine
 
     def after_fork(self) -> None:
         super().after_fork()

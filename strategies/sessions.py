@@ -37,20 +37,24 @@ class UnitSession(Session):
     """
 
     def commit(self) -> None:
+        self.commit_shielded(last=False)
+
+    def commit_shielded(self, *, last: bool) -> None:
+        """Commit. With `last`, a time limit that arrives meanwhile is dropped: it has nothing left to stop."""
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
         callbacks = _callbacks_of(self)
-        if callbacks is None:
-            with shield:
-                super().commit()
-            return
-        before, callbacks.held_back = callbacks.held_back, True
+        if callbacks is not None:
+            callbacks.held_back = True
         try:
             with shield:
                 super().commit()
+                if last:
+                    shield.drop_pending()
         finally:
-            callbacks.held_back = before
-        if not before:
+            if callbacks is not None:
+                callbacks.held_back = False
+        if callbacks is not None:
             callbacks.run_ready()
 
     def rollback(self) -> None:
@@ -121,9 +125,8 @@ class SessionSource:
         options = {**options, **self._options}
         options.pop("bind", None)
         mixed = type(base.__name__, (UnitSession, base) if base is not Session else (UnitSession,), {})
-        maker = sessionmaker(class_=mixed, **options)
-        _watch(maker.class_)
-        return maker
+        _watch(mixed)
+        return functools.partial(mixed, **options)
 
 
 def _make_and_watch(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:

@@ -19,7 +19,7 @@ from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT
+from .sessions import UNIT, UnitSession
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -125,21 +125,13 @@ class UnitOfWork:
             return
         try:
             self._refuse_broken(session)
-            # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
-            session.flush()
-            if self.waiting is not None:
-                self.waiting.held_back = True
-            with shield:
+            if isinstance(session, UnitSession):
+                session.commit_shielded(last=self.outermost)
+            else:
                 session.commit()
-                if self.outermost:
-                    # Committed: a limit that arrived meanwhile has nothing left to stop.
-                    shield.drop_pending()
         except BaseException as error:
             self.fail(error)
             raise
-        if self.waiting is not None:
-            self.waiting.held_back = False
-            self.waiting.run_ready()
 
     def fail(self, error: BaseException) -> None:
         """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""

@@ -64,6 +64,9 @@ class Alchemy:
         self._strategy: SessionStrategy | None = None
         self._lock = threading.RLock()
         self._session = _proxy_to(self.units)
+        if isinstance(engine, Engine):
+            # Not at first use: what the user's code connects until then must not cross a fork either.
+            forks.guard(engine)
         if app is not None:
             self.init_app(app)
 
@@ -153,7 +156,7 @@ class Alchemy:
             sqlalchemy.exc.TimeoutError: no connection became free within the Engine's `pool_timeout` (seconds).
             BrokenTransaction: a database error was caught in the block and nobody rolled back.
         """
-        with self.units.open(f"unit_of_work() at {place(4)}", commits=commit, kind="block") as unit:
+        with self.units.open(f"unit_of_work() at {place(3)}", commits=commit, kind="block") as unit:
             yield unit.session
 
     def on_commit(self, callback: Hook) -> Hook:
