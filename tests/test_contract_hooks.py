@@ -3,6 +3,7 @@
 import pytest
 from celery import VERSION as CELERY_VERSION
 from support.databases import Database
+from support.waiting import eventually
 from support.worker import Worker
 
 
@@ -20,7 +21,7 @@ def test_hooks_of_a_retry_are_committed(worker: Worker, key: str, database: Data
     """The second attempt may run before the first one's on_retry."""
     assert worker.call("journal", key, "retry").state == "SUCCESS"
     expected = ["after_return", "before_start", "before_start", "body 1", "on_retry", "on_success"]
-    assert sorted(database.rows(key)) == expected
+    eventually(lambda: sorted(database.rows(key)) == expected, f"{database.rows(key)} are {expected}")
 
 
 def test_a_hook_that_fails_is_rolled_back_alone(worker: Worker, key: str, database: Database) -> None:

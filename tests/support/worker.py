@@ -41,7 +41,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended, as the result backend tells it."""
+    """How a task ended, as its worker tells."""
 
     state: str
     value: Any = None
@@ -159,17 +159,18 @@ class Worker:
         return [self.wait(task_id) for task_id in [self.send(task, *args) for args in calls]]
 
     def wait(self, task_id: str, *, ended: str = "") -> Outcome:
-        """Wait until the task has a final result, or, for one that stores none, until an attempt has `ended` so."""
+        """Wait until the task has succeeded or failed, hooks included; with `ended`, until an attempt has ended so."""
         deadline = time.monotonic() + TASK_TIMEOUT_S
-        key = self.site.key("ended", task_id)
+        outcome: Outcome | None = None
         while True:
-            popped = self.site.redis.blpop([key], timeout=0.25)
-            if popped and ended == popped[1]:
+            popped = self.site.redis.blpop([self.site.key("task", task_id)], timeout=0.25)
+            record = json.loads(popped[1]) if popped else {}
+            if ended and record.get("ended") == ended:
                 return Outcome(state=ended)
-            outcome = self._stored(task_id)
-            if outcome and not ended:
-                if not popped:  # the result is stored before the hooks run: let the attempt end
-                    self.site.redis.blpop([key], timeout=2)
+            if "state" in record:
+                outcome = Outcome(**record)
+            # A killed attempt does not end: nothing comes after its outcome.
+            if outcome and (not popped or record.get("ended") == outcome.state):
                 return outcome
             assert self.is_running(), f"the worker ended with {self.exit_code()}\n{self.log_tail()}"
             assert time.monotonic() < deadline, f"no outcome of {task_id} after {TASK_TIMEOUT_S} s\n{self.log_tail()}"
@@ -187,17 +188,6 @@ class Worker:
         outcomes = self.call_together("probe", [(key, processes)] * (processes or 1))
         assert [o.state for o in outcomes] == ["SUCCESS"] * len(outcomes), outcomes
         return [outcome.value for outcome in outcomes]
-
-    def _stored(self, task_id: str) -> Outcome | None:
-        stored = self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}")
-        meta = json.loads(stored) if stored else {}
-        if meta.get("status") == "SUCCESS":
-            return Outcome("SUCCESS", value=meta["result"])
-        if meta.get("status") in ("FAILURE", "REVOKED"):
-            error = meta["result"]
-            message = " ".join(str(part) for part in error["exc_message"])
-            return Outcome(meta["status"], None, error["exc_type"], message, meta["traceback"] or "")
-        return None
 
     def _project(self) -> dict[str, str]:
         return {"CONTRACT_PROJECT": json.dumps(self._config)}

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import before_task_publish, task_postrun, worker_ready
+from celery.signals import before_task_publish, task_failure, task_postrun, task_success, worker_ready
 
 from celery_alchemy import Alchemy, DatabaseTask
 from support.project import tools
@@ -42,10 +42,26 @@ def say_ready(**_: Any) -> None:
     tools.client().rpush(tools.name("ready", config["worker"]), os.getpid())
 
 
+# The result backend is no witness: the second attempt of a retry may store SUCCESS before the first stores RETRY.
+@task_success.connect
+def say_success(sender: Any, result: Any, **_: Any) -> None:
+    tell(sender.request.id, {"state": "SUCCESS", "value": result})
+
+
+@task_failure.connect
+def say_failure(task_id: str, exception: BaseException, einfo: Any, **_: Any) -> None:
+    outcome = {"state": "FAILURE", "error": type(exception).__name__, "message": str(exception)}
+    tell(task_id, outcome | {"traceback": str(einfo.traceback)})
+
+
 @task_postrun.connect
 def say_ended(task_id: str, state: str | None, **_: Any) -> None:
-    """Tell the test that an attempt has ended, Ignore, Reject and BaseException included, which store no result."""
-    tools.client().rpush(tools.name("ended", task_id), state or "NONE")
+    """Tell the test that an attempt has ended, Ignore, Reject and BaseException included."""
+    tell(task_id, {"ended": state or "NONE"})
+
+
+def tell(task_id: str, record: dict[str, Any]) -> None:
+    tools.client().rpush(tools.name("task", task_id), json.dumps(record, default=str))
 
 
 @before_task_publish.connect

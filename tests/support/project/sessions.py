@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import select, text
 
-from celery_alchemy import DatabaseTask, NoUnitOfWork
+from celery_alchemy import DatabaseTask
 from support.project import tools
 from support.project.app import app, db, task
 from support.project.models import Counter, Row
@@ -130,10 +130,8 @@ def helper(self: Any, key: str, kind: str) -> list[str]:
     def use(write: Callable[[], Any]) -> str:
         try:
             write()
-        except NoUnitOfWork as error:
-            return str(error)
-        except BaseException as error:
-            return f"not NoUnitOfWork: {error!r}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
         return "no error"
 
     row = Row(key=key, note="stolen")
