@@ -70,6 +70,7 @@ class SessionStrategy(ABC):
         Raises:
             InvalidSetting: the Engine or a Session cannot be made from the settings.
         """
+        self._probe = self.engines.probe(self.size)
         self.sessions.check(self.engine)
 
     def after_fork(self) -> None:
@@ -86,31 +87,24 @@ class SessionStrategy(ABC):
 
         Under prefork: every pool process, and as much again for the main process, where hooks may run.
         """
-        per_process = self._per_process()
-        if per_process is None:
+        each = connection_pool.max_connections(self._probe)
+        if each is None:
             return None
-        return per_process * (self.worker_pool.process_count + (1 if self.worker_pool.forks else 0))
-
-    def _per_process(self) -> int | None:
-        pool = self.engine.pool
-        if isinstance(pool, QueuePool) or self.worker_pool.in_main_process:
-            options = self.engines.options
-            if self.engines.given is None and ("poolclass" in options or "pool" in options):
-                return None
-            return self.size.total
-        return connection_pool.max_connections(pool)
+        return each * (self.worker_pool.process_count + (1 if self.worker_pool.forks else 0))
 
     def describe(self) -> str:
         """Return one line for people: strategy, reason, connection pool, most connections."""
-        most = self.max_connections
-        limit = "no limit on connections" if most is None else f"at most {most} connections"
-        if most is not None and self.worker_pool.forks:
-            limit += f" ({self.worker_pool.process_count} pool processes and the main process, {self.size.total} each)"
-        pool = type(self.engine.pool).__name__ if not self.worker_pool.in_main_process else "QueuePool"
-        return (
-            f"session strategy {self.name} ({self.reason}), connection pool of each process: "
-            f"{pool.replace('Reserved', '')} {self.size}, {limit}"
-        )
+        each, most = connection_pool.max_connections(self._probe), self.max_connections
+        if most is None:
+            limit = "no limit on connections"
+        elif self.worker_pool.forks:
+            processes = f"{self.worker_pool.process_count} pool processes and the main process, {each} each"
+            limit = f"at most {most} connections ({processes})"
+        else:
+            limit = f"at most {most} connections"
+        pool = type(self._probe).__name__.removeprefix("Reserved")
+        size = f" {connection_pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
+        return f"session strategy {self.name} ({self.reason}), connection pool of each process: {pool}{size}, {limit}"
 
     # -- the Session -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from sqlalchemy.util import queue as sa_queue
 from .errors import ReservedSlotsInUse
 from .interrupts import shield
 from .scope import ScopeStack, describe_current_scope
+from .sizing import PoolSize
 
 
 def _unnamed() -> str:
@@ -49,9 +50,10 @@ class ReservedQueuePool(QueuePool):
     def _do_get(self) -> ConnectionPoolEntry:
         holds = self._held.get()
         record = self._get_nested() if holds else super()._do_get()
-        self._held.push(record)
-        # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
-        record.__dict__["holder"] = self._held.get()
+        if "holder" not in record.__dict__:  # QueuePool calls itself again when it lost a race
+            self._held.push(record)
+            # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
+            record.__dict__["holder"] = self._held.get()
         return record
 
     def _get_nested(self) -> ConnectionPoolEntry:
@@ -126,12 +128,15 @@ def unlock_after_fork(pool: Pool) -> None:
         pool._held.forget()
 
 
+def size_of(pool: QueuePool) -> PoolSize:
+    """Return the size of `pool` as it is."""
+    return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))
+
+
 def max_connections(pool: Pool) -> int | None:
     """Return the most connections `pool` can have open at one time; None when it sets no limit."""
     if isinstance(pool, QueuePool):
-        if pool._max_overflow < 0:
-            return None
-        return pool.size() + pool._max_overflow + getattr(pool, "reserve", 0)
+        return size_of(pool).total
     if type(pool).__name__ in {"StaticPool", "AssertionPool"}:
         return 1
     return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from . import connection_pool, forks
 from .drivers import cancel_statement
@@ -23,6 +24,7 @@ ErrorObserver = Callable[[BaseException], None]
 CONNECT_TIMEOUT_S = 10
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
+_listened: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class EngineSource:
@@ -75,8 +77,7 @@ class EngineSource:
         """Return the size of the user's own connection pool; None when there is none, or it is no queue."""
         if self.given is None or not isinstance(self.given.pool, QueuePool):
             return None
-        pool = self.given.pool
-        return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))
+        return connection_pool.size_of(self.given.pool)
 
     def shared(self, size: PoolSize) -> Engine:
         """Return the one Engine that lives as long as this process, its connection pool of this `size`.
@@ -108,6 +109,20 @@ class EngineSource:
         if isinstance(engine.pool, connection_pool.ReservedQueuePool):
             engine.pool.reserve, engine.pool.who = size.reserve, self._who
         return engine
+
+    def probe(self, size: PoolSize) -> Pool:
+        """Return a connection pool as `pooled` would make it, to look at; nothing is announced or connected.
+
+        Raises:
+            InvalidSetting: the options are none that `create_engine` takes.
+        """
+        if self.given is not None:
+            return self._adopt(self.given).pool
+        listeners, self._listeners = self._listeners, []
+        try:
+            return self.pooled(size).pool
+        finally:
+            self._listeners = listeners
 
     def unpooled(self) -> Engine:
         """Return a new Engine that closes each connection after use; the user's own when there is one."""
@@ -155,10 +170,7 @@ class EngineSource:
         old = engine.pool
         if size is None or type(old) not in {QueuePool, connection_pool.ReservedQueuePool}:
             return
-        if (
-            isinstance(old, connection_pool.ReservedQueuePool)
-            and PoolSize(old.size(), old._max_overflow, old.reserve) == size
-        ):
+        if isinstance(old, connection_pool.ReservedQueuePool) and connection_pool.size_of(old) == size:
             return
         new = connection_pool.like(old, pool_size=size.pool_size, max_overflow=size.max_overflow, reserve=size.reserve)
         new.who = self._who
@@ -189,11 +201,14 @@ def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 def _listen(engine: Engine, observe: ErrorObserver) -> None:
     forks.guard(engine)
+    if engine in _listened:
+        return  # the user's Engine, served by another Alchemy before
+    _listened.add(engine)
 
     def on_error(context: ExceptionContext) -> None:
         error = context.original_exception
+        observe(context.sqlalchemy_exception or error)
         if not is_interrupt(error):
-            observe(context.sqlalchemy_exception or error)
             return
         # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with
         # an error of its own, which would hide this one and leave the slot checked out.

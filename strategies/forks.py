@@ -65,12 +65,14 @@ def _made_already(pool: Pool) -> list[ConnectionPoolEntry]:
 def on_fork(method: Callable[[], None]) -> None:
     """Call the bound `method` in the child of every fork, after the connections are cut; held weakly."""
     _register()
+    _callbacks[:] = [known for known in _callbacks if known() is not None]
     _callbacks.append(weakref.WeakMethod(method))
 
 
 def forget_after_fork(stack: ScopeStack[Any]) -> None:
     """Make `stack` empty in the child of every fork: what was open belongs to the parent."""
-    _stacks.append(stack)
+    if stack not in _stacks:
+        _stacks.append(stack)
 
 
 def _register() -> None:
@@ -86,8 +88,8 @@ def _remember(dbapi_connection: object, record: ConnectionPoolEntry) -> None:
 
 
 def _pin() -> None:
-    # CPython frees the states of the threads that are not in the child before any hook of ours runs there, and
-    # with them what their `threading.local`s hold: a pooled connection would send its ROLLBACK. Hold it until it is cut.
+    # CPython frees the states of the threads missing in the child before our hooks run, and
+    # with them what their `threading.local`s hold: a pooled connection would send its ROLLBACK. Hold it till it is cut.
     for record in list(_records):
         reference = getattr(record, "fairy_ref", None)
         _pinned.append((record, record.dbapi_connection, reference() if reference is not None else None))

@@ -45,12 +45,6 @@ class PerProcessStrategy(SessionStrategy):
             return self.engines.unpooled()
         return self.engines.pooled(self.size)
 
-    def start(self) -> None:
-        if self.engines.given is None and self.worker_pool.in_main_process:
-            # The pool processes come too late to refuse an option: try them here, connecting to nothing.
-            self.engines.pooled(self.size).dispose()
-        super().start()
-
     def after_fork(self) -> None:
         super().after_fork()
         self._engine = None

@@ -107,8 +107,8 @@ class SessionSource:
             self.new(engine).close()
         except (TypeError, ValueError) as error:
             raise InvalidSetting(
-                f"alchemy_session_options={self._options!r} cannot be used to make a Session: {error}. "
-                f"They are keyword arguments of sqlalchemy.orm.Session."
+                f"alchemy_session_options cannot be used to make a Session: {error}. Options given: "
+                f"{', '.join(sorted(self._options)) or 'none'}; they are keyword arguments of sqlalchemy.orm.Session."
             ) from error
 
     def _prepare(self) -> SessionFactory:

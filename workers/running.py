@@ -70,7 +70,9 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
         top = frames.top()
         if db is None or (top is not None and top.kind == "hook" and top.holder is self):
             return call(self, *args, **kwargs)  # super().on_failure(...): the same hook, the same unit of work
-        frame = db.units.begin(f"{name} of {self.name}", commits=True, kind="hook", holder=self)
+        request = self.request_stack.top if self.request_stack is not None else None
+        label = f"{name} of {self.name}"
+        frame = db.units.begin(label, commits=True, kind="hook", holder=self, request=request)
         return _run_in(frame, call, self, args, kwargs)
 
     return _like(hook, raw)

@@ -77,9 +77,12 @@ class DatabaseTask(Task):  # type: ignore[misc]
     def _own_frame(self) -> Any:
         """Return the frame of this request; None when it was called like a function, and publishes nothing."""
         db = apps.find(self.app)
-        if db is None or self.request.called_directly:
+        request = self.request_stack.top
+        if db is None or request is None or request.called_directly:
             return None
-        return db.units.frame_of(self)
+        frame = db.units.frame_of(self)
+        # After `run` has ended (autoretry), a frame still found may be that of an outer request of the same task.
+        return frame if frame is not None and frame.request is request else None
 
 
 def _wrap(cls: type[DatabaseTask]) -> None:
@@ -95,6 +98,10 @@ def _wrap(cls: type[DatabaseTask]) -> None:
         hook = inspect.getattr_static(cls, name)
         if not running.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
             setattr(cls, name, running.wrap_hook(name, hook))
+    if getattr(cls, "read_only", False):
+        raise ConfigurationError(
+            f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} is not available in this version."
+        )
     if not isinstance(cls.commit_on_success, bool | None):
         raise ConfigurationError(
             f"commit_on_success={cls.commit_on_success!r} of {cls.name or cls.__name__!r} must be True or False."
