@@ -10,6 +10,20 @@ def test_a_task_that_touches_no_database_opens_nothing(worker: Worker) -> None:
     assert worker.connections_when_untouched == []
 
 
+def test_the_strategy_in_force_is_the_configured_one(worker: Worker) -> None:
+    """In every process; and `db.strategy` says who chose it, and for which worker pool."""
+    for report in worker.probe():
+        assert (report["strategy"], report["worker_pool"]) == (worker.strategy, worker.pool)
+        assert "alchemy_session_strategy" in report["reason"]
+
+
+def test_on_engine_reaches_every_engine_before_its_first_connection(worker: Worker) -> None:
+    """Once, in the process that uses it."""
+    assert [report["listened"] for report in worker.probe()] == [1] * (2 if worker.pool == "prefork" else 1)
+    outcomes = worker.call_together("set_by_listener", [()] * 4)
+    assert [outcome.value for outcome in outcomes] == ["was here"] * 4, outcomes
+
+
 @pytest.mark.worker_pools("prefork", "threads", "gevent", "eventlet")
 def test_concurrent_tasks_never_share_a_session(worker: Worker, key: str, database: Database) -> None:
     """All are inside a transaction at once; Session and connection stay one task's own from first to last."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Worker:
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    pool_arguments: Sequence[str] | None = None
+    pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
+    brings_engine: bool = False  # Alchemy(app, engine=...)
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
 
     def __post_init__(self) -> None:
@@ -82,7 +83,8 @@ class Worker:
             "broker_url": self.broker_url,
             "broker_transport_options": options,
             "database_url": self.database_url,
-            "settings": {"alchemy_database_url": self.database_url}
+            "brings_engine": self.brings_engine,
+            "settings": ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
             | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
             | self.settings,
         }
@@ -118,7 +120,7 @@ class Worker:
         """Stop the worker: warm, then cold, then by force; return the exit code."""
         if self in ALIVE:
             ALIVE.remove(self)
-        code = stop_process(self._process) if self._process else None
+        code = stop_process(self._process, self._wake) if self._process else None
         self._connection.release()
         return code
 
@@ -189,6 +191,11 @@ class Worker:
         assert [o.state for o in outcomes] == ["SUCCESS"] * len(outcomes), outcomes
         return [outcome.value for outcome in outcomes]
 
+    def _wake(self) -> None:
+        """Send a few messages: a worker that waits for one sees a signal seconds later."""
+        for _ in range(8):
+            self.send("untouched")
+
     def _project(self) -> dict[str, str]:
         return {"CONTRACT_PROJECT": json.dumps(self._config)}
 
@@ -222,11 +229,12 @@ def start_process(command: Sequence[str], log: Path, environment: dict[str, str]
         )
 
 
-def stop_process(process: "subprocess.Popen[bytes]") -> int:
+def stop_process(process: "subprocess.Popen[bytes]", wake: Callable[[], object] = lambda: None) -> int:
     """Stop a process group within bounds: TERM, QUIT, KILL."""
     for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGQUIT, 5)):
         if process.poll() is None:
             process.send_signal(number)
+            wake()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(patience_s)
     with contextlib.suppress(ProcessLookupError):

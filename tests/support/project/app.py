@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import before_task_publish, task_failure, task_postrun, task_success, worker_ready
+from sqlalchemy import Engine, create_engine, event
 
 from celery_alchemy import Alchemy, DatabaseTask
 from support.project import tools
@@ -33,8 +34,22 @@ app.conf.update(
 )
 app.conf.update(config["settings"])
 
-db = Alchemy(app)
+user_engine = create_engine(config["database_url"]) if config["brings_engine"] else None
+if user_engine is not None:
+    tools.use(user_engine)  # as code at import time does: a connection is in the parent's pool when it forks
+db = Alchemy(app, engine=user_engine)
 task = functools.partial(app.task, base=DatabaseTask, bind=True)
+
+
+listened: list[Engine] = []
+
+
+@db.on_engine
+def listen(engine: Engine) -> None:
+    """Remember the Engine, and set something on each of its connections."""
+    listened.append(engine)
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", tools.set_on_connection)
 
 
 @worker_ready.connect
@@ -84,5 +99,7 @@ def probe(key: str, parties: int) -> dict[str, Any]:
         "strategy": db.strategy.name,
         "reason": db.strategy.reason,
         "max_connections": db.strategy.max_connections,
-        "worker_pool": str(db.strategy.worker_pool),
+        "worker_pool": db.strategy.worker_pool.name,
+        "listened": listened.count(db.engine),
+        "engine is the user's": db.engine is user_engine,
     }

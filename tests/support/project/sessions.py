@@ -21,6 +21,11 @@ def untouched(self: Any) -> str:
     return "done"
 
 
+@task()
+def set_by_listener(self: Any) -> str:
+    return str(self.db.scalar(text("SELECT current_setting('contract.listener')")))
+
+
 @app.task
 def plain(key: str) -> None:
     """Not a DatabaseTask: has no unit of work."""

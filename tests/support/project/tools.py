@@ -51,6 +51,18 @@ def committed(key: str) -> list[str]:
         return list(connection.scalars(text("SELECT note FROM rows_ WHERE key_ = :key ORDER BY id"), {"key": key}))
 
 
+def use(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+def set_on_connection(connection: Any, record: Any) -> None:
+    """What a `connect` listener is for: a setting of the connection, here one that the project's tasks can read."""
+    autocommit, connection.autocommit = connection.autocommit, True
+    connection.cursor().execute("SET contract.listener = 'was here'")
+    connection.autocommit = autocommit
+
+
 def open_transactions() -> int:
     """Return how many connections of this worker are in a transaction (PostgreSQL), 0 elsewhere."""
     if observer().dialect.name != "postgresql":
