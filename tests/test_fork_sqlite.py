@@ -1,0 +1,29 @@
+"""SQLite across a fork: the file is shared, and a connection closed in the child would roll the parent back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import forking
+
+
+CASES = [(whose, action) for action in ("exit", "sys_exit", "close", "dispose", "kill") for whose in ("url", "engine")]
+
+
+# Only our journal (WAL) lets another process read meanwhile.
+@pytest.mark.parametrize(("whose", "action"), [*CASES, ("url", "read")])
+def test_child_of_a_sqlite_transaction(tmp_path: Path, action: str, whose: str) -> None:
+    """With its own journal (`engine`) or ours (`url`), the parent's large transaction commits, the file is whole."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.fork_sqlite", str(tmp_path / "forks.db"), whose, action],
+        env=forking.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"first": "changed", "rows": 301, "check": "ok"}
