@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from support import forking
 
-
 CASES = [(whose, action) for action in ("exit", "sys_exit", "close", "dispose", "kill") for whose in ("url", "engine")]
 
 
