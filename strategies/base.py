@@ -48,7 +48,8 @@ class SessionStrategy(ABC):
         self.worker_pool = worker_pool
         self.reason = reason
         self.size: PoolSize = engines.given_size() or size_for(worker_pool, engines.url, engines.options)
-        self._forks = worker_pool.forks
+        self.forks = worker_pool.forks
+        """`worker_pool.forks`, looked at by every task."""
         engines.write_lock_at_begin = worker_pool.name != NO_WORKER
         forks.on_fork(self.after_fork)
 
@@ -121,7 +122,7 @@ class SessionStrategy(ABC):
 
     def leave(self, unit: UnitOfWork) -> None:
         """`unit` is over; called once for every `enter`, after `release`."""
-        if self._forks and self.worker_pool.in_main_process:
+        if self.forks and self.worker_pool.in_main_process:
             # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
             self.engine.dispose()
 

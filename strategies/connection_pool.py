@@ -39,6 +39,8 @@ class ReservedQueuePool(QueuePool):
         self._held: ScopeStack[ConnectionPoolEntry] = ScopeStack()
 
     def connect(self) -> PoolProxiedConnection:
+        if not shield.installed:
+            return super().connect()
         # An exception of a signal handler inside the checkout would lose the slot for good.
         with shield:
             return super().connect()

@@ -40,14 +40,15 @@ class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
     main thread runs signal handlers, and under prefork it alone runs tasks."""
 
-    __slots__ = ("_codes", "_depth", "_main_ident", "_pending", "_signum", "_wrapped")
+    __slots__ = ("_codes", "_depth", "_main_ident", "_pending", "_wrapped", "installed")
 
     def __init__(self) -> None:
         self._depth = 0
         self._pending: tuple[int, FrameType | None] | None = None
-        self._signum: int | None = None
         self._wrapped: _Handler | None = None
         self._main_ident = 0
+        self.installed = False
+        """True in a process whose signal is deferred; elsewhere the shield costs nothing but this look."""
         self._codes: set[CodeType] = set()
 
     def covers(self, function: Function) -> Function:
@@ -67,14 +68,10 @@ class Shield:
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        self._signum, self._wrapped = signum, handler
+        self._wrapped, self.installed = handler, True
         self._main_ident = threading.get_ident()
         self._depth, self._pending = 0, None
         signal.signal(signum, self._handle)
-
-    @property
-    def installed(self) -> bool:
-        return self._wrapped is not None
 
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
         if self._depth or (frame is not None and frame.f_code in self._codes):

@@ -44,25 +44,28 @@ class UnitSession(Session):
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
         callbacks = _callbacks_of(self)
-        if callbacks is not None:
-            callbacks.held_back = True
+        if callbacks is None:
+            with shield:
+                super().commit()
+                if last:
+                    shield.drop_pending()
+            return
+        callbacks.held_back = True
         try:
             with shield:
                 super().commit()
                 if last:
                     shield.drop_pending()
         finally:
-            if callbacks is not None:
-                callbacks.held_back = False
-        if callbacks is not None:
-            callbacks.run_ready()
+            callbacks.held_back = False
+        callbacks.run_ready()
 
     def rollback(self) -> None:
         with shield:
             super().rollback()
-        callbacks = _callbacks_of(self)
-        if callbacks is not None:
-            callbacks.drop()
+        unit: UnitOfWork | None = self.info.get(UNIT)
+        if unit is not None:
+            unit.rolled_back()
 
     def close(self) -> None:
         with shield:
@@ -121,33 +124,18 @@ class SessionSource:
         elif isinstance(factory, type):
             base, options = factory, DEFAULTS
         else:
-            return functools.partial(_make_and_watch, factory, {**DEFAULTS, **self._options})
+            return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
         options = {**options, **self._options}
         options.pop("bind", None)
         mixed = type(base.__name__, (UnitSession, base) if base is not Session else (UnitSession,), {})
-        _watch(mixed)
         return functools.partial(mixed, **options)
 
 
-def _make_and_watch(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:
+def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:
     session = factory(**options, **keywords)
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
-    _watch(type(session))
     return session
-
-
-_watched: set[type[Session]] = set()
-
-
-def _watch(session_class: type[Session]) -> None:
-    # On the class, once: listeners on each Session cost 15 us a task, these less than one.
-    if session_class in _watched:
-        return
-    _watched.add(session_class)
-    event.listen(session_class, "after_begin", _after_begin)
-    event.listen(session_class, "after_commit", _after_commit)
-    event.listen(session_class, "after_transaction_end", _after_end)
 
 
 def _callbacks_of(session: Session) -> CommitCallbacks | None:
@@ -156,10 +144,38 @@ def _callbacks_of(session: Session) -> CommitCallbacks | None:
     return unit.waiting if unit is not None else None
 
 
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is not None and transaction.parent is None:
-        unit.connected(connection)
+def watch_commits(session: Session) -> None:
+    """Tell the callbacks of the unit of work of `session` when a transaction or savepoint of it ends.
+
+    On this Session alone, and only when a callback waits: on the class, every task would pay for it.
+    """
+    event.listen(session, "after_commit", _after_commit)
+    event.listen(session, "after_transaction_end", _after_end)
+
+
+def watch_statements(session: Session, listener: Callable[..., None], ended: Callable[[], None]) -> None:
+    """Call `listener` with the arguments of `before_cursor_execute` for every statement of `session`, and `ended`
+    whenever a transaction is over."""
+
+    def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if transaction.parent is None:
+            event.listen(connection, "before_cursor_execute", listener)
+
+    def after_end(session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            ended()
+
+    event.listen(session, "after_begin", after_begin)
+    event.listen(session, "after_transaction_end", after_end)
+
+
+def connections_of(session: Session) -> list[Connection]:
+    """Return the connections that the transaction of `session` holds; never acquires one."""
+    transaction = session.get_transaction()
+    if transaction is None:
+        return []
+    # `SessionTransaction.connections` is there since SQLAlchemy 2.1.7.
+    return list({id(entry[0]): entry[0] for entry in transaction._connections.values()}.values())
 
 
 def _after_commit(session: Session) -> None:
@@ -170,11 +186,6 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is None:
-        return
-    is_root = transaction.parent is None
-    if is_root:
-        unit.disconnected()
-    if unit.waiting is not None and (is_root or transaction.nested):
-        unit.waiting.ended(transaction)
+    callbacks = _callbacks_of(session)
+    if callbacks is not None and (transaction.parent is None or transaction.nested):
+        callbacks.ended(transaction)

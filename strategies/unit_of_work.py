@@ -11,7 +11,6 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
@@ -19,7 +18,7 @@ from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT, UnitSession
+from .sessions import UNIT, UnitSession, connections_of, watch_commits, watch_statements
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -44,7 +43,6 @@ class UnitOfWork:
     """
 
     __slots__ = (
-        "_connections",
         "_label",
         "_run_callback",
         "_session",
@@ -63,13 +61,12 @@ class UnitOfWork:
         self.commits = commits
         self.outermost = outermost
         self.error: BaseException | None = None
-        """The last database error of the current transaction."""
+        """The last database error, until a rollback."""
         self.waiting: CommitCallbacks | None = None
         """What waits for the COMMIT; None when nothing does."""
         self._label = label
         self._run_callback = run_callback
         self._session: Session | None = None
-        self._connections: list[Connection] | None = None
         self._wrote = False
 
     @property
@@ -85,6 +82,10 @@ class UnitOfWork:
         if session is None:
             session = self.strategy.open(self)
             session.info[UNIT] = self
+            if self.waiting is not None:
+                watch_commits(session)
+            if not self.commits:
+                watch_statements(session, self._note_write, self._forget_writes)
             self._session = session
         return session
 
@@ -95,9 +96,11 @@ class UnitOfWork:
 
     def on_commit(self, callback: Callback) -> None:
         """Run `callback()` after the next real COMMIT."""
+        session = self._session
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
-        session = self._session
+            if session is not None:
+                watch_commits(session)
         self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
 
     def forget_session(self) -> None:
@@ -141,13 +144,14 @@ class UnitOfWork:
         if session is None or not session.in_transaction():
             return
         with shield:
-            if is_interrupt(error) and self._cancel_running():
-                self._discard(session)
+            if is_interrupt(error) and self._cancel_running(session):
+                self._discard(session, connections_of(session))
                 return
+            held = connections_of(session)
             try:
                 session.rollback()
             except BaseException as cleanup_error:
-                self._discard(session)
+                self._discard(session, held)
                 if not isinstance(cleanup_error, Exception):
                     raise
                 logger.warning(
@@ -163,29 +167,22 @@ class UnitOfWork:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
         session, self._session = self._session, None
         if session is not None:
+            held = connections_of(session)
             try:
                 self.strategy.release(self, session)
             except Exception:
                 logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
-                self._discard(session)
+                self._discard(session, held)
             session.info.pop(UNIT, None)
-        self.error = self._connections = None
+        self.error = None
 
     # -- what the Session's events tell ------------------------------------------------------------------------------
 
-    def connected(self, connection: Connection) -> None:
-        """The Session's transaction has begun on `connection`."""
-        if self._connections is None:
-            self._connections = [connection]
-        else:
-            self._connections.append(connection)
-        if not self.commits:
-            event.listen(connection, "before_cursor_execute", self._note_write)
-
-    def disconnected(self) -> None:
-        """The Session's transaction is over, its connections are back in the connection pool."""
-        self.error = self._connections = None
-        self._wrote = False
+    def rolled_back(self) -> None:
+        """The user rolled back: what was wrong is undone, and what waited for a commit waits in vain."""
+        self.error = None
+        if self.waiting is not None:
+            self.waiting.drop()
 
     def _note_write(
         self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
@@ -198,18 +195,21 @@ class UnitOfWork:
         if not is_read:
             self._wrote = True
 
+    def _forget_writes(self) -> None:
+        self._wrote = False
+
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _refuse_broken(self, session: Session) -> None:
         broken = not session.is_active
-        for connection in self._connections or ():
+        for connection in connections_of(session):
             if connection.invalidated:
                 broken = True
             elif not connection.closed:
                 broken = broken or transaction_failed(connection.connection.dbapi_connection)
         if not broken:
             return
-        cause = self.error or getattr(session.get_transaction(), "_rollback_exception", None)
+        cause = getattr(session.get_transaction(), "_rollback_exception", None) or self.error
         what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
         raise BrokenTransaction(
             f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be "
@@ -234,10 +234,10 @@ class UnitOfWork:
                 dropped,
             )
 
-    def _cancel_running(self) -> bool:
+    def _cancel_running(self, session: Session) -> bool:
         """Cancel the statements that still run on the server; return whether there were any."""
         running = False
-        for connection in self._connections or ():
+        for connection in connections_of(session):
             if connection.closed or connection.invalidated:
                 continue
             dbapi_connection = connection.connection.dbapi_connection
@@ -246,9 +246,9 @@ class UnitOfWork:
                 cancel_statement(dbapi_connection, connection.dialect, connection.engine.url)
         return running
 
-    def _discard(self, session: Session) -> None:
+    def _discard(self, session: Session, connections: list[Connection]) -> None:
         """Throw the connections away: their state is unknown, and their slots must come back."""
-        for connection in list(self._connections or ()):
+        for connection in connections:
             with contextlib.suppress(Exception):
                 connection.invalidate()
             with contextlib.suppress(Exception):

@@ -135,7 +135,7 @@ def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
     commits = task.commit_on_success
     if commits is None:
         commits = db.settings.commit_on_success
-    if _SOFT_LIMIT_SIGNAL is not None and db.strategy.worker_pool.forks:
+    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None:
         # billiard installs its handler after worker_process_init, so the first task is the first chance.
         shield.install(_SOFT_LIMIT_SIGNAL)
     return db.units.begin(_label(request, task), commits=commits, kind=kind, holder=task, request=request)
