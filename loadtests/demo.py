@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,15 +53,22 @@ def parse_pools(_context: click.Context, _parameter: click.Parameter, value: str
 
 
 def parse_strategy(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Return the strategy to insist on; a `package.module:Class` is left for the worker to import.
+    """Return the strategy to insist on: a registered name, or `package.module:Class`.
 
     Raises:
-        click.BadParameter: No strategy is registered under this name.
+        click.BadParameter: No strategy is registered under this name, or it cannot be imported.
     """
     known = ["auto", *sorted(point.name for point in entry_points(group="celery_alchemy.strategies"))]
-    if value is None or value in known or ":" in value:
+    if value is None or value in known:
         return value
-    raise click.BadParameter(f"{value!r} is not a session strategy. {_suggest(value, known)}")
+    module, colon, name = value.partition(":")
+    if not colon:
+        raise click.BadParameter(f"{value!r} is not a session strategy. {_suggest(value, known)}")
+    try:
+        getattr(import_module(module), name)
+    except Exception as error:
+        raise click.BadParameter(f"{value!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -55,7 +55,7 @@ def rows(results: Sequence[CellResult]) -> list[tuple[str, ...]]:
         (
             result.options.pool,
             f"{result.strategy}\n{result.reason}" if result.strategy else "-",
-            _number(result.per_second),
+            _number(result.per_second) if result.sent else "-",
             _number(result.p50_ms),
             _number(result.p95_ms),
             f"{result.peak_connections} / {'-' if (most := result.announced_connections) is None else most}",
@@ -88,6 +88,10 @@ def print_report(console: Console, results: Sequence[CellResult]) -> None:
     console.print()
     console.print(table(results))
     for result in results:
+        if result.strategy and result.sent < result.options.tasks:
+            console.print(
+                f"{result.options.pool}: sent {result.sent} of {result.options.tasks} transfers, then time was up."
+            )
         for check in result.broken:
             console.print(f"[bold red]{result.options.pool}: {check.name}: NO[/]")
             console.print(check.detail, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from .environment import WorkerEnvironment
 from .errors import WorkerError
@@ -83,7 +84,8 @@ def running_worker(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
     environ = {**with_package(inherited), **environment.to_environ()}
     started = time.monotonic()
-    with child_process(run, f"worker-{pool}", command, environ=environ, steps=STOP_STEPS) as process:
+    # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
+    with child_process(run, f"worker-{pool}", command, environ=environ, steps=STOP_STEPS, cwd=Path.cwd()) as process:
         ready = _wait_until_ready(process, environment, pool, started + start_timeout_s)
         yield Worker(process, ready, time.monotonic() - started)
 
