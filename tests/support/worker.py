@@ -66,6 +66,7 @@ class Worker:
     environment: dict[str, str] = field(default_factory=dict)
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
+    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits")
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ class Worker:
             "broker_transport_options": options,
             "database_url": self.database_url,
             "brings_engine": self.brings_engine,
+            "modules": list(self.modules),
             "settings": ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
             | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
             | self.settings,

@@ -24,7 +24,7 @@ class Project(Celery):
 
 app = Project("project", broker=config["broker_url"], backend=config["result_backend"])
 app.conf.update(
-    include=[f"support.project.{name}" for name in ("endings", "sessions", "nesting", "callbacks", "hooks", "limits")],
+    include=[f"support.project.{name}" for name in config["modules"]],
     task_default_queue=config["queue"],
     broker_transport_options=config["broker_transport_options"],
     result_backend_transport_options={"global_keyprefix": config["prefix"]},
