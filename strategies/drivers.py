@@ -76,6 +76,9 @@ def parse_url(value: str | URL, setting: str) -> URL:
 def transaction_failed(dbapi_connection: Any) -> bool:
     """Tell whether the server refuses everything but ROLLBACK (PostgreSQL after an error); COMMIT would roll back and
     report success. No round trip."""
+    pgconn = getattr(dbapi_connection, "pgconn", None)  # psycopg, and every task ends here: no detours
+    if pgconn is not None:
+        return bool(pgconn.transaction_status == _IN_ERROR)
     status = _libpq_status(dbapi_connection)
     if status is not None:
         return status == _IN_ERROR

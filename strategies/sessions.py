@@ -41,24 +41,24 @@ class UnitSession(Session):
 
     def commit_shielded(self, *, last: bool) -> None:
         """Commit. With `last`, a time limit that arrives meanwhile is dropped: it has nothing left to stop."""
+        if not shield.installed:
+            super().commit()
+            return
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
         callbacks = _callbacks_of(self)
-        if callbacks is None:
-            with shield:
-                super().commit()
-                if last:
-                    shield.drop_pending()
-            return
-        callbacks.held_back = True
+        if callbacks is not None:
+            callbacks.held_back = True
         try:
             with shield:
                 super().commit()
                 if last:
                     shield.drop_pending()
         finally:
-            callbacks.held_back = False
-        callbacks.run_ready()
+            if callbacks is not None:
+                callbacks.held_back = False
+        if callbacks is not None:
+            callbacks.run_ready()
 
     def rollback(self) -> None:
         with shield:
@@ -68,6 +68,9 @@ class UnitSession(Session):
             unit.rolled_back()
 
     def close(self) -> None:
+        if not shield.installed:
+            super().close()
+            return
         with shield:
             super().close()
 
@@ -174,8 +177,8 @@ def connections_of(session: Session) -> list[Connection]:
     transaction = session.get_transaction()
     if transaction is None:
         return []
-    # `SessionTransaction.connections` is there since SQLAlchemy 2.1.7.
-    return list({id(entry[0]): entry[0] for entry in transaction._connections.values()}.values())
+    # Keyed on both Engine and Connection. `SessionTransaction.connections` is there since SQLAlchemy 2.1.7 only.
+    return [key for key in transaction._connections if isinstance(key, Connection)]
 
 
 def _after_commit(session: Session) -> None:

@@ -167,7 +167,7 @@ class UnitOfWork:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
         session, self._session = self._session, None
         if session is not None:
-            held = connections_of(session)
+            held = connections_of(session) if session.in_transaction() else []
             try:
                 self.strategy.release(self, session)
             except Exception:
@@ -201,14 +201,12 @@ class UnitOfWork:
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _refuse_broken(self, session: Session) -> None:
-        broken = not session.is_active
         for connection in connections_of(session):
-            if connection.invalidated:
-                broken = True
-            elif not connection.closed:
-                broken = broken or transaction_failed(connection.connection.dbapi_connection)
-        if not broken:
-            return
+            if connection.invalidated or transaction_failed(connection.connection.dbapi_connection):
+                break
+        else:
+            if session.is_active:
+                return
         cause = getattr(session.get_transaction(), "_rollback_exception", None) or self.error
         what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
         raise BrokenTransaction(

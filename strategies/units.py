@@ -133,6 +133,13 @@ class UnitsOfWork:
             frames.remove(frame)
             unit.strategy.leave(unit)
             return
+        if not shield.installed and error is None:
+            try:
+                unit.close()
+            finally:
+                frames.remove(frame)
+                unit.strategy.leave(unit)
+            return
         with shield:
             try:
                 unit.close()
