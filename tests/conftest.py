@@ -39,8 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
         marker = item.get_closest_marker("worker_pools")
-        pair = getattr(item, "callspec", None) and item.callspec.params.get("worker")  # type: ignore[attr-defined]
-        kept[marker is None or not isinstance(pair, Pair) or pair.pool in marker.args].append(item)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        pools = {parameter.pool for parameter in parameters if hasattr(parameter, "pool")}
+        kept[marker is None or pools <= set(marker.args)].append(item)
     items[:] = kept[True]
     config.hook.pytest_deselected(items=kept[False])
 
@@ -78,10 +79,16 @@ def postgresql_server() -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def database(postgresql_server: URL, run_name: str) -> Iterator[databases.PostgreSQL]:
+def run_database(postgresql_server: URL, run_name: str) -> Iterator[databases.PostgreSQL]:
     """The PostgreSQL database of this run, with the project's tables."""
     with databases.new_postgresql(postgresql_server, run_name) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def database(run_database: databases.PostgreSQL) -> databases.PostgreSQL:
+    """The database of the tests; a module that tests another overrides this one."""
+    return run_database
 
 
 @pytest.fixture
@@ -94,6 +101,20 @@ def key() -> str:
 def watched_key() -> str:
     """A key whose every message makes the sending worker say what everyone could see at that moment."""
     return f"watched-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def taken(key: str, database: databases.Database) -> str:
+    """A user name that exists already."""
+    database.execute("INSERT INTO users (name) VALUES (:name)", name=key)
+    return key
+
+
+@pytest.fixture
+def lockable(watched_key: str, database: databases.Database) -> str:
+    """A watched key with a counter row to lock."""
+    database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=watched_key)
+    return watched_key
 
 
 @pytest.fixture(scope="session", params=PAIRS, ids=str)

@@ -5,20 +5,6 @@ from support.databases import Database
 from support.worker import Worker
 
 
-@pytest.fixture
-def taken(key: str, database: Database) -> str:
-    """A user name that exists already."""
-    database.execute("INSERT INTO users (name) VALUES (:name)", name=key)
-    return key
-
-
-@pytest.fixture
-def lockable(watched_key: str, database: Database) -> str:
-    """A watched key with a counter row to lock."""
-    database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=watched_key)
-    return watched_key
-
-
 def test_the_recipe_works_unchanged(worker: Worker, key: str, database: Database) -> None:
     """`self.db.add(...)`, `self.db.commit()`, nothing else."""
     assert worker.call("create", key).state == "SUCCESS"
