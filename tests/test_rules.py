@@ -1,0 +1,176 @@
+"""The rules of the source tree: who imports whom, and what an import does."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import celery_alchemy
+
+PACKAGE = Path(celery_alchemy.__file__).parent
+FOLDERS = {"strategies", "workers", "loadtests"}
+CELERY = {"celery", "billiard", "kombu", "vine", "amqp"}
+#: Arrow: loadtests -> workers -> strategies. What a folder may import of the others.
+ARROW = {"strategies": set(), "workers": {"strategies"}, "loadtests": {"strategies", "workers"}}
+DRIVERS = {"psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"}
+GREEN = {"gevent", "eventlet"}
+
+
+def modules(folder: str) -> list[Path]:
+    found = sorted((PACKAGE / folder).rglob("*.py"))
+    assert found, f"nothing in {PACKAGE / folder}"
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the absolute name of every module that `path` imports, anywhere in its code, and the line."""
+    package = ["celery_alchemy", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, node.module] if node.module else base)
+            yield name, node.lineno
+            yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def offences(folder: str, wrong: Callable[[str], bool]) -> list[str]:
+    found = ((path, *imported) for path in modules(folder) for imported in imports(path))
+    return [f"{path.name}:{line} imports {name}" for path, name, line in found if wrong(name)]
+
+
+@pytest.mark.parametrize("folder", sorted(ARROW))
+def test_a_folder_imports_only_what_the_arrow_allows(folder: str) -> None:
+    def wrong(name: str) -> bool:
+        parts = name.split(".")
+        others = FOLDERS - ARROW[folder] - {folder}
+        return parts[0] == "tests" or (parts[0] == "celery_alchemy" and len(parts) > 1 and parts[1] in others)
+
+    assert offences(folder, wrong) == []
+
+
+def test_strategies_know_nothing_of_celery() -> None:
+    assert offences("strategies", lambda name: name.split(".")[0] in CELERY) == []
+
+
+def test_only_workers_and_loadtests_import_celery() -> None:
+    """The package itself holds the public names, nothing else."""
+    assert [name for name, _ in imports(PACKAGE / "__init__.py") if name.split(".")[0] in CELERY] == []
+    assert any(name.split(".")[0] == "celery" for path in modules("workers") for name, _ in imports(path))
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_nobody_imports_the_folders_by_their_bare_names(folder: str) -> None:
+    """From the checkout that would be a second copy of the module, with another class of the same name."""
+    assert offences(folder, lambda name: name.split(".")[0] in FOLDERS) == []
+
+
+def test_the_tests_import_the_folders_by_the_installed_name() -> None:
+    wrong = []
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{path.name}:{node.lineno}" for name in names if name.split(".")[0] in FOLDERS]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", ["strategies", "workers"])
+def test_drivers_and_green_libraries_are_imported_where_they_are_used(folder: str) -> None:
+    """Never at the top of a module: none of them needs to be installed."""
+    wrong = []
+    for path in modules(folder):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                wrong += [f"{path.name}:{node.lineno} {n}" for n in names if n.split(".")[0] in DRIVERS | GREEN]
+    assert wrong == []
+
+
+IMPORT = """
+import gc, json, signal, socket, sys, threading
+
+import celery.signals
+import sqlalchemy.event
+from celery.utils.dispatch import Signal
+
+before = {id(s): len(s.receivers or ()) for s in gc.get_objects() if isinstance(s, Signal)}
+handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP)}
+listening = []
+sqlalchemy.event.listen, sqlalchemy.event.listens_for = (lambda *a, **k: listening.append(a),) * 2
+
+import celery_alchemy
+
+from sqlalchemy import Engine
+from sqlalchemy.pool import Pool
+print(json.dumps({
+    "public": sorted(celery_alchemy.__all__),
+    "modules": sorted(sys.modules),
+    "engines": sum(isinstance(o, (Engine, Pool)) for o in gc.get_objects()),
+    "signals": [s.name for s in gc.get_objects() if isinstance(s, Signal)
+                and len(s.receivers or ()) != before.get(id(s), 0)],
+    "handlers": [int(n) for n, h in handlers.items() if signal.getsignal(n) is not h],
+    "listening": len(listening),
+    "threads": threading.active_count(),
+    "patched": socket.socket.__module__ != "socket",
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, object]:
+    """What `import celery_alchemy` does in a fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_importing_makes_no_engine_connects_no_signal_and_patches_nothing(imported: dict[str, object]) -> None:
+    quiet = {name: imported[name] for name in ("engines", "signals", "handlers", "listening", "threads", "patched")}
+    assert quiet == {"engines": 0, "signals": [], "handlers": [], "listening": 0, "threads": 1, "patched": False}
+
+
+def test_importing_imports_no_driver_and_no_green_library(imported: dict[str, object]) -> None:
+    assert set(imported["modules"]) & (DRIVERS | GREEN | {"locust", "pydantic"}) == set()
+    assert "celery_alchemy.loadtests" not in imported["modules"]
+
+
+def test_the_public_names_are_there(imported: dict[str, object]) -> None:
+    promised = {
+        "Alchemy", "DatabaseTask", "SessionStrategy", "LocalStrategy", "ScopedStrategy", "PerProcessStrategy",
+        "WorkerPool", "CeleryAlchemyError", "ConfigurationError", "NoUnitOfWork",
+    }  # fmt: skip
+    assert promised <= set(imported["public"])
+    for name in imported["public"]:
+        assert getattr(celery_alchemy, name).__doc__, f"{name} has no docstring"
+
+
+def test_importing_the_package_needs_neither_drivers_nor_green_libraries() -> None:
+    """With all of them impossible to import."""
+    missing = sorted(DRIVERS - {"sqlite3"} | GREEN | {"greenlet", "locust", "pydantic", "psutil", "redis"})
+    script = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import celery_alchemy"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_checkout_has_one_copy_of_each_module() -> None:
+    """The links of the package lead to the folders at the top, or, in an installed wheel, are the folders."""
+    for folder in sorted(FOLDERS):
+        spec = importlib.util.find_spec(f"celery_alchemy.{folder}")
+        assert spec is not None
+        assert Path(spec.origin or "").resolve().parent == (PACKAGE / folder).resolve()
+
+
+def test_every_module_has_a_docstring_and_a_bounded_length() -> None:
+    """One idea per file."""
+    for folder in ("strategies", "workers"):
+        for path in modules(folder):
+            text = path.read_text()
+            assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
+            assert len(text.splitlines()) <= 400, f"{path.name} has more than one idea"
