@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench-overhead clean
+.PHONY: demo test test-lowest lint bench-overhead clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m celery_alchemy.loadtests.demo $(if $(POOLS),--pools $(POOLS)) $(if $(STRATEGY),--strategy $(STRATEGY))
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The built wheel, with the oldest versions it allows, away from the checkout.
+test-lowest: $(VENV)-lowest/installed
+	cd tests && ../$(VENV)-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS) $(PYTEST_ARGS)
+
+LOWEST_TESTS := test_readme.py test_definitions.py test_outside_workers.py test_contract_endings.py \
+	test_contract_nesting.py test_contract_hooks.py test_fork_actions.py \
+	-k 'not (prefork or threads or gevent or eventlet or solo) or per_process-prefork or scoped-threads or scoped-gevent'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -25,5 +33,15 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+SOURCES := $(wildcard strategies/*.py workers/*.py loadtests/*.py celery_alchemy/*.py)
+
+$(VENV)-lowest/installed: pyproject.toml $(SOURCES)
+	rm -rf $(VENV)-lowest
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)-lowest/wheel .
+	$(VENV)-lowest/bin/python -m pip install --quiet 'celery[redis]==5.5.0' 'sqlalchemy==2.0.43' \
+		"celery-alchemy[dev] @ file://$$(ls $(CURDIR)/$(VENV)-lowest/wheel/*.whl)"
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-lowest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from .scope import ScopeStack, describe_current_scope
 from .sizing import PoolSize
 
 
+def _always() -> bool:
+    return True
+
+
 def _unnamed() -> str:
     return describe_current_scope()
 
@@ -24,7 +29,8 @@ class ReservedQueuePool(QueuePool):
 
     With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
     `pool_timeout`. Here a nested checkout takes an idle connection, or opens one of `reserve` extra ones, or raises
-    `ReservedSlotsInUse` at once. An extra connection is closed as soon as it comes back.
+    `ReservedSlotsInUse` at once. A thread that runs no task may be the helper of one that waits for it, so it may open
+    an extra connection too, and queues when there is none. An extra connection is closed as soon as it comes back.
 
     At most `pool_size + max_overflow + reserve` connections are open.
     """
@@ -33,6 +39,8 @@ class ReservedQueuePool(QueuePool):
     """Connections that only a nested checkout may open."""
     who: Callable[[], str] = staticmethod(_unnamed)
     """Names the holder for the message; set by the unit-of-work layer."""
+    queues: Callable[[], bool] = staticmethod(_always)
+    """Tells whether this thread or greenlet runs a task, which queues for its first connection; set like `who`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,8 +58,12 @@ class ReservedQueuePool(QueuePool):
         return list(self._held.get() or ())
 
     def _do_get(self) -> ConnectionPoolEntry:
-        holds = self._held.get()
-        record = self._get_nested() if holds else super()._do_get()
+        if self._held.get():
+            record = self._get_nested()
+        elif self.reserve and not self.queues():
+            record = self._get_without_waiting() or super()._do_get()
+        else:
+            record = super()._do_get()
         if "holder" not in record.__dict__:  # QueuePool calls itself again when it lost a race
             self._held.push(record)
             # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
@@ -59,22 +71,25 @@ class ReservedQueuePool(QueuePool):
         return record
 
     def _get_nested(self) -> ConnectionPoolEntry:
-        try:
-            return self._pool.get(False)
-        except sa_queue.Empty:
-            pass
-        limit = self._max_overflow + self.reserve
-        with self._overflow_lock:
-            granted = self._max_overflow == -1 or self._overflow < limit
-            if granted:
-                self._overflow += 1
-        if not granted:
+        record = self._get_without_waiting()
+        if record is None:
+            limit = self._max_overflow + self.reserve
             raise ReservedSlotsInUse(
                 f"{self.who()}: it already holds a connection, needs a second one, and all "
                 f"{self.size() + limit} of this connection pool are in use. Waiting could be waiting for itself, so it "
                 f"is refused at once. Commit or roll back the outer unit of work first, or give the pool more room: "
                 f"alchemy_engine_options = {{'pool_size': {self.size()}, 'max_overflow': {limit + self.size()}}}."
             )
+        return record
+
+    def _get_without_waiting(self) -> ConnectionPoolEntry | None:
+        """Return an idle connection, or one of the reserve; None when all are in use."""
+        with contextlib.suppress(sa_queue.Empty):
+            return self._pool.get(False)
+        with self._overflow_lock:
+            if self._max_overflow > -1 and self._overflow >= self._max_overflow + self.reserve:
+                return None
+            self._overflow += 1
         try:
             return self._create_connection()
         except BaseException:
@@ -117,7 +132,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     new.reserve = reserve
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
-        new.who, new._held = pool.who, pool._held
+        new.who, new.queues, new._held = pool.who, pool.queues, pool._held
     return new
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
@@ -19,12 +18,25 @@ from .errors import InvalidSetting
 from .interrupts import is_interrupt
 from .sizing import PoolSize
 
+if TYPE_CHECKING:
+    import sqlite3
+
 EngineListener = Callable[[Engine], object]
 ErrorObserver = Callable[[BaseException], None]
 CONNECT_TIMEOUT_S = 10
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
 _listened: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Scope(Protocol):
+    """What is known of the thread or greenlet that is running."""
+
+    def labels(self) -> str:
+        """Name its open units of work, the innermost first."""
+
+    def runs_task(self) -> bool:
+        """Tell whether it runs a task request."""
 
 
 class EngineSource:
@@ -35,7 +47,7 @@ class EngineSource:
         options: Keyword arguments of `create_engine`; they win over every default here.
         engine: The user's Engine. It is never replaced, resized or closed behind the user's back: only its connection
             pool is made anew, with its own sizes, where a fork or a monkey patch makes that necessary.
-        who: Names the unit of work that holds a connection, for messages.
+        scope: What the connection pool asks about the thread or greenlet that wants a connection.
         observe: Called with every database error, for the message of a broken transaction.
     """
 
@@ -44,7 +56,7 @@ class EngineSource:
         url: URL | None,
         options: dict[str, Any],
         engine: Engine | None,
-        who: Callable[[], str],
+        scope: Scope,
         observe: ErrorObserver,
     ) -> None:
         if engine is None and url is None:
@@ -52,7 +64,7 @@ class EngineSource:
         self.given = engine
         self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
         self.options = options
-        self._who = who
+        self._scope = scope
         self._observe = observe
         self._listeners: list[EngineListener] = []
         self._guarded_given = False
@@ -107,7 +119,8 @@ class EngineSource:
             }
         )
         if isinstance(engine.pool, connection_pool.ReservedQueuePool):
-            engine.pool.reserve, engine.pool.who = size.reserve, self._who
+            engine.pool.reserve = size.reserve
+            self._introduce(engine.pool)
         return engine
 
     def probe(self, size: PoolSize) -> Pool:
@@ -173,9 +186,12 @@ class EngineSource:
         if isinstance(old, connection_pool.ReservedQueuePool) and connection_pool.size_of(old) == size:
             return
         new = connection_pool.like(old, pool_size=size.pool_size, max_overflow=size.max_overflow, reserve=size.reserve)
-        new.who = self._who
+        self._introduce(new)
         engine.pool = new
         old.dispose()
+
+    def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
+        pool.who, pool.queues = self._scope.labels, self._scope.runs_task
 
     def _announce(self, engine: Engine) -> None:
         for listener in self._listeners:

@@ -12,10 +12,12 @@ only connections that were idle. So in the child, for every connection of every 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import stat
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +36,9 @@ _stacks: list[ScopeStack[Any]] = []
 _callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
 #: Driver connections inherited from the parent. Freeing one may talk to the parent's server.
 _graveyard: list[object] = []
-#: Held from just before a fork until just after it.
-_pinned: list[tuple[ConnectionPoolEntry, object, Any]] = []
+_Pin = tuple[ConnectionPoolEntry, object, Any]
+#: Held from just before a fork until just after it, by forking thread: two threads may fork at once.
+_pinned: dict[int, list[_Pin]] = {}
 _registered = False
 
 
@@ -80,7 +83,7 @@ def _register() -> None:
     global _registered  # noqa: PLW0603
     if not _registered and hasattr(os, "register_at_fork"):
         _registered = True
-        os.register_at_fork(before=_pin, after_in_parent=_pinned.clear, after_in_child=_after_in_child)
+        os.register_at_fork(before=_pin, after_in_parent=_unpin, after_in_child=_after_in_child)
 
 
 def _remember(dbapi_connection: object, record: ConnectionPoolEntry) -> None:
@@ -90,9 +93,19 @@ def _remember(dbapi_connection: object, record: ConnectionPoolEntry) -> None:
 def _pin() -> None:
     # CPython frees the states of the threads missing in the child before our hooks run, and
     # with them what their `threading.local`s hold: a pooled connection would send its ROLLBACK. Hold it till it is cut.
+    _pinned[threading.get_ident()] = _look()
+
+
+def _unpin() -> None:
+    _pinned.pop(threading.get_ident(), None)
+
+
+def _look() -> list[_Pin]:
+    pins: list[_Pin] = []
     for record in list(_records):
         reference = getattr(record, "fairy_ref", None)
-        _pinned.append((record, record.dbapi_connection, reference() if reference is not None else None))
+        pins.append((record, record.dbapi_connection, reference() if reference is not None else None))
+    return pins
 
 
 def _after_in_child() -> None:
@@ -116,15 +129,17 @@ def _after_in_child() -> None:
 
 
 def _sever() -> None:
-    inherited = [pinned for pinned in _pinned if pinned[1] is not None]
+    everything = [pin for pins in (*_pinned.values(), _look()) for pin in pins]
+    inherited = list({id(pin[1]): pin for pin in everything if pin[1] is not None}.values())
     _records.clear()
     if not inherited:
+        _pinned.clear()
         return
     ours, theirs = socket.socketpair()
     theirs.close()
     try:
         for record, connection, fairy in inherited:
-            _graveyard.append(connection)
+            _keep_for_good(connection)
             descriptor = _descriptor(connection)
             if descriptor is not None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
@@ -134,6 +149,16 @@ def _sever() -> None:
     finally:
         ours.close()
         _pinned.clear()
+
+
+def _keep_for_good(connection: object) -> None:
+    """Let nothing free `connection`, not even the interpreter at its exit: mysqlclient would say goodbye on the
+    parent's socket, SQLite would roll the parent's transaction back in the file they share."""
+    _graveyard.append(connection)
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def _descriptor(connection: object) -> int | None:

@@ -43,15 +43,22 @@ class Frame:
 
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
 frames: ScopeStack[Frame] = ScopeStack()
+_TASK_KINDS = frozenset({"run", "call"})
 
 
-def open_labels() -> str:
-    """Name the units of work open in this thread or greenlet, the innermost first, for a message."""
-    stack = frames.get() or ()
-    labels = list(dict.fromkeys(frame.unit.label for frame in reversed(stack)))
-    if not labels:
-        return describe_current_scope()
-    return " inside ".join(labels)
+class RunningScope:
+    """What connection pools ask about the thread or greenlet that is running."""
+
+    def labels(self) -> str:
+        """Name its open units of work, the innermost first, for a message."""
+        stack = frames.get() or ()
+        labels = list(dict.fromkeys(frame.unit.label for frame in reversed(stack)))
+        return " inside ".join(labels) or describe_current_scope()
+
+    def runs_task(self) -> bool:
+        """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
+        frame = frames.top()
+        return frame is not None and frame.kind in _TASK_KINDS
 
 
 def observe_error(error: BaseException) -> None:

@@ -19,7 +19,7 @@ from ..strategies.drivers import parse_url
 from ..strategies.engines import EngineListener, EngineSource
 from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
-from ..strategies.units import UnitsOfWork, open_labels, place
+from ..strategies.units import RunningScope, UnitsOfWork, place
 from ..strategies.units import observe_error as observe
 from ..strategies.worker_pool import outside_worker
 from . import apps, lifecycle, selection
@@ -239,7 +239,7 @@ class Alchemy:
             and (given or (kept.url, kept.options) == (url, settings.engine_options))
         ):
             return kept
-        engines = EngineSource(url, settings.engine_options, given, open_labels, observe)
+        engines = EngineSource(url, settings.engine_options, given, RunningScope(), observe)
         for listener in self._listeners:
             engines.on_engine(listener)
         self._engines = engines
