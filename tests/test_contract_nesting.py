@@ -74,12 +74,14 @@ def test_apply_inside_a_task_has_its_own_session(
 
 
 def test_a_nested_unit_of_work_never_queues_for_a_connection(worker: Worker, key: str, database: Database) -> None:
-    """All tasks hold a connection and each opens a second unit; none lets go before all have been served or refused."""
+    """All tasks hold a connection, each opens a second unit, and none lets go before all have theirs: as announced."""
     parties = worker.concurrency
-    outcomes = worker.call_together("nested_at_once", [(key, parties)] * parties)
-    answers = [outcome.value for outcome in outcomes]
-    assert all(answer == "own connection" for answer in answers), outcomes
-    assert len(database.connections(worker.name)) <= worker.probe()[0]["max_connections"]
+    announced = worker.probe()[0]["max_connections"]
+    ids = [worker.send("nested_at_once", key, parties) for _ in range(parties)]
+    open_at_once = worker.while_all_wait(f"{key}-nested", parties + 1, lambda: database.connections(worker.name))
+    outcomes = [worker.wait(task_id) for task_id in ids]
+    assert [outcome.value for outcome in outcomes] == ["own connection"] * parties, outcomes
+    assert 2 * parties <= len(open_at_once) <= announced
 
 
 def test_units_of_work_in_turn_inside_a_task(worker: Worker, key: str, database: Database) -> None:

@@ -1,7 +1,8 @@
 """Where the servers are: named by the environment, running on this machine, or embedded from PyPI.
 
-CELERY_ALCHEMY_TEST_POSTGRESQL, _REDIS, _MARIADB and _RABBITMQ hold URLs. CELERY_ALCHEMY_REQUIRE_SERVERS lists the
-optional ones ("mariadb,rabbitmq") whose absence fails the run instead of skipping the tests that need them.
+CELERY_ALCHEMY_TEST_POSTGRESQL, _REDIS, _MARIADB and _RABBITMQ hold URLs; the first two may say "embedded".
+CELERY_ALCHEMY_REQUIRE_SERVERS lists the optional ones ("mariadb,rabbitmq") whose absence fails the run instead of
+skipping the tests that need them.
 """
 
 import getpass
@@ -16,16 +17,17 @@ import redis
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 
 CONNECT_TIMEOUT_S = 3
+EMBEDDED = "embedded"
 
 
 @contextmanager
 def postgresql() -> Iterator[URL]:
     """Give the URL of a PostgreSQL database whose user may create databases."""
     given = os.environ.get("CELERY_ALCHEMY_TEST_POSTGRESQL")
-    if given:
+    if given and given != EMBEDDED:
         yield make_url(given).set(drivername="postgresql+psycopg")
         return
-    for url in _local_postgresql():
+    for url in () if given else _local_postgresql():
         if _may_create_databases(url):
             yield url
             return
@@ -49,7 +51,7 @@ def redis_server() -> Iterator[RedisURLs]:
     url = os.environ.get("CELERY_ALCHEMY_TEST_REDIS")
     if not url and _answers_ping("redis://127.0.0.1:6379/0"):
         url = "redis://127.0.0.1:6379/0"
-    if url:
+    if url and url != EMBEDDED:
         yield RedisURLs(url, url)
         return
     from celery_alchemy.loadtests.brokers import embedded_valkey

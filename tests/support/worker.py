@@ -12,17 +12,19 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from celery import Celery, Signature, chain
 
 from support.servers import RedisURLs
+from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 30
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+T = TypeVar("T")
 ALIVE: list["Worker"] = []  # for the log tails of failure reports
 
 
@@ -185,6 +187,16 @@ class Worker:
         values, _ = self.site.redis.pipeline().lrange(name, 0, -1).delete(name).execute()
         return [json.loads(value) for value in values]
 
+    def while_all_wait(self, key: str, parties: int, look: Callable[[], T]) -> T:
+        """Be the last to come to a barrier of the tasks, and look around before that; return what was seen."""
+        barrier = self.site.key("barrier", key)
+        come = parties - 1
+        eventually(lambda: self.site.redis.get(barrier) == str(come), f"{come} tasks wait at {key}")
+        seen = look()
+        self.site.redis.incr(barrier)
+        self.site.redis.rpush(f"{barrier}:go", *range(parties))
+        return seen
+
     def probe(self) -> list[dict[str, Any]]:
         """Return the report of every pool process, or of the one process."""
         processes = self.concurrency if self.pool == "prefork" else 1
@@ -217,13 +229,16 @@ def running(worker: Worker) -> Iterator[Worker]:
 def start_process(command: Sequence[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a process in a group of its own, far from the checkout, that finds `support` and its own folder."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
-    path = os.pathsep.join([str(TESTS), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    paths = [str(TESTS), environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
             cwd=log.parent,
-            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment | {"PYTHONPATH": path},
+            env=inherited
+            | {"PYTHONUNBUFFERED": "1"}
+            | environment
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
