@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,11 @@ from sqlalchemy.util import queue as sa_queue
 
 from .errors import ReservedSlotsInUse
 from .interrupts import shield
+from .liveness import is_dead
 from .scope import ScopeStack, describe_current_scope
 from .sizing import PoolSize
+
+logger = logging.getLogger(__name__)
 
 
 def _always() -> bool:
@@ -68,7 +72,15 @@ class ReservedQueuePool(QueuePool):
             self._held.push(record)
             # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
             record.__dict__["holder"] = self._held.get()
+            self._replace_if_dead(record)
         return record
+
+    def _replace_if_dead(self, record: ConnectionPoolEntry) -> None:
+        """Let SQLAlchemy connect anew where the server has closed this connection while it was idle."""
+        connection = record.dbapi_connection
+        if connection is not None and is_dead(connection, record.info, self._dialect):
+            logger.info("An idle connection was closed by the server; it is replaced by a new one")
+            record.invalidate()
 
     def _get_nested(self) -> ConnectionPoolEntry:
         record = self._get_without_waiting()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from typing import Any
 
 from sqlalchemy.engine import URL, Dialect, make_url
@@ -125,3 +127,18 @@ def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:
     except Exception as error:
         # The interruption itself is what the user must see; the server ends the statement by itself, only later.
         logger.info("Could not cancel the interrupted statement on the server: %s", error)
+
+
+def socket_descriptor(connection: object) -> int | None:
+    """Return the file descriptor of a driver connection's socket; None when it has none (SQLite)."""
+    for candidate in (connection, getattr(connection, "_sock", None), getattr(connection, "_usock", None)):
+        fileno = getattr(candidate, "fileno", None)
+        if fileno is None:
+            continue
+        try:
+            descriptor = fileno()
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return int(descriptor)
+        except Exception:  # noqa: S112
+            continue  # closed or not connected: nothing to cut
+    return None

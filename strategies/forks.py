@@ -16,7 +16,6 @@ import contextlib
 import gc
 import os
 import socket
-import stat
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 
 from .connection_pool import unlock_after_fork
+from .drivers import socket_descriptor
 from .interrupts import shield
 from .scope import ScopeStack
 
@@ -140,7 +140,7 @@ def _sever() -> None:
     try:
         for record, connection, fairy in inherited:
             _keep_for_good(connection)
-            descriptor = _descriptor(connection)
+            descriptor = socket_descriptor(connection)
             if descriptor is not None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
             record.dbapi_connection = None  # type: ignore[misc]
@@ -159,18 +159,3 @@ def _keep_for_good(connection: object) -> None:
         import ctypes
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-def _descriptor(connection: object) -> int | None:
-    """Return the file descriptor of a driver connection's socket; None when it has none (SQLite)."""
-    for candidate in (connection, getattr(connection, "_sock", None), getattr(connection, "_usock", None)):
-        fileno = getattr(candidate, "fileno", None)
-        if fileno is None:
-            continue
-        try:
-            descriptor = fileno()
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                return int(descriptor)
-        except Exception:  # noqa: S112
-            continue  # closed or not connected: nothing to cut
-    return None
