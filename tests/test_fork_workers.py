@@ -2,13 +2,13 @@
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
 import pytest
-from support import databases
+from support import databases, forking
 from support import worker as workers
 from support.waiting import eventually
 
@@ -64,24 +64,11 @@ def assert_one_connection_each(reports: list[dict[str, Any]]) -> None:
     assert len(set().union(*backends.values())) == len(backends), f"a connection is shared: {backends}"
 
 
-@contextlib.contextmanager
 def fleet(
-    site: workers.Site, database: databases.Database, strategies: Sequence[str], *arguments: str, **options: Any
-) -> Iterator[dict[str, workers.Worker]]:
+    site: workers.Site, database: databases.Database, *arguments: str, **options: Any
+) -> contextlib.AbstractContextManager[dict[str, workers.Worker]]:
     """Run one worker per strategy, side by side: they mostly wait for their pool processes."""
-    running = {name: prefork(site, database, name, *arguments, **options) for name in strategies}
-    with ThreadPoolExecutor(len(running)) as executor:
-        started = {name: executor.submit(one.__enter__) for name, one in running.items()}
-        try:
-            yield {name: one.result() for name, one in started.items()}
-        finally:
-            stopped = [
-                executor.submit(running[name].__exit__, None, None, None)
-                for name, one in started.items()
-                if one.exception() is None
-            ]
-            for one in stopped:
-                one.result()
+    return forking.side_by_side({name: prefork(site, database, name, *arguments, **options) for name in STRATEGIES})
 
 
 def on_each(workers_: dict[str, workers.Worker], check: Callable[[workers.Worker, str], None]) -> None:
@@ -95,7 +82,7 @@ def on_each(workers_: dict[str, workers.Worker], check: Callable[[workers.Worker
 @pytest.fixture(scope="module")
 def short_lived(site: workers.Site, database: databases.PostgreSQL) -> Iterator[dict[str, workers.Worker]]:
     """Workers whose pool processes run one task each."""
-    with fleet(site, database, STRATEGIES, "--max-tasks-per-child=1") as running:
+    with fleet(site, database, "--max-tasks-per-child=1") as running:
         yield running
 
 
@@ -160,7 +147,7 @@ def test_autoscale(site: workers.Site, database: databases.PostgreSQL) -> None:
         listed = {connection.pid for connection in database.connections(worker.name)}
         assert listed <= backends, "the main process keeps a connection open"
 
-    with fleet(site, database, STRATEGIES, pool_arguments=["-P", "prefork", "--autoscale=4,1"]) as running:
+    with fleet(site, database, pool_arguments=["-P", "prefork", "--autoscale=4,1"]) as running:
         on_each(running, check)
 
 
@@ -174,7 +161,7 @@ def test_spawn(site: workers.Site, database: databases.PostgreSQL) -> None:
         assert sorted(database.rows(key)) == written(2)
         assert {report["strategy"] for report in worker.probe()} == {worker.strategy or "per_process"}
 
-    with fleet(site, database, STRATEGIES, "--pool-start-method=spawn") as running:
+    with fleet(site, database, "--pool-start-method=spawn") as running:
         on_each(running, check)
 
 

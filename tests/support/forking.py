@@ -7,9 +7,11 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import make_url
@@ -19,6 +21,7 @@ from support.recorder import Recorder
 
 TESTS = Path(__file__).resolve().parent.parent
 ANSWER_TIMEOUT_S = 60
+T = TypeVar("T")
 DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 
 
@@ -174,3 +177,20 @@ def host(database: Database, driver: str, strategy: str, log: Path, role: str = 
         text = url.render_as_string(hide_password=False)
         with script("fork_host", log, url=text, strategy=strategy, role=role) as program:
             yield Host(program, database, recorder)
+
+
+@contextlib.contextmanager
+def side_by_side(contexts: Mapping[str, AbstractContextManager[T]]) -> Iterator[dict[str, T]]:
+    """Enter all contexts at once, each in a thread, and leave them likewise."""
+    with ThreadPoolExecutor(len(contexts)) as executor:
+        entered = {name: executor.submit(context.__enter__) for name, context in contexts.items()}
+        try:
+            yield {name: one.result() for name, one in entered.items()}
+        finally:
+            left = [
+                executor.submit(contexts[name].__exit__, None, None, None)
+                for name, one in entered.items()
+                if one.exception() is None
+            ]
+            for one in left:
+                one.result()
