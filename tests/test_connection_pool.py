@@ -68,6 +68,17 @@ def test_tasks_queue_for_the_connections_there_are(start: Start, database: Postg
         assert len(database.connections(worker.name)) <= worker.probe()[0]["max_connections"] == 2
 
 
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+def test_the_prefork_parent_keeps_no_connection(site: Site, database: PostgreSQL, strategy: str) -> None:
+    """A handler of worker_ready has used one there; the parent may fork again."""
+    name = f"{site.prefix[:-1]}-parent-{strategy}"
+    url = database.url(name)
+    with running(Worker(site, name, "prefork", url, strategy, writes_when_ready=True)) as worker:
+        assert database.rows(name) == ["ready"]
+        assert database.connections(name) == []
+        assert worker.call("insert", name).state == "SUCCESS"
+
+
 def test_prefork_keeps_one_connection_per_process(start: Start, database: PostgreSQL) -> None:
     """After nested units the process gives back what it borrowed, and its one connection stays for the next task."""
     with start("prefork", 2) as worker:

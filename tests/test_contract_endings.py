@@ -2,6 +2,7 @@
 
 import pytest
 from support.databases import Database
+from support.waiting import eventually
 from support.worker import Worker
 
 
@@ -29,6 +30,43 @@ def test_the_commit_comes_before_links_are_sent(worker: Worker, watched_key: str
     worker.send("insert", watched_key, link=[link])
     assert worker.wait(f"link-{watched_key}").value == ["inserted"]
     assert worker.said(watched_key) == [{"task": "read", "rows": ["inserted"], "open": 0}]
+
+
+def test_the_commits_come_before_the_body_of_a_chord_is_sent(worker: Worker, watched_key: str) -> None:
+    body = worker.call("start_chord", watched_key).value
+    assert sorted(worker.wait(body).value) == ["first", "second"]
+    sent = [said for said in worker.said(watched_key) if said["task"] == "read"]
+    assert [sorted(said["rows"]) for said in sent] == [["first", "second"]]
+
+
+def test_an_error_callback_is_a_unit_of_work(worker: Worker, key: str, database: Database) -> None:
+    worker.call("fail", key, link_error=[worker.signature("note_error", immutable=False)])
+    assert database.rows(key) == ["errback Boom"]
+
+
+@pytest.mark.worker_pools("prefork")
+def test_an_error_callback_in_the_prefork_parent_is_one_too(worker: Worker, key: str, database: Database) -> None:
+    """After a hard time limit; the parent keeps no connection."""
+    error_callback = worker.signature("note_error", immutable=False)
+    worker.call("fail_slowly", key, time_limit=1, link_error=[error_callback])
+    eventually(lambda: set(database.rows(key)) == {"errback TimeLimitExceeded"}, "the error callback ran")
+    assert len(database.connections(worker.name)) <= worker.concurrency
+
+
+def test_signal_handlers_write_in_a_unit_of_work(worker: Worker, database: Database, key: str) -> None:
+    assert worker.call("fail", f"signalled-{key}").error == "Boom"
+    assert database.rows(f"signalled-{key}") == ["task_prerun", "task_postrun"]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [("begin_by_hand", ["begun by hand", "begun again"]), ("close_by_hand", ["committed by hand"])],
+)
+def test_transactions_by_hand_work_as_sqlalchemy_says(
+    worker: Worker, key: str, database: Database, task: str, rows: list[str]
+) -> None:
+    assert worker.call(task, key).state == "SUCCESS"
+    assert database.rows(key) == rows
 
 
 def test_raising_rolls_back(worker: Worker, key: str, database: Database) -> None:

@@ -40,6 +40,15 @@ def test_a_task_called_like_a_function_joins(
     assert database.rows(key) == rows
 
 
+@pytest.mark.parametrize(("callee_fails", "rows"), [(False, ["callee"]), (True, [])])
+def test_called_where_no_unit_of_work_is_open_it_opens_its_own(
+    worker: Worker, key: str, database: Database, callee_fails: bool, rows: list[str]
+) -> None:
+    """Here by a task that is no DatabaseTask."""
+    assert worker.call("plain_caller", key, callee_fails).state == "SUCCESS"
+    assert database.rows(key) == rows
+
+
 def test_a_task_called_like_a_function_has_the_settings_of_its_caller(
     worker: Worker, key: str, database: Database
 ) -> None:

@@ -24,6 +24,7 @@ TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 30
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated"}  # nothing comes after these: the attempt does not end
 T = TypeVar("T")
 ALIVE: list["Worker"] = []  # for the log tails of failure reports
 
@@ -68,6 +69,7 @@ class Worker:
     environment: dict[str, str] = field(default_factory=dict)
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
+    writes_when_ready: bool = False
     modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits")
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
 
@@ -88,6 +90,7 @@ class Worker:
             "database_url": self.database_url,
             "brings_engine": self.brings_engine,
             "modules": list(self.modules),
+            "writes_when_ready": self.writes_when_ready,
             "settings": ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
             | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
             | self.settings,
@@ -146,8 +149,8 @@ class Worker:
         )
         return task_id
 
-    def signature(self, task: str, *args: Any) -> Signature:
-        return self._client.signature(task, args, immutable=True, queue=self.queue)
+    def signature(self, task: str, *args: Any, immutable: bool = True) -> Signature:
+        return self._client.signature(task, args, immutable=immutable, queue=self.queue)
 
     def send_chain(self, *signatures: Signature) -> list[str]:
         """Send a chain; return the ids of its tasks."""
@@ -175,8 +178,7 @@ class Worker:
                 return Outcome(state=ended)
             if "state" in record:
                 outcome = Outcome(**record)
-            # A killed attempt does not end: nothing comes after its outcome.
-            if outcome and (not popped or record.get("ended") == outcome.state):
+            if outcome and (not popped or record.get("ended") == outcome.state or outcome.error in KILLED):
                 return outcome
             assert self.is_running(), f"the worker ended with {self.exit_code()}\n{self.log_tail()}"
             assert time.monotonic() < deadline, f"no outcome of {task_id} after {TASK_TIMEOUT_S} s\n{self.log_tail()}"

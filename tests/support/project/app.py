@@ -6,11 +6,12 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import before_task_publish, task_failure, task_postrun, task_success, worker_ready
+from celery.signals import before_task_publish, task_failure, task_postrun, task_prerun, task_success, worker_ready
 from sqlalchemy import Engine, create_engine, event
 
 from celery_alchemy import Alchemy, DatabaseTask
 from support.project import tools
+from support.project.models import Row
 
 config: dict[str, Any] = json.loads(os.environ["CONTRACT_PROJECT"])
 
@@ -53,8 +54,25 @@ def listen(engine: Engine) -> None:
 
 
 @worker_ready.connect
+def write_when_ready(**_: Any) -> None:
+    """In prefork's main process, which keeps no connection."""
+    if config["writes_when_ready"]:
+        with db.unit_of_work() as session:
+            session.add(Row(key=config["worker"], note="ready"))
+
+
+@worker_ready.connect
 def say_ready(**_: Any) -> None:
     tools.client().rpush(tools.name("ready", config["worker"]), os.getpid())
+
+
+@task_prerun.connect
+@task_postrun.connect
+def write_in_a_signal_handler(signal: Any, args: Any, **_: Any) -> None:
+    """What a signal handler does that needs the database."""
+    if args and str(args[0]).startswith("signalled-"):
+        with db.unit_of_work() as session:
+            session.add(Row(key=args[0], note=signal.name))
 
 
 # The result backend is no witness: the second attempt of a retry may store SUCCESS before the first stores RETRY.
@@ -84,18 +102,24 @@ def say_published(sender: str, body: Any, **_: Any) -> None:
     """Tell the test what the rest of the world can see at the moment at which a message about its key is sent."""
     arguments = body[0]
     if arguments and str(arguments[0]).startswith("watched-"):
-        seen = {"task": sender, "rows": tools.committed(arguments[0]), "open": tools.open_transactions()}
-        tools.say(arguments[0], seen)
+        key = arguments[0]
+        tools.say(
+            key, {"task": sender, "rows": tools.committed(key), "open": tools.open_transactions() + checked_out()}
+        )
+
+
+def checked_out() -> int:
+    connection_pool = db.engine.pool
+    return connection_pool.checkedout() if hasattr(connection_pool, "checkedout") else 0
 
 
 @app.task
 def probe(key: str, parties: int) -> dict[str, Any]:
     """Report on this process, once `parties` probes run at once, so that no pool process is asked twice."""
     tools.barrier(key, parties)
-    connection_pool = db.engine.pool
     return {
         "pid": os.getpid(),
-        "checkedout": connection_pool.checkedout() if hasattr(connection_pool, "checkedout") else 0,
+        "checkedout": checked_out(),
         "strategy": db.strategy.name,
         "reason": db.strategy.reason,
         "max_connections": db.strategy.max_connections,

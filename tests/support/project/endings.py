@@ -1,15 +1,17 @@
 """One task per way in which a task can end."""
 
 import contextlib
+import time
 from typing import Any
 
+from celery import chord
 from celery.exceptions import Ignore, Reject
 from sqlalchemy import insert as core_insert
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from celery_alchemy import DatabaseTask
-from support.project.app import app, task
+from support.project.app import app, db, task
 from support.project.models import Child, Counter, Row, User
 
 
@@ -184,6 +186,46 @@ def reject(self: Any, key: str) -> None:
     self.db.add(Row(key=key))
     self.db.flush()
     raise Reject("on purpose", requeue=False)
+
+
+@app.task
+def start_chord(key: str) -> str:
+    """Two tasks, then one that sees what they wrote."""
+    header = [insert.si(key, note) for note in ("first", "second")]
+    return str(chord(header)(read.si(key)).id)
+
+
+@app.task(base=DatabaseTask)
+def note_error(request: Any, error: BaseException, traceback: Any) -> None:
+    """An error callback: Celery calls it like a function, in the process that handles the failure."""
+    db.session.add(Row(key=request.args[0], note=f"errback {type(error).__name__}"))
+
+
+@task()
+def fail_slowly(self: Any, key: str) -> None:
+    """Killed by a hard time limit."""
+    self.db.add(Row(key=key))
+    self.db.flush()
+    time.sleep(60)
+
+
+@task()
+def begin_by_hand(self: Any, key: str) -> None:
+    """SQLAlchemy's own idiom."""
+    with self.db.begin():
+        self.db.add(Row(key=key, note="begun by hand"))
+    with self.db.begin():
+        self.db.add(Row(key=key, note="begun again"))
+
+
+@task()
+def close_by_hand(self: Any, key: str) -> None:
+    """As in a hand-written task: `commit()`, `finally: close()`."""
+    try:
+        self.db.add(Row(key=key, note="committed by hand"))
+        self.db.commit()
+    finally:
+        self.db.close()
 
 
 @task()

@@ -28,6 +28,16 @@ def sleep_in_sql_caught(self: Any, key: str) -> None:
 
 
 @task()
+def write_steadily(self: Any, key: str, note: str) -> None:
+    """Many short statements and savepoints: a limit strikes anywhere between or in them."""
+    self.db.add(Row(key=key, note=note))
+    for number in range(60):
+        with self.db.begin_nested():
+            self.db.add(Row(key=f"{key}-{number}", note=note))
+        self.db.scalar(text("SELECT pg_backend_pid()"))
+
+
+@task()
 def busy(self: Any, key: str, catch: bool) -> None:
     """Meet the limit in Python code, between two statements."""
     self.db.add(Row(key=key, note="before the limit"))

@@ -1,5 +1,6 @@
 """Tasks that call tasks, and units of work inside tasks."""
 
+import contextlib
 from typing import Any
 
 from sqlalchemy import text
@@ -7,7 +8,7 @@ from sqlalchemy.exc import TimeoutError as ConnectionPoolTimeout
 
 from celery_alchemy import CeleryAlchemyError
 from support.project import tools
-from support.project.app import db, task
+from support.project.app import app, db, task
 from support.project.endings import Boom
 from support.project.models import Row
 
@@ -44,6 +45,13 @@ def callee(self: Any, key: str, fails: bool = False) -> int:
     if fails:
         raise Boom("callee, on purpose")
     return id(self.db)
+
+
+@app.task
+def plain_caller(key: str, callee_fails: bool) -> None:
+    """Not a DatabaseTask: calls one like a function."""
+    with contextlib.suppress(Boom):
+        callee(key, callee_fails)
 
 
 @task(commit_on_success=False)
