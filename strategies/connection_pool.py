@@ -157,6 +157,16 @@ def unlock_after_fork(pool: Pool) -> None:
         pool._held.forget()
 
 
+def close_idle(pool: Pool) -> None:
+    """Close the idle connections of `pool`, which is not used any more; what is checked out closes on its return.
+
+    Not by `pool.dispose()`: its locks may be from before eventlet's monkey patch, and refuse to be taken.
+    """
+    idle = getattr(getattr(pool, "_pool", None), "queue", None)
+    while idle:
+        idle.popleft().close()
+
+
 def size_of(pool: QueuePool) -> PoolSize:
     """Return the size of `pool` as it is."""
     return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))

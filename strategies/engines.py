@@ -188,7 +188,7 @@ class EngineSource:
         new = connection_pool.like(old, pool_size=size.pool_size, max_overflow=size.max_overflow, reserve=size.reserve)
         self._introduce(new)
         engine.pool = new
-        old.dispose()
+        connection_pool.close_idle(old)
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues = self._scope.labels, self._scope.runs_task
@@ -221,11 +221,11 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
         return  # the user's Engine, served by another Alchemy before
     _listened.add(engine)
 
-    def on_error(context: ExceptionContext) -> None:
+    def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
         observe(context.sqlalchemy_exception or error)
         if not is_interrupt(error):
-            return
+            return None
         # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with
         # an error of its own, which would hide this one and leave the slot checked out.
         connection = context.connection
@@ -233,6 +233,8 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
             cancel_statement(connection.connection.dbapi_connection, connection.dialect, engine.url)
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
+        # Where it struck while the statement was put together, SQLAlchemy would wrap it in a StatementError.
+        return error
 
     event.listen(engine, "handle_error", on_error)
 

@@ -57,21 +57,25 @@ class Shield:
         self._codes.add(function.__code__)
         return function
 
-    def install(self, signum: int) -> None:
+    def install(self, signum: int) -> bool:
         """Put the deferring handler around the one in force for `signum`, unless it is there already.
 
         Cheap enough for every task: the handler may be installed by others after us (billiard does so after
         `worker_process_init`). Does nothing outside the main thread.
+
+        Returns:
+            True when it was not there before.
         """
         handler = signal.getsignal(signum)
         if handler == self._handle or not callable(handler):
-            return
+            return False
         if threading.current_thread() is not threading.main_thread():
-            return
+            return False
         self._wrapped, self.installed = handler, True
         self._main_ident = threading.get_ident()
         self._depth, self._pending = 0, None
         signal.signal(signum, self._handle)
+        return True
 
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
         if self._depth or (frame is not None and frame.f_code in self._codes):
@@ -80,17 +84,25 @@ class Shield:
         assert self._wrapped is not None
         return self._wrapped(signum, frame)
 
-    def __enter__(self) -> Shield:
+    def hold(self) -> None:
+        """Defer the signal until `let_go`."""
         if self._wrapped is not None and threading.get_ident() == self._main_ident:
             self._depth += 1
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def let_go(self, *, silent: bool = False) -> None:
+        """End one `hold`; after the last, run the handler of a signal that came meanwhile, unless `silent`."""
         if self._wrapped is None or not self._depth or threading.get_ident() != self._main_ident:
             return
         self._depth -= 1
-        if not self._depth and self._pending is not None and exc_info[1] is None:
+        if not self._depth and self._pending is not None and not silent:
             self.raise_pending()
+
+    def __enter__(self) -> Shield:
+        self.hold()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.let_go(silent=exc_info[1] is not None)
 
     def raise_pending(self) -> None:
         """Run the handler of a signal that was deferred; it raises."""
@@ -98,10 +110,15 @@ class Shield:
         if pending is not None and self._wrapped is not None:
             self._wrapped(*pending)
 
-    def drop_pending(self) -> bool:
-        """Forget a deferred signal: the work it would stop is committed. Return whether there was one."""
-        pending, self._pending = self._pending, None
-        return pending is not None
+    def drop_pending(self) -> None:
+        """Forget a deferred signal: the work it would stop is committed. Another thread's call changes nothing."""
+        if threading.get_ident() == self._main_ident:
+            self._pending = None
+
+    def settle(self) -> None:
+        """A task request is over: nothing is deferred any more, and what came for it must not hit the next one."""
+        if threading.get_ident() == self._main_ident:
+            self.reset()
 
     @property
     def pending(self) -> bool:

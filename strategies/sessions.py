@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, sessionmaker
 
 from .errors import InvalidSetting
 from .interrupts import shield
@@ -73,6 +73,18 @@ class UnitSession(Session):
             return
         with shield:
             super().close()
+
+
+def shield_mapper_configuration() -> None:
+    """Defer time limits while SQLAlchemy configures the mappers, at the first use of a model in a process.
+
+    Cut in two, the configuration would leave the mappers unusable for good: every later task of the process would fail
+    with "One or more mappers failed to initialize".
+    """
+    if not event.contains(Mapper, "before_configured", shield.hold):
+        event.listen(Mapper, "before_configured", shield.hold)
+        # Does not fire when the configuration fails; the end of the task lets go then.
+        event.listen(Mapper, "after_configured", shield.let_go)
 
 
 class SessionSource:

@@ -159,7 +159,7 @@ class UnitsOfWork:
                     if taken:
                         logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
                 # A time limit that arrives now comes too late: what it would stop is over.
-                shield.drop_pending()
+                shield.settle()
 
     def sweep(self, stale: Callable[[Frame], bool]) -> None:
         """End what an interruption between two bytecodes left on the stack of this thread or greenlet."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..strategies.interrupts import shield
+from ..strategies.sessions import shield_mapper_configuration
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
 from . import apps
@@ -135,9 +136,9 @@ def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
     commits = task.commit_on_success
     if commits is None:
         commits = db.settings.commit_on_success
-    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None:
-        # billiard installs its handler after worker_process_init, so the first task is the first chance.
-        shield.install(_SOFT_LIMIT_SIGNAL)
+    # billiard installs its handler after worker_process_init, so the first task is the first chance.
+    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
+        shield_mapper_configuration()
     return db.units.begin(_label(request, task), commits=commits, kind=kind, holder=task, request=request)
 
 
