@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +12,7 @@ from sqlalchemy.pool import QueuePool
 
 from . import connection_pool, forks
 from .engines import EngineSource
+from .interrupts import shield
 from .sessions import SessionSource
 from .sizing import PoolSize, size_for
 from .worker_pool import NO_WORKER, WorkerPool
@@ -136,8 +138,8 @@ class SessionStrategy(ABC):
             How many connections there were; they are closed, for nobody knows their state.
         """
         pool = self.engine.pool
-        if not isinstance(pool, connection_pool.ReservedQueuePool):
-            return 0
+        if not (shield.applies and isinstance(pool, connection_pool.ReservedQueuePool)):
+            return 0  # only a signal strikes between two bytecodes; SQLAlchemy itself minds every other interruption
         taken = 0
         for record in pool.held():
             reference = getattr(record, "fairy_ref", None)
@@ -145,8 +147,8 @@ class SessionStrategy(ABC):
             if fairy is not None and fairy.is_valid:
                 fairy.invalidate()
                 taken += 1
-        if self.worker_pool.tasks_per_process == 1 and pool.checkedout() > 0:
-            # One task at a time, and it is over: what is still counted as out was lost in the interruption.
+        if pool.checkedout() > 0 and threading.active_count() == 1:
+            # One thread, its one task is over: what is still counted as out was lost in the interruption.
             self.engine.dispose()
             taken = max(taken, 1)
         return taken

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import SessionTransaction
 
+from .interrupts import is_interrupt
+
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[], object]
@@ -27,8 +29,8 @@ class CommitCallbacks:
         self._waiting: list[tuple[Callback, SessionTransaction | None]] = []
         self._ready: list[Callback] = []
         self._committed: SessionTransaction | None = None
-        self.held_back = False
-        """True while a commit runs behind the shield: what it sets free waits for `run_ready`, outside of it."""
+        self.held_back = 0
+        """Above 0, what a COMMIT sets free waits for `run_ready`: until the shield is left, the Session is gone."""
 
     def add(self, callback: Callback, savepoint: SessionTransaction | None) -> None:
         self._waiting.append((callback, savepoint))
@@ -66,14 +68,19 @@ class CommitCallbacks:
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._ready.extend(callback for callback, _ in waiting)
-        if not self.held_back:
-            self.run_ready()
+        self.run_ready()
 
     def run_ready(self) -> None:
-        """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other."""
-        while self._ready:
+        """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other; a time limit is
+        raised once all have run."""
+        interrupt: BaseException | None = None
+        while self._ready and not self.held_back:
             callback = self._ready.pop(0)
             try:
                 self._run(callback)
-            except Exception:
+            except Exception as error:
                 logger.exception("on_commit callback %r failed; the transaction it waited for is committed", callback)
+                if is_interrupt(error):
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt

@@ -32,7 +32,15 @@ _INSTALL = {
 }
 CANCEL_TIMEOUT_S = 2.0
 _IN_ERROR = 3  # libpq's PQTRANS_INERROR
+_ER_LOCK_DEADLOCK = 1213
+_ER_XA_RBDEADLOCK = 1614
 _ACTIVE = 1  # libpq's PQTRANS_ACTIVE
+
+
+def shown(url: URL) -> str:
+    """Return `url` for a message: no user, no password, no query, and nothing that could be half a password."""
+    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    return f"{url.drivername}://{'...' if '@' in place or '%' in place else place}"
 
 
 def parse_url(value: str | URL, setting: str) -> URL:
@@ -50,26 +58,25 @@ def parse_url(value: str | URL, setting: str) -> URL:
             f"Write it as dialect+driver://user:password@host/database, special characters in the password "
             f"percent-encoded, for example postgresql+psycopg://shop@localhost/shop."
         ) from None
-    shown = url.render_as_string(hide_password=True)
     try:
         dialect = url.get_dialect()
     except NoSuchModuleError:
         raise InvalidSetting(
-            f"{setting}={shown!r}: SQLAlchemy knows no dialect {url.drivername!r}. Known to work here: "
+            f"{setting}={shown(url)!r}: SQLAlchemy knows no dialect {url.drivername!r}. Known to work here: "
             f"postgresql+psycopg, postgresql+psycopg2, mysql+pymysql, mysql+mysqldb, sqlite."
         ) from None
     if dialect.is_async:
         sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(dialect.driver, 'a sync driver')}")
         raise InvalidSetting(
-            f"{setting}={shown!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary functions. "
-            f"Use {sync.render_as_string(hide_password=True)!r}."
+            f"{setting}={shown(url)!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary "
+            f"functions. Use {sync.drivername!r} instead."
         )
     try:
         dialect.import_dbapi()
     except ImportError as error:
         install = _INSTALL.get(dialect.driver, f"install the package that provides it ({error.name or dialect.driver})")
         raise InvalidSetting(
-            f"{setting}={shown!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
+            f"{setting}={shown(url)!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
             f"Remedy: {install}."
         ) from error
     return url
@@ -85,6 +92,12 @@ def transaction_failed(dbapi_connection: Any) -> bool:
     if status is not None:
         return status == _IN_ERROR
     return getattr(dbapi_connection, "_transaction_status", None) == b"E"  # pg8000
+
+
+def server_rolled_back(dialect: Dialect, error: BaseException) -> bool:
+    """Tell whether the server has undone the whole transaction because of `error` (MySQL's deadlock victim). The next
+    statement would silently begin a new one, without what was written before."""
+    return dialect.name in {"mysql", "mariadb"} and error.args[:1] in {(_ER_LOCK_DEADLOCK,), (_ER_XA_RBDEADLOCK,)}
 
 
 def is_executing(dbapi_connection: Any) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from . import connection_pool, forks
-from .drivers import cancel_statement
+from .drivers import cancel_statement, server_rolled_back, shown
 from .errors import InvalidSetting
 from .interrupts import is_interrupt
 from .sizing import PoolSize
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 EngineListener = Callable[[Engine], object]
-ErrorObserver = Callable[[BaseException], None]
+#: Called with a database error, and whether the server has rolled the whole transaction back because of it.
+ErrorObserver = Callable[[BaseException, bool], None]
 CONNECT_TIMEOUT_S = 10
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
@@ -159,7 +160,7 @@ class EngineSource:
         except (TypeError, ValueError, ArgumentError, SQLAlchemyError) as error:
             names = ", ".join(sorted(self.options)) or "none"
             raise InvalidSetting(
-                f"alchemy_engine_options cannot be used with {self.url.render_as_string(hide_password=True)!r}: "
+                f"alchemy_engine_options cannot be used with {shown(self.url)!r}: "
                 f"{error}. Options given: {names} (values not shown)."
             ) from None
         _listen(engine, self._observe)
@@ -223,7 +224,7 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
 
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
-        observe(context.sqlalchemy_exception or error)
+        observe(context.sqlalchemy_exception or error, server_rolled_back(engine.dialect, error))
         if not is_interrupt(error):
             return None
         # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with

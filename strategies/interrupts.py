@@ -38,22 +38,24 @@ def is_interrupt(error: BaseException) -> bool:
 
 class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
-    main thread runs signal handlers, and under prefork it alone runs tasks."""
+    main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""
 
-    __slots__ = ("_codes", "_depth", "_main_ident", "_pending", "_wrapped", "installed")
+    __slots__ = ("_codes", "_main_ident", "_wrapped", "depth", "installed", "pending")
 
     def __init__(self) -> None:
-        self._depth = 0
-        self._pending: tuple[int, FrameType | None] | None = None
         self._wrapped: _Handler | None = None
         self._main_ident = 0
+        self._codes: set[CodeType] = set()
         self.installed = False
         """True in a process whose signal is deferred; elsewhere the shield costs nothing but this look."""
-        self._codes: set[CodeType] = set()
+        self.depth = 0
+        """How many times the signal is held back; a plain number, for no bytecode may come between two of them."""
+        self.pending: int | None = None
+        """The signal that came meanwhile."""
 
     def covers(self, function: Function) -> Function:
         """Defer the signal whenever it arrives while `function`'s own frame is the one running: for the few bytecodes
-        before a `with shield` is entered and after it is left. Usable as a decorator."""
+        before `depth` is raised and after it is lowered. Usable as a decorator."""
         self._codes.add(function.__code__)
         return function
 
@@ -73,60 +75,50 @@ class Shield:
             return False
         self._wrapped, self.installed = handler, True
         self._main_ident = threading.get_ident()
-        self._depth, self._pending = 0, None
+        self.reset()
         signal.signal(signum, self._handle)
         return True
 
+    @property
+    def applies(self) -> bool:
+        """True where the signal is deferred, and in the thread that it interrupts."""
+        return self.installed and threading.get_ident() == self._main_ident
+
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
-        if self._depth or (frame is not None and frame.f_code in self._codes):
-            self._pending = (signum, None)
+        if self.depth or (frame is not None and frame.f_code in self._codes):
+            self.pending = signum
             return None
         assert self._wrapped is not None
         return self._wrapped(signum, frame)
 
     def hold(self) -> None:
         """Defer the signal until `let_go`."""
-        if self._wrapped is not None and threading.get_ident() == self._main_ident:
-            self._depth += 1
+        if self.applies:
+            self.depth += 1
 
-    def let_go(self, *, silent: bool = False) -> None:
-        """End one `hold`; after the last, run the handler of a signal that came meanwhile, unless `silent`."""
-        if self._wrapped is None or not self._depth or threading.get_ident() != self._main_ident:
-            return
-        self._depth -= 1
-        if not self._depth and self._pending is not None and not silent:
-            self.raise_pending()
+    def let_go(self) -> None:
+        """End one `hold`. What came meanwhile waits for `check`."""
+        if self.depth and self.applies:
+            self.depth -= 1
+
+    def check(self) -> None:
+        """Run the handler of a signal that was deferred, unless it is still held back; the handler raises."""
+        if self.pending is not None and not self.depth and self.applies and self._wrapped is not None:
+            signum, self.pending = self.pending, None
+            self._wrapped(signum, None)
 
     def __enter__(self) -> Shield:
         self.hold()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.let_go(silent=exc_info[1] is not None)
-
-    def raise_pending(self) -> None:
-        """Run the handler of a signal that was deferred; it raises."""
-        pending, self._pending = self._pending, None
-        if pending is not None and self._wrapped is not None:
-            self._wrapped(*pending)
-
-    def drop_pending(self) -> None:
-        """Forget a deferred signal: the work it would stop is committed. Another thread's call changes nothing."""
-        if threading.get_ident() == self._main_ident:
-            self._pending = None
-
-    def settle(self) -> None:
-        """A task request is over: nothing is deferred any more, and what came for it must not hit the next one."""
-        if threading.get_ident() == self._main_ident:
-            self.reset()
-
-    @property
-    def pending(self) -> bool:
-        return self._pending is not None
+        self.let_go()
+        if exc_info[1] is None:
+            self.check()
 
     def reset(self) -> None:
-        """Start afresh: for the child of a fork made inside the shield."""
-        self._depth, self._pending = 0, None
+        """Start afresh: at the end of a task request, and in the child of a fork made inside the shield."""
+        self.depth, self.pending = 0, None
 
 
 shield = Shield()

@@ -104,6 +104,12 @@ class ScopedStrategy(SessionStrategy):
                 slot.session = session
         return session
 
+    def release(self, unit: UnitOfWork, session: Session) -> None:
+        for slot in self._registry.stack.get() or ():
+            if slot.unit is unit:
+                slot.session = None
+        super().release(unit, session)
+
     def leave(self, unit: UnitOfWork) -> None:
         for slot in self._registry.stack.get() or ():
             if slot.unit is unit:

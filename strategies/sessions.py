@@ -37,10 +37,6 @@ class UnitSession(Session):
     """
 
     def commit(self) -> None:
-        self.commit_shielded(last=False)
-
-    def commit_shielded(self, *, last: bool) -> None:
-        """Commit. With `last`, a time limit that arrives meanwhile is dropped: it has nothing left to stop."""
         if not shield.installed:
             super().commit()
             return
@@ -48,17 +44,17 @@ class UnitSession(Session):
         self.flush()
         callbacks = _callbacks_of(self)
         if callbacks is not None:
-            callbacks.held_back = True
+            callbacks.held_back += 1
+        shield.hold()
         try:
-            with shield:
-                super().commit()
-                if last:
-                    shield.drop_pending()
+            super().commit()
         finally:
+            shield.let_go()
             if callbacks is not None:
-                callbacks.held_back = False
+                callbacks.held_back -= 1
         if callbacks is not None:
             callbacks.run_ready()
+        shield.check()
 
     def rollback(self) -> None:
         with shield:

@@ -12,13 +12,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT, UnitSession, connections_of, watch_commits, watch_statements
+from .sessions import UNIT, connections_of, watch_commits, watch_statements
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -43,12 +43,13 @@ class UnitOfWork:
     """
 
     __slots__ = (
+        "_error",
         "_label",
+        "_lost",
         "_run_callback",
         "_session",
         "_wrote",
         "commits",
-        "error",
         "outermost",
         "strategy",
         "waiting",
@@ -60,14 +61,14 @@ class UnitOfWork:
         self.strategy = strategy
         self.commits = commits
         self.outermost = outermost
-        self.error: BaseException | None = None
-        """The last database error, until a rollback."""
         self.waiting: CommitCallbacks | None = None
         """What waits for the COMMIT; None when nothing does."""
         self._label = label
         self._run_callback = run_callback
         self._session: Session | None = None
         self._wrote = False
+        self._error: tuple[BaseException, SessionTransaction | None] | None = None
+        self._lost: SessionTransaction | None = None
 
     @property
     def label(self) -> str:
@@ -111,30 +112,40 @@ class UnitOfWork:
 
     # -- the endings -------------------------------------------------------------------------------------------------
 
-    def succeed(self) -> None:
+    def succeed(self, *, final: bool) -> None:
         """End well: commit, or roll back where `commits` is False; then run the `on_commit` callables.
+
+        Args:
+            final: Nothing comes after: the Session is released before the callables run, so that one which kept it gets
+                an error, and does not write where nobody commits.
 
         Raises:
             BrokenTransaction: a database error was caught and nobody rolled back.
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
+        waiting = self.waiting
+        if waiting is not None and final:
+            waiting.held_back += 1
+        self._end_well()
+        if waiting is not None and final:
+            self.close()
+            waiting.held_back -= 1
+            waiting.run_ready()
+
+    def _end_well(self) -> None:
         session = self._session
         if session is None or not session.in_transaction():
             if self.waiting is not None:
                 self.waiting.run_all()
-            return
-        if not self.commits:
+        elif not self.commits:
             self._roll_back_unasked(session)
-            return
-        try:
-            self._refuse_broken(session)
-            if isinstance(session, UnitSession):
-                session.commit_shielded(last=self.outermost)
-            else:
+        else:
+            try:
+                self._refuse_broken(session)
                 session.commit()
-        except BaseException as error:
-            self.fail(error)
-            raise
+            except BaseException as error:
+                self.fail(error)
+                raise
 
     def fail(self, error: BaseException) -> None:
         """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""
@@ -174,15 +185,21 @@ class UnitOfWork:
                 logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
                 self._discard(session, held)
             session.info.pop(UNIT, None)
-        self.error = None
+        self._error = None
 
     # -- what the Session's events tell ------------------------------------------------------------------------------
 
     def rolled_back(self) -> None:
         """The user rolled back: what was wrong is undone, and what waited for a commit waits in vain."""
-        self.error = None
         if self.waiting is not None:
             self.waiting.drop()
+
+    def observed(self, error: BaseException, lost: bool) -> None:
+        """The driver reported `error`; with `lost` the server has rolled the whole transaction back."""
+        transaction = self._session.get_transaction() if self._session is not None else None
+        self._error = (error, transaction)
+        if lost:
+            self._lost = transaction
 
     def _note_write(
         self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
@@ -201,13 +218,20 @@ class UnitOfWork:
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _refuse_broken(self, session: Session) -> None:
+        transaction = session.get_transaction()
         for connection in connections_of(session):
-            if connection.invalidated or transaction_failed(connection.connection.dbapi_connection):
+            if (
+                transaction is self._lost
+                or connection.invalidated
+                or transaction_failed(connection.connection.dbapi_connection)
+            ):
                 break
         else:
             if session.is_active:
                 return
-        cause = getattr(session.get_transaction(), "_rollback_exception", None) or self.error
+        cause = getattr(transaction, "_rollback_exception", None)
+        if cause is None and self._error is not None and self._error[1] is transaction:
+            cause = self._error[0]
         what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
         raise BrokenTransaction(
             f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be "

@@ -61,11 +61,11 @@ class RunningScope:
         return frame is not None and frame.kind in _TASK_KINDS
 
 
-def observe_error(error: BaseException) -> None:
-    """Remember a database error for the message that a broken transaction will need."""
+def observe_error(error: BaseException, lost: bool) -> None:
+    """Tell the current unit of work of a database error; `lost`: the server has rolled the transaction back."""
     frame = frames.top()
     if frame is not None:
-        frame.unit.error = error
+        frame.unit.observed(error, lost)
 
 
 class UnitsOfWork:
@@ -91,13 +91,22 @@ class UnitsOfWork:
         return None
 
     def frame_of(self, holder: object) -> Frame | None:
-        """Return the innermost frame in which `holder` (a task) runs; None when it does not run here."""
+        """Return the innermost frame in which `holder` (a task) runs; None when it does not run here.
+
+        An on_commit callback hides what is below it: the unit of work there is over.
+        """
         stack = frames.get()
         if stack:
             for frame in reversed(stack):
-                if frame.holder is holder and frame.owner is self:
+                if (frame.holder is holder or frame.kind == "callback") and frame.owner is self:
                     return frame
         return None
+
+    def above(self, frame: Frame) -> list[Frame]:
+        """Return the frames of units of work opened inside `frame` and still open, the innermost first."""
+        stack = frames.get() or []
+        inner = stack[stack.index(frame) + 1 :] if frame in stack else []
+        return [found for found in reversed(inner) if found.owns and found.owner is self]
 
     def current(self) -> UnitOfWork:
         """Return the unit of work now running in this thread or greenlet.
@@ -136,16 +145,9 @@ class UnitsOfWork:
         if not frame.owns:
             frames.remove(frame)
             return
-        if unit.opened is None and not shield.pending:
+        if unit.opened is None:
             frames.remove(frame)
             unit.strategy.leave(unit)
-            return
-        if not shield.installed and error is None:
-            try:
-                unit.close()
-            finally:
-                frames.remove(frame)
-                unit.strategy.leave(unit)
             return
         with shield:
             try:
@@ -153,13 +155,10 @@ class UnitsOfWork:
             finally:
                 frames.remove(frame)
                 unit.strategy.leave(unit)
-            if unit.outermost:
-                if error is not None and is_interrupt(error):
-                    taken = unit.strategy.take_back()
-                    if taken:
-                        logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
-                # A time limit that arrives now comes too late: what it would stop is over.
-                shield.settle()
+            if unit.outermost and error is not None and is_interrupt(error):
+                taken = unit.strategy.take_back()
+                if taken:
+                    logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
 
     def sweep(self, stale: Callable[[Frame], bool]) -> None:
         """End what an interruption between two bytecodes left on the stack of this thread or greenlet."""
@@ -181,7 +180,7 @@ class UnitsOfWork:
                 error = raised
                 frame.unit.fail(raised)
                 raise
-            frame.unit.succeed()
+            frame.unit.succeed(final=True)
         finally:
             self.leave(frame, error)
 

@@ -32,6 +32,9 @@ _BEGUN = "_celery_alchemy_begun"
 _SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 _OURS = "_celery_alchemy_wrapper"
 
+#: Opens or joins a unit of work for the task; None: it runs in the one that is open already, whoever ends that.
+Enter = Callable[["Alchemy", "DatabaseTask"], "Frame | None"]
+
 
 def wrap_run(raw: Any) -> Callable[..., Any]:
     """Return `raw`, a task's `run` as it stands in the class body, inside the unit of work of the task request."""
@@ -39,10 +42,7 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
 
     @shield.covers
     def run(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
-        frame = _enter_run(self)
-        if frame is None:
-            return call(self, *args, **kwargs)
-        return _run_in(frame, call, self, args, kwargs)
+        return _run(_enter_run, call, self, args, kwargs)
 
     return _like(run, raw)
 
@@ -53,10 +53,7 @@ def wrap_call(raw: Any) -> Callable[..., Any]:
 
     @shield.covers
     def __call__(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        frame = _enter_call(self)
-        if frame is None:
-            return call(self, *args, **kwargs)
-        return _run_in(frame, call, self, args, kwargs)
+        return _run(_enter_call, call, self, args, kwargs)
 
     return _like(__call__, raw)
 
@@ -66,44 +63,76 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
     call = _caller(raw)
 
     @shield.covers
-    def hook(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
-        db = apps.find(self.app)
+    def enter_hook(db: Alchemy, task: DatabaseTask) -> Frame | None:
         top = frames.top()
-        if db is None or (top is not None and top.kind == "hook" and top.holder is self):
-            return call(self, *args, **kwargs)  # super().on_failure(...): the same hook, the same unit of work
-        request = self.request_stack.top if self.request_stack is not None else None
-        label = f"{name} of {self.name}"
-        frame = db.units.begin(label, commits=True, kind="hook", holder=self, request=request)
-        return _run_in(frame, call, self, args, kwargs)
+        if top is not None and top.kind == "hook" and top.holder is task:
+            return None  # super().on_failure(...): the same hook, the same unit of work
+        label = f"{name} of {task.name}"
+        return db.units.begin(label, commits=True, kind="hook", holder=task, request=_request(task))
+
+    @shield.covers
+    def hook(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
+        return _run(enter_hook, call, self, args, kwargs)
 
     return _like(hook, raw)
 
 
 @shield.covers
-def _run_in(frame: Frame, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any) -> Any:
+def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any) -> Any:
+    """Run `call` in the unit of work that `enter` opens or joins, and end it.
+
+    Under prefork a soft time limit may strike between any two bytecodes. It is held back but for the task's own code:
+    so either the transaction is committed and the task succeeds, or it is rolled back and the limit raised.
+    """
+    db: Alchemy | None = apps.find(task.app)
+    if db is None:
+        return call(task, *args, **kwargs)  # `self.db` says so; a task that touches no database needs none
+    _install_shield(db)
+    deferring = shield.applies
+    outermost = not frames.get()
+    if deferring and outermost:
+        shield.reset()  # what came too late for the request before is not for this one
+    held = shield.depth
+    frame: Frame | None = None
     error: BaseException | None = None
+    succeeded = False
     try:
+        if deferring:
+            shield.depth = held + 1
+        frame = enter(db, task)
         try:
+            if deferring:
+                shield.depth = held
+                shield.check()
             result = call(task, *args, **kwargs)
+            if deferring:
+                shield.depth = held + 1
         except BaseException as raised:
+            if deferring:
+                shield.depth = held + 1
             error = raised
-            if frame.ends:
+            if frame is not None and frame.ends:
                 frame.unit.fail(raised)
             raise
-        if frame.ends:
-            frame.unit.succeed()
+        if frame is not None and frame.ends:
+            frame.unit.succeed(final=frame.owns)
+        succeeded = True
         return result
     finally:
-        frame.owner.leave(frame, error)
+        if frame is not None:
+            frame.owner.leave(frame, error)
         error = None  # no cycle: exception -> traceback -> this frame -> exception
+        if deferring:
+            shield.depth = held
+            if outermost:
+                shield.pending = None
+            elif succeeded:
+                shield.check()
 
 
 @shield.covers
-def _enter_run(task: DatabaseTask) -> Frame | None:
-    db: Alchemy | None = apps.find(task.app)
-    if db is None:
-        return None  # `self.db` says so; a task that touches no database needs none
-    request: Any = task.request_stack.top if task.request_stack is not None else None
+def _enter_run(db: Alchemy, task: DatabaseTask) -> Frame | None:
+    request = _request(task)
     if _is_traced(request):
         top = frames.top()
         if top is not None:
@@ -122,23 +151,34 @@ def _enter_run(task: DatabaseTask) -> Frame | None:
 
 
 @shield.covers
-def _enter_call(task: DatabaseTask) -> Frame | None:
-    db = apps.find(task.app)
-    request: Any = task.request_stack.top if task.request_stack is not None else None
-    if db is None or not _is_traced(request):
+def _enter_call(db: Alchemy, task: DatabaseTask) -> Frame | None:
+    request = _request(task)
+    if not _is_traced(request):
         return None
+    for frame in frames.get() or ():
+        if frame.kind == "call" and frame.request is request:
+            return None  # super().__call__() of another base: the same call, the same unit of work
     if not request.is_eager and frames.get():
         db.units.sweep(_is_stale)
     return _begin(db, task, request, "call")
+
+
+def _request(task: DatabaseTask) -> Any:
+    """Return the request on top of the task's stack; None when it was not even called."""
+    stack = task.request_stack
+    return stack.top if stack is not None else None
+
+
+def _install_shield(db: Alchemy) -> None:
+    # billiard installs its handler after worker_process_init, so the first task is the first chance.
+    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
+        shield_mapper_configuration()
 
 
 def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
     commits = task.commit_on_success
     if commits is None:
         commits = db.settings.commit_on_success
-    # billiard installs its handler after worker_process_init, so the first task is the first chance.
-    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
-        shield_mapper_configuration()
     return db.units.begin(_label(request, task), commits=commits, kind=kind, holder=task, request=request)
 
 

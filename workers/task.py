@@ -64,6 +64,8 @@ class DatabaseTask(Task):  # type: ignore[misc]
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
         frame = self._own_frame()
         if frame is not None:
+            for inner in frame.owner.above(frame):
+                inner.unit.roll_back()
             frame.unit.roll_back()
         return super().retry(*args, **kwargs)
 
@@ -71,7 +73,9 @@ class DatabaseTask(Task):  # type: ignore[misc]
         """Commit, then replace: the replacement may start before this method returns."""
         frame = self._own_frame()
         if frame is not None:
-            frame.unit.succeed()
+            for inner in frame.owner.above(frame):
+                inner.unit.succeed(final=False)
+            frame.unit.succeed(final=False)
         return super().on_replace(sig)
 
     def _own_frame(self) -> Any:
