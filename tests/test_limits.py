@@ -35,13 +35,15 @@ def start(site: Site, database: PostgreSQL) -> Start:
 def test_limits_that_strike_anywhere_leak_nothing(
     start: Start, database: PostgreSQL, key: str, pool: str, strategy: str, limit: str, error: str
 ) -> None:
-    """Sixty tasks with limits of 2 to 61 ms: the limit is what is reported, each task has all of its rows or none."""
+    """Sixty tasks with limits of 2 to 61 ms: no other error hides the limit, each task has all of its rows or none."""
     with start(pool, strategy=strategy) as worker:
         worker.call_together("meet", [(f"{key}-warm", worker.concurrency)] * worker.concurrency)
         ids = [worker.send("write_steadily", key, f"{limit_s:.3f}", **{limit: limit_s}) for limit_s in LIMITS_S]
         outcomes = [worker.wait(task_id) for task_id in ids]
-        assert {outcome.error for outcome in outcomes} <= {"", error}, outcomes
-        assert any(outcome.error for outcome in outcomes), "no limit struck"
+        assert error in {outcome.error for outcome in outcomes}, "no limit struck"
+        # After `run` the limit can strike in Celery's own code, and be reported as, for example, an EncodeError.
+        masked = [outcome for outcome in outcomes if outcome.error not in ("", error)]
+        assert [outcome for outcome in masked if "sqlalchemy" in outcome.traceback] == []
 
         counted = "SELECT count(*) FROM rows_ WHERE key_ LIKE :keys AND note LIKE '0.%' GROUP BY note"
         assert set(database.column(counted, keys=f"{key}%")) <= {61}
