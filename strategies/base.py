@@ -12,6 +12,7 @@ from sqlalchemy.pool import QueuePool
 
 from . import connection_pool, forks
 from .engines import EngineSource
+from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .sessions import SessionSource
 from .sizing import PoolSize, size_for
@@ -73,7 +74,16 @@ class SessionStrategy(ABC):
         Raises:
             InvalidSetting: the Engine or a Session cannot be made from the settings.
         """
-        self._probe = self.engines.probe(self.size)
+        with refused_as(InvalidSetting, "alchemy_engine_options cannot be used", self.engines.options):
+            # Made once to be looked at: under prefork the pool processes come too late to refuse an option.
+            self._probe = self.engines.pooled(self.size).pool
+            connection_pool.max_connections(self._probe)
+        refusal = connection_pool.refuses(self._probe, self.worker_pool)
+        if refusal:
+            raise InvalidSetting(refusal)
+        if self.worker_pool.name == NO_WORKER:
+            self._probe = self.engine.pool
+        self.engines.adopt_others(self.sessions.binds)
         self.sessions.check(self.engine)
 
     def after_fork(self) -> None:
@@ -82,7 +92,8 @@ class SessionStrategy(ABC):
 
     def dispose(self) -> None:
         """Close the connections that this process keeps open and nobody uses."""
-        self.engine.dispose()
+        for engine in (self.engine, *self.engines.others):
+            engine.dispose()
 
     @property
     def max_connections(self) -> int | None:
@@ -90,14 +101,20 @@ class SessionStrategy(ABC):
 
         Under prefork: every pool process, and as much again for the main process, where hooks may run.
         """
-        each = connection_pool.max_connections(self._probe)
+        each = self._each()
         if each is None:
             return None
         return each * (self.worker_pool.process_count + (1 if self.worker_pool.forks else 0))
 
+    def _each(self) -> int | None:
+        """Return the most connections of one process, `binds` included."""
+        pools = [self._probe, *(engine.pool for engine in self.engines.others)]
+        limits = [connection_pool.max_connections(pool) for pool in pools]
+        return None if None in limits else sum(limit for limit in limits if limit is not None)
+
     def describe(self) -> str:
         """Return one line for people: strategy, reason, connection pool, most connections."""
-        each, most = connection_pool.max_connections(self._probe), self.max_connections
+        each, most = self._each(), self.max_connections
         if most is None:
             limit = "no limit on connections"
         elif self.worker_pool.forks:
@@ -126,7 +143,7 @@ class SessionStrategy(ABC):
         """`unit` is over; called once for every `enter`, after `release`."""
         if self.forks and self.worker_pool.in_main_process:
             # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
-            self.engine.dispose()
+            self.dispose()
 
     def new_session(self) -> Session:
         return self.sessions.new(self.engine)

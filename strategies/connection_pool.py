@@ -16,6 +16,7 @@ from .interrupts import shield
 from .liveness import is_dead
 from .scope import ScopeStack, describe_current_scope
 from .sizing import PoolSize
+from .worker_pool import NO_WORKER, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,17 @@ def close_idle(pool: Pool) -> None:
 def size_of(pool: QueuePool) -> PoolSize:
     """Return the size of `pool` as it is."""
     return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))
+
+
+def refuses(pool: Pool, worker_pool: WorkerPool) -> str | None:
+    """Return why `pool` cannot serve `worker_pool`; None when it can."""
+    if type(pool).__name__ == "StaticPool" and worker_pool.name != NO_WORKER and worker_pool.tasks_per_process > 1:
+        return (
+            f"The connection pool StaticPool has one connection, which all tasks of the worker pool {worker_pool.name} "
+            f"would share, transaction included. Leave poolclass out of alchemy_engine_options, or run the worker with "
+            f"--pool=solo."
+        )
+    return None
 
 
 def max_connections(pool: Pool) -> int | None:

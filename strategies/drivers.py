@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .errors import InvalidSetting
@@ -66,10 +68,10 @@ def parse_url(value: str | URL, setting: str) -> URL:
             f"postgresql+psycopg, postgresql+psycopg2, mysql+pymysql, mysql+mysqldb, sqlite."
         ) from None
     if dialect.is_async:
-        sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(dialect.driver, 'a sync driver')}")
+        sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(url.get_driver_name(), 'DRIVER')}")
         raise InvalidSetting(
             f"{setting}={shown(url)!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary "
-            f"functions. Use {sync.drivername!r} instead."
+            f"functions. Use {shown(sync)!r}."
         )
     try:
         dialect.import_dbapi()
@@ -113,33 +115,49 @@ def _libpq_status(dbapi_connection: Any) -> int | None:
     return int(ask()) if ask is not None else None
 
 
-def cancel_statement(dbapi_connection: Any, dialect: Dialect, url: URL) -> None:
+def cancel_statement(dbapi_connection: Any, engine: Engine) -> None:
     """Stop on the server what `dbapi_connection` is executing, so that it holds its locks no longer.
 
     psycopg and psycopg2 send a cancel request; PyMySQL and mysqlclient a `KILL QUERY` over a connection of its own.
-    Never raises; takes `CANCEL_TIMEOUT_S` seconds at most where the driver lets us say so.
+    Never raises, and takes `CANCEL_TIMEOUT_S` seconds at most: whoever does not answer is left to the server.
     """
+    if engine.dialect.name == "postgresql":
+        if is_executing(dbapi_connection):
+            _within_timeout(lambda: _cancel_libpq(dbapi_connection))
+    elif engine.dialect.name in {"mysql", "mariadb"}:
+        _within_timeout(lambda: _kill_query(dbapi_connection, engine))
+
+
+def _cancel_libpq(dbapi_connection: Any) -> None:
+    if hasattr(dbapi_connection, "cancel_safe"):
+        dbapi_connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+    else:
+        dbapi_connection.cancel()
+
+
+def _kill_query(dbapi_connection: Any, engine: Engine) -> None:
+    thread_id = int(dbapi_connection.thread_id())
+    # Connects as this Engine does, the user's connect_args, creator and listeners included; outside its pool.
+    other: Any = engine.pool._invoke_creator(None)  # type: ignore[arg-type]
     try:
-        if dialect.name == "postgresql":
-            if not is_executing(dbapi_connection):
-                return
-            if hasattr(dbapi_connection, "cancel_safe"):
-                dbapi_connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
-            elif hasattr(dbapi_connection, "cancel"):
-                dbapi_connection.cancel()
-        elif dialect.name in {"mysql", "mariadb"}:
-            thread_id = dbapi_connection.thread_id()
-            arguments, keywords = dialect.create_connect_args(url)
-            other = dialect.connect(*arguments, **{**keywords, "connect_timeout": int(CANCEL_TIMEOUT_S)})
-            try:
-                cursor = other.cursor()
-                cursor.execute(f"KILL QUERY {int(thread_id)}")
-                cursor.close()
-            finally:
-                other.close()
-    except Exception as error:
-        # The interruption itself is what the user must see; the server ends the statement by itself, only later.
-        logger.info("Could not cancel the interrupted statement on the server: %s", error)
+        cursor = other.cursor()
+        cursor.execute(f"KILL QUERY {thread_id}")
+        cursor.close()
+    finally:
+        other.close()
+
+
+def _within_timeout(work: Callable[[], None]) -> None:
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:
+            # The interruption itself is what the user must see; the server ends the statement by itself, only later.
+            logger.info("Could not cancel the interrupted statement on the server: %s", error)
+
+    thread = threading.Thread(target=guarded, name="celery-alchemy-cancel", daemon=True)
+    thread.start()
+    thread.join(CANCEL_TIMEOUT_S)
 
 
 def socket_descriptor(connection: object) -> int | None:

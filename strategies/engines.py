@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -9,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool, Pool, QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from . import connection_pool, forks
 from .drivers import cancel_statement, server_rolled_back, shown
-from .errors import InvalidSetting
+from .errors import CeleryAlchemyError, InvalidSetting
 from .interrupts import is_interrupt
 from .sizing import PoolSize
 
@@ -68,6 +68,9 @@ class EngineSource:
         self._scope = scope
         self._observe = observe
         self._listeners: list[EngineListener] = []
+        self.others: list[Engine] = []
+        """Engines that the user's Sessions are bound to beside this one."""
+        self._announced: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._guarded_given = False
         self._first: Engine | None = None
         self._lock = threading.Lock()
@@ -82,9 +85,16 @@ class EngineSource:
     def on_engine(self, listener: EngineListener) -> None:
         """Run `listener(engine)` for every Engine made from now on, and for those already made."""
         self._listeners.append(listener)
-        made = self.given if self._guarded_given else self._first
-        if made is not None:
-            listener(made)
+        for engine in list(self._announced):
+            listener(engine)
+
+    def announce(self, engine: Engine) -> Engine:
+        """Run the listeners for `engine`, once; for the strategy to call when it has put the Engine in its place."""
+        if engine not in self._announced:
+            self._announced.add(engine)
+            for listener in self._listeners:
+                listener(engine)
+        return engine
 
     def given_size(self) -> PoolSize | None:
         """Return the size of the user's own connection pool; None when there is none, or it is no queue."""
@@ -107,49 +117,43 @@ class EngineSource:
             return self._first
 
     def pooled(self, size: PoolSize) -> Engine:
-        """Return a new Engine with a connection pool of this `size`; the user's own when there is one."""
+        """Return a new Engine with a connection pool of this `size`; the user's own when there is one.
+
+        Connects to nothing. Raises:
+            InvalidSetting: the options are none that `create_engine` takes.
+        """
         if self.given is not None:
             return self._adopt(self.given)
-        if "poolclass" in self.options or "pool" in self.options or _in_memory(self.url):
+        if self.options.get("poolclass", QueuePool) is not QueuePool or "pool" in self.options or _in_memory(self.url):
             return self._make({})  # the user chose, or the database lives in one connection
-        engine = self._make(
-            {
-                "poolclass": connection_pool.ReservedQueuePool,
-                "pool_size": size.pool_size,
-                "max_overflow": size.max_overflow,
-            }
-        )
+        sizes = {"pool_size": size.pool_size, "max_overflow": size.max_overflow}
+        engine = self._make({"poolclass": connection_pool.ReservedQueuePool, **sizes})
         if isinstance(engine.pool, connection_pool.ReservedQueuePool):
             engine.pool.reserve = size.reserve
             self._introduce(engine.pool)
         return engine
 
-    def probe(self, size: PoolSize) -> Pool:
-        """Return a connection pool as `pooled` would make it, to look at; nothing is announced or connected.
-
-        Raises:
-            InvalidSetting: the options are none that `create_engine` takes.
-        """
-        if self.given is not None:
-            return self._adopt(self.given).pool
-        listeners, self._listeners = self._listeners, []
-        try:
-            return self.pooled(size).pool
-        finally:
-            self._listeners = listeners
-
     def unpooled(self) -> Engine:
         """Return a new Engine that closes each connection after use; the user's own when there is one."""
         if self.given is not None:
             return self._adopt(self.given)
-        pool_options = {"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"}
         if _in_memory(self.url):
             return self._make({})
+        pool_options = {"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"}
         return self._make({"poolclass": NullPool}, leave_out=pool_options)
 
-    def _make(self, defaults: dict[str, Any], leave_out: Iterable[str] = ()) -> Engine:
-        options = {**_driver_defaults(self.url, self.options), **defaults}
+    def adopt_others(self, engines: Iterable[Engine]) -> None:
+        """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
+        self.others = list({id(engine): engine for engine in engines if engine is not self.given}.values())
+        for engine in self.others:
+            _listen(engine, self._observe)
+            if isinstance(engine.pool, QueuePool):
+                self._resize(engine, connection_pool.size_of(engine.pool))
+
+    def _make(self, decided: dict[str, Any], leave_out: Iterable[str] = ()) -> Engine:
+        options = _driver_defaults(self.url, self.options)
         options |= {name: value for name, value in self.options.items() if name not in leave_out}
+        options |= decided
         if "connect_args" in self.options:
             options["connect_args"] = {
                 **_driver_defaults(self.url, {}).get("connect_args", {}),
@@ -157,25 +161,23 @@ class EngineSource:
             }
         try:
             engine = create_engine(self.url, **options)
-        except (TypeError, ValueError, ArgumentError, SQLAlchemyError) as error:
+        except Exception as error:
             names = ", ".join(sorted(self.options)) or "none"
             raise InvalidSetting(
                 f"alchemy_engine_options cannot be used with {shown(self.url)!r}: "
-                f"{error}. Options given: {names} (values not shown)."
+                f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
         _listen(engine, self._observe)
         if self.url.get_backend_name() == "sqlite":
             _listen_sqlite(engine, self)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
             event.listen(engine, "reset", _reset_pymysql)
-        self._announce(engine)
         return engine
 
     def _adopt(self, engine: Engine) -> Engine:
         if not self._guarded_given:
             self._guarded_given = True
             _listen(engine, self._observe)
-            self._announce(engine)
         self._resize(engine, self.given_size())
         return engine
 
@@ -193,10 +195,6 @@ class EngineSource:
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues = self._scope.labels, self._scope.runs_task
-
-    def _announce(self, engine: Engine) -> None:
-        for listener in self._listeners:
-            listener(engine)
 
 
 def _in_memory(url: URL) -> bool:
@@ -231,7 +229,7 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
         # an error of its own, which would hide this one and leave the slot checked out.
         connection = context.connection
         if connection is not None and not connection.closed and not connection.invalidated:
-            cancel_statement(connection.connection.dbapi_connection, connection.dialect, engine.url)
+            cancel_statement(connection.connection.dbapi_connection, engine)
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
         # Where it struck while the statement was put together, SQLAlchemy would wrap it in a StatementError.
@@ -241,8 +239,10 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
 
 
 def _reset_pymysql(dbapi_connection: Any, record: object, state: object) -> None:
-    # The server's last answer says whether a transaction is open; only then is a ROLLBACK worth its round trip.
-    if getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS) & _SERVER_STATUS_IN_TRANS:
+    # The server's last answer says whether a transaction is open; only then is a ROLLBACK worth its round trip. An
+    # error is an answer that does not say so, and leaves no result behind.
+    status = getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS)
+    if status & _SERVER_STATUS_IN_TRANS or getattr(dbapi_connection, "_result", None) is None:
         dbapi_connection.rollback()
 
 
@@ -253,22 +253,35 @@ def _listen_sqlite(engine: Engine, source: EngineSource) -> None:
     between, whatever the timeout. So the write lock is taken at the beginning: FOR UPDATE's part, which SQLite lacks.
     """
     in_memory = _in_memory(engine.url)
+    options = source.options
+    waits_ms = 0 if "timeout" in options.get("connect_args", {}) else SQLITE_BUSY_TIMEOUT_MS
+    autocommit = str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT"
 
     def on_connect(dbapi_connection: sqlite3.Connection, record: object) -> None:
         dbapi_connection.isolation_level = None  # no implicit BEGIN: on_begin sends it
         cursor = dbapi_connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}")
+        if waits_ms:
+            cursor.execute(f"PRAGMA busy_timeout = {waits_ms}")
         if not in_memory:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            # Fails at once, whatever the timeout, while somebody writes; the mode stays in the file: the next one does.
+            with contextlib.suppress(dbapi_connection.OperationalError):
+                cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
 
     def on_begin(connection: Connection) -> None:
         pool = connection.engine.pool
+        if in_memory and getattr(connection.connection.dbapi_connection, "in_transaction", False):
+            raise CeleryAlchemyError(
+                "A SQLite database in memory lives in one connection, so a unit of work inside another cannot have a "
+                "transaction of its own. Use a file, for example sqlite:////tmp/test.sqlite3."
+            )
         nested = isinstance(pool, connection_pool.ReservedQueuePool) and len(pool.held()) > 1
-        # A nested unit of work cannot wait for the lock of the one around it: let it read, and fail at once on a write.
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {0 if nested else SQLITE_BUSY_TIMEOUT_MS}")
+        if waits_ms:
+            # A nested unit of work cannot wait for the lock of the one around it: it may read, a write fails at once.
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {0 if nested else waits_ms}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if source.write_lock_at_begin and not nested else "BEGIN")
 
     event.listen(engine, "connect", on_connect)
-    event.listen(engine, "begin", on_begin)
+    if not autocommit:
+        event.listen(engine, "begin", on_begin)

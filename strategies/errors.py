@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 from sqlalchemy import exc as sa_exc
+
+from .interrupts import is_interrupt
 
 
 class CeleryAlchemyError(Exception):
@@ -23,3 +28,17 @@ class BrokenTransaction(CeleryAlchemyError, sa_exc.PendingRollbackError):
 
 class ReservedSlotsInUse(CeleryAlchemyError, sa_exc.TimeoutError):
     """A nested unit of work found no free connection; waiting for one would be waiting for itself."""
+
+
+@contextmanager
+def refused_as(kind: type[CeleryAlchemyError], what: str, given: Iterable[str]) -> Iterator[None]:
+    """Raise whatever the block raises as `kind`: `what`, the reason, the names of what was `given` but no values."""
+    try:
+        yield
+    except CeleryAlchemyError:
+        raise
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        names = ", ".join(sorted(given)) or "none"
+        raise kind(f"{what}: {type(error).__name__}: {error}. Given: {names} (values not shown).") from error

@@ -68,7 +68,7 @@ def _made_already(pool: Pool) -> list[ConnectionPoolEntry]:
 def on_fork(method: Callable[[], None]) -> None:
     """Call the bound `method` in the child of every fork, after the connections are cut; held weakly."""
     _register()
-    _callbacks[:] = [known for known in _callbacks if known() is not None]
+    _callbacks[:] = [known for known in _callbacks if known() not in {None, method}]
     _callbacks.append(weakref.WeakMethod(method))
 
 
@@ -100,9 +100,18 @@ def _unpin() -> None:
     _pinned.pop(threading.get_ident(), None)
 
 
+def _alive_records() -> list[ConnectionPoolEntry]:
+    for _ in range(100):
+        try:
+            return list(_records)
+        except RuntimeError:  # another thread has connected meanwhile
+            continue
+    return []
+
+
 def _look() -> list[_Pin]:
     pins: list[_Pin] = []
-    for record in list(_records):
+    for record in _alive_records():
         reference = getattr(record, "fairy_ref", None)
         pins.append((record, record.dbapi_connection, reference() if reference is not None else None))
     return pins

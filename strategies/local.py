@@ -34,6 +34,7 @@ class LocalStrategy(SessionStrategy):
         engine = self._engine
         if engine is None:
             engine = self._engine = self.engines.shared(self.size)
+            self.engines.announce(engine)
         return engine
 
     def open(self, unit: UnitOfWork) -> Session:

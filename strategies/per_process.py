@@ -36,8 +36,8 @@ class PerProcessStrategy(SessionStrategy):
     def engine(self) -> Engine:
         engine = self._engine
         if engine is None:
-            engine = self._make()
-            self._engine = engine
+            engine = self._engine = self._make()
+            self.engines.announce(engine)
         return engine
 
     def _make(self) -> Engine:

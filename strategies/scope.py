@@ -61,6 +61,8 @@ class ScopeStack(Generic[T]):
             return
         if stack[-1] is item:
             stack.pop()
+            if not stack:
+                delattr(current_scope(), self._attribute)
             return
         for index, found in enumerate(stack):
             if found is item:

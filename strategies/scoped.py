@@ -88,6 +88,7 @@ class ScopedStrategy(SessionStrategy):
         engine = self._engine
         if engine is None:
             engine = self._engine = self.engines.shared(self.size)
+            self.engines.announce(engine)
         return engine
 
     def after_fork(self) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from .errors import InvalidSetting
+from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ class SessionSource:
             return bind if isinstance(bind, Engine) else None
         return None
 
+    @property
+    def binds(self) -> list[Engine]:
+        """The Engines in `binds`, of the options and of the user's sessionmaker."""
+        kept = self._factory.kw.get("binds") if isinstance(self._factory, sessionmaker) else None
+        given = self._options.get("binds") or {}
+        found = [*(kept or {}).values(), *(given.values() if isinstance(given, dict) else ())]
+        return [engine for engine in found if isinstance(engine, Engine)]
+
     def new(self, engine: Engine) -> Session:
         """Return a new Session bound to `engine`; it connects with its first statement."""
         if self._make is None:
@@ -117,13 +126,18 @@ class SessionSource:
         Raises:
             InvalidSetting: the options are none that Session takes.
         """
-        try:
-            self.new(engine).close()
-        except (TypeError, ValueError) as error:
+        if isinstance(self._factory, scoped_session):
             raise InvalidSetting(
-                f"alchemy_session_options cannot be used to make a Session: {error}. Options given: "
-                f"{', '.join(sorted(self._options)) or 'none'}; they are keyword arguments of sqlalchemy.orm.Session."
-            ) from error
+                "session_factory is a scoped_session, which would give all units of work of a thread one Session. Give "
+                "its own factory: Alchemy(app, session_factory=your_scoped_session.session_factory)."
+            )
+        what = "session_factory and alchemy_session_options" if self._factory else "alchemy_session_options"
+        with refused_as(InvalidSetting, f"{what} cannot be used to make a Session", self._options):
+            first, second = self.new(engine), self.new(engine)
+            if first is second:
+                raise TypeError("it returned the same Session twice, but each unit of work needs one of its own")
+            first.close()
+            second.close()
 
     def _prepare(self) -> SessionFactory:
         factory = self._factory
@@ -139,6 +153,7 @@ class SessionSource:
         options = {**options, **self._options}
         options.pop("bind", None)
         mixed = type(base.__name__, (UnitSession, base) if base is not Session else (UnitSession,), {})
+        _watch(mixed)
         return functools.partial(mixed, **options)
 
 
@@ -146,6 +161,7 @@ def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: 
     session = factory(**options, **keywords)
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
+    _watch(type(session))
     return session
 
 
@@ -155,13 +171,18 @@ def _callbacks_of(session: Session) -> CommitCallbacks | None:
     return unit.waiting if unit is not None else None
 
 
-def watch_commits(session: Session) -> None:
-    """Tell the callbacks of the unit of work of `session` when a transaction or savepoint of it ends.
+_watched: weakref.WeakSet[type[Session]] = weakref.WeakSet()
 
-    On this Session alone, and only when a callback waits: on the class, every task would pay for it.
+
+def _watch(session_class: type[Session]) -> None:
+    """Tell the callbacks of a unit of work when a transaction or savepoint of its Session ends.
+
+    On the class, once: a listener on each Session costs 15 us a task, and cannot be added while a commit is reported.
     """
-    event.listen(session, "after_commit", _after_commit)
-    event.listen(session, "after_transaction_end", _after_end)
+    if session_class not in _watched:
+        _watched.add(session_class)
+        event.listen(session_class, "after_commit", _after_commit)
+        event.listen(session_class, "after_transaction_end", _after_end)
 
 
 def watch_statements(session: Session, listener: Callable[..., None], ended: Callable[[], None]) -> None:

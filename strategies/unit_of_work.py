@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.sql.expression import TextClause, TextualSelect
 
 from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT, connections_of, watch_commits, watch_statements
+from .sessions import UNIT, connections_of, watch_statements
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 #: A name, or the two parts of `task name[task id]`, put together only when a message needs them.
 Label = str | tuple[str, str]
 
-_READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|values|table|show|explain|pragma|set)\b", re.I | re.S)
+_READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|with|values|table|show|explain|pragma|set)\b", re.I | re.S)
+_WRITES = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
 
 
 class UnitOfWork:
@@ -83,8 +85,6 @@ class UnitOfWork:
         if session is None:
             session = self.strategy.open(self)
             session.info[UNIT] = self
-            if self.waiting is not None:
-                watch_commits(session)
             if not self.commits:
                 watch_statements(session, self._note_write, self._forget_writes)
             self._session = session
@@ -100,8 +100,6 @@ class UnitOfWork:
         session = self._session
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
-            if session is not None:
-                watch_commits(session)
         self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
 
     def forget_session(self) -> None:
@@ -127,10 +125,11 @@ class UnitOfWork:
         if waiting is not None and final:
             waiting.held_back += 1
         self._end_well()
-        if waiting is not None and final:
+        if final and self.waiting is not None:
             self.close()
-            waiting.held_back -= 1
-            waiting.run_ready()
+            if waiting is not None:
+                waiting.held_back -= 1
+            self.waiting.run_all()
 
     def _end_well(self) -> None:
         session = self._session
@@ -205,8 +204,9 @@ class UnitOfWork:
         self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
     ) -> None:
         construct = getattr(getattr(context, "compiled", None), "statement", None)
-        if construct is None or getattr(construct, "is_text", False):
-            is_read = _READS.match(statement) is not None
+        if construct is None or isinstance(construct, TextClause | TextualSelect):
+            first = _READS.match(statement)
+            is_read = first is not None and not (first[1].lower() == "with" and _WRITES.search(statement))
         else:
             is_read = construct.is_select
         if not is_read:
@@ -240,7 +240,7 @@ class UnitOfWork:
         ) from cause
 
     def _roll_back_unasked(self, session: Session) -> None:
-        wrote = self._wrote or bool(session.new or session.deleted or session.dirty)
+        wrote = self._wrote or bool(session.new or session.deleted) or any(map(session.is_modified, session.dirty))
         dropped = self.waiting.drop() if self.waiting is not None else 0
         self.roll_back()
         if wrote:
@@ -265,7 +265,7 @@ class UnitOfWork:
             dbapi_connection = connection.connection.dbapi_connection
             if is_executing(dbapi_connection):
                 running = True
-                cancel_statement(dbapi_connection, connection.dialect, connection.engine.url)
+                cancel_statement(dbapi_connection, connection.engine)
         return running
 
     def _discard(self, session: Session, connections: list[Connection]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from . import forks
 from .base import SessionStrategy
 from .callbacks import Callback
-from .errors import NoUnitOfWork
+from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
 from .scope import ScopeStack, describe_current_scope
 from .unit_of_work import Label, UnitOfWork
@@ -25,7 +25,7 @@ class Frame:
     A task that is called like a function joins the unit of its caller: a frame of its own over the same unit.
     """
 
-    __slots__ = ("ends", "holder", "kind", "owner", "owns", "request", "unit")
+    __slots__ = ("coroutine", "ends", "holder", "kind", "owner", "owns", "request", "unit")
 
     def __init__(
         self, owner: UnitsOfWork, unit: UnitOfWork, *, owns: bool, ends: bool, kind: str, holder: Any, request: Any
@@ -37,13 +37,15 @@ class Frame:
         self.ends = ends
         """Commits or rolls back when it leaves."""
         self.kind = kind
+        self.coroutine: object = None
+        """The asyncio task that opened a block; None outside an event loop."""
         self.holder = holder
         self.request = request
 
 
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
 frames: ScopeStack[Frame] = ScopeStack()
-_TASK_KINDS = frozenset({"run", "call"})
+_TASK_KINDS = frozenset({"run", "call", "hook"})
 
 
 class RunningScope:
@@ -57,8 +59,7 @@ class RunningScope:
 
     def runs_task(self) -> bool:
         """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
-        frame = frames.top()
-        return frame is not None and frame.kind in _TASK_KINDS
+        return any(frame.kind in _TASK_KINDS for frame in frames.get() or ())
 
 
 def observe_error(error: BaseException, lost: bool) -> None:
@@ -171,7 +172,16 @@ class UnitsOfWork:
     @shield.covers
     def open(self, label: str, *, commits: bool, kind: str) -> Iterator[UnitOfWork]:
         """Open a unit of work of its own and end it with the block: commit, or roll back when the block raises."""
+        coroutine = _current_coroutine()
+        top = frames.top()
+        if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
+            raise CeleryAlchemyError(
+                f"{label} would be opened inside {top.unit.label}, which another coroutine of this thread has open. "
+                f"Sessions are not for coroutines that take turns: do not await inside the block, or run it in a "
+                f"thread (asyncio.to_thread)."
+            )
         frame = self.begin(label, commits=commits, kind=kind)
+        frame.coroutine = coroutine
         error: BaseException | None = None
         try:
             try:
@@ -188,6 +198,14 @@ class UnitsOfWork:
         label = f"on_commit callback {getattr(callback, '__qualname__', callback)!s}"
         with self.open(label, commits=True, kind="callback"):
             callback()
+
+
+def _current_coroutine() -> object:
+    """Return the running asyncio task; None where there is no event loop."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    return asyncio.current_task()
 
 
 def no_unit_of_work(what: str) -> NoUnitOfWork:

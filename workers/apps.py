@@ -17,9 +17,25 @@ _all: weakref.WeakSet[Alchemy] = weakref.WeakSet()
 
 
 def register(app: Celery, db: Alchemy) -> None:
-    """Let `db` serve `app`; the app keeps it alive."""
+    """Let `db` serve `app`; the app keeps it alive.
+
+    Raises:
+        ConfigurationError: another Alchemy serves it.
+    """
+    known = getattr(app, _ATTRIBUTE, None)
+    if known is not None and known is not db:
+        raise ConfigurationError(
+            f"The Celery app {app.main!r} has an Alchemy already. Several databases are not available in this version: "
+            f"use the one that is there."
+        )
     setattr(app, _ATTRIBUTE, db)
     _all.add(db)
+
+
+def unregister(app: Celery, db: Alchemy) -> None:
+    """Let `db` serve `app` no longer."""
+    if getattr(app, _ATTRIBUTE, None) is db:
+        delattr(app, _ATTRIBUTE)
 
 
 def every() -> list[Alchemy]:

@@ -70,6 +70,11 @@ def publish(pool: WorkerPool, strategy: str) -> None:
     )
 
 
+def withdraw() -> None:
+    """Take back the word: the worker is over, and other programs may be started from here."""
+    os.environ.pop(ENVIRONMENT, None)
+
+
 def published() -> tuple[WorkerPool, str] | None:
     """Return what the main process left for this spawned pool process: the worker pool and the strategy's name."""
     text = os.environ.get(ENVIRONMENT)

@@ -75,11 +75,12 @@ class Alchemy:
 
         Called again with another app (an application factory in tests), it serves that one from then on.
         """
+        apps.register(app, self)
         if self.app is not None and self.app is not app:
             self.stop()
+            apps.unregister(self.app, self)
         self.app = app
         self._settings = self._engines = None
-        apps.register(app, self)
         forks.on_fork(self._after_fork)
         lifecycle.attach(app)
 
@@ -231,7 +232,10 @@ class Alchemy:
                 )
             url = parse_url(settings.database_url, "alchemy_database_url")
         elif given.dialect.is_async:
-            parse_url(given.url, "Alchemy(engine=...)")
+            raise ConfigurationError(
+                "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
+                "Engine made by create_engine() with a sync driver."
+            )
         kept = self._engines
         if (
             kept is not None

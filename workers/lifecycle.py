@@ -19,7 +19,7 @@ from .selection import OPTION
 logger = logging.getLogger(__name__)
 
 
-class SessionStrategyStep(bootsteps.Step):  # type: ignore[misc]
+class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Worker bootstep: learns the worker pool from the worker, and lets the Alchemy choose and prepare its strategy.
 
     It runs after the pool object is made and before it forks or consumes. An exception here ends the worker with a
@@ -54,6 +54,16 @@ class SessionStrategyStep(bootsteps.Step):  # type: ignore[misc]
             "celery-alchemy in pid %s: worker pool %s, concurrency %s; %s",
             os.getpid(), worker_pool.name, worker_pool.concurrency, strategy.describe(),
         )  # fmt: skip
+
+    def start(self, worker: Any) -> None:
+        """Nothing to start: the first statement of the first task connects."""
+
+    def stop(self, worker: Any) -> None:
+        """Nothing to stop yet: the pool's tasks still run; the signal worker_shutdown comes after them."""
+
+    def terminate(self, worker: Any) -> None:
+        """Close what is idle: worker_shutdown is not sent after a cold shutdown."""
+        _stop(worker.app)
 
 
 def _refuse_tasks_without_alchemy(app: Celery) -> None:
@@ -119,6 +129,12 @@ def _on_process_shutdown(**_: Any) -> None:
 
 
 def _on_worker_shutdown(sender: Any = None, **_: Any) -> None:
-    db = apps.find(sender.app) if sender is not None else None
+    if sender is not None:
+        _stop(sender.app)
+
+
+def _stop(app: Celery) -> None:
+    db = apps.find(app)
     if db is not None:
+        detection.withdraw()
         db.stop()

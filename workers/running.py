@@ -232,9 +232,10 @@ def _like(wrapper: Callable[..., Any], raw: Any) -> Callable[..., Any]:
             bound = list(signature.parameters.values())[1 if isinstance(raw, classmethod) else 0 :]
             signature = signature.replace(parameters=[task, *bound])
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
-    setattr(wrapper, _OURS, True)
+    setattr(wrapper, _OURS, wrapper)
     return wrapper
 
 
 def is_wrapped(raw: Any) -> bool:
-    return getattr(raw, _OURS, False) is True
+    """Tell whether `raw` is one of ours; a decorator that copies our attributes (functools.wraps) is not."""
+    return getattr(raw, _OURS, None) is raw

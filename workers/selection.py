@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -98,9 +99,9 @@ def _loaded(name: str, where: str, load: Any) -> type[SessionStrategy]:
         strategy = load()
     except Exception as error:
         raise ConfigurationError(f"{where}={name!r} cannot be imported: {type(error).__name__}: {error}.") from error
-    if not (isinstance(strategy, type) and issubclass(strategy, SessionStrategy)):
+    if not (isinstance(strategy, type) and issubclass(strategy, SessionStrategy)) or inspect.isabstract(strategy):
         raise ConfigurationError(
-            f"{where}={name!r} is {strategy!r}, which is not a subclass of celery_alchemy.SessionStrategy."
+            f"{where}={name!r} is {strategy!r}, which is not a complete subclass of celery_alchemy.SessionStrategy."
         )
     return strategy
 

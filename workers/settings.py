@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any
 
 from celery import Celery
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import Pool
 
 from .errors import ConfigurationError
 
@@ -22,6 +24,15 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
     "alchemy_commit_on_success": ((bool,), "True or False"),
     "alchemy_enqueue_on_commit": ((bool,), "True or False"),
+}
+
+
+#: Options of create_engine that environment variables like to turn into strings: their type, the least value, in words.
+_NUMBERS: dict[str, tuple[type[int] | UnionType, int, str]] = {
+    "pool_size": (int, 0, "a whole number, 0 or more (0: no limit)"),
+    "max_overflow": (int, -1, "a whole number, -1 or more (-1: no limit)"),
+    "pool_recycle": (int, -1, "a number of seconds, -1 for never"),
+    "pool_timeout": (int | float, 0, "a number of seconds"),
 }
 
 
@@ -59,6 +70,8 @@ def read_settings(app: Celery) -> Settings:
             if bad:
                 raise ConfigurationError(f"{spelling} has the key {bad[0]!r}, but its keys must be strings.")
             value = dict(value)
+            if key == "alchemy_engine_options":
+                _check_engine_options(value, spelling)
         values[key.removeprefix(PREFIX)] = value
     if values.get("enqueue_on_commit"):
         raise ConfigurationError(
@@ -66,6 +79,24 @@ def read_settings(app: Celery) -> Settings:
             f"db.on_commit(functools.partial(task.delay, ...)) where a task must wait for the commit."
         )
     return Settings(**values)
+
+
+def _check_engine_options(options: dict[str, Any], spelling: str) -> None:
+    for name, (types, least, meaning) in _NUMBERS.items():
+        if name in options:
+            value: Any = options[name]
+            if not isinstance(value, types) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(f"{spelling}[{name!r}] is {value!r}, but it must be {meaning}.")
+    if not isinstance(options.get("connect_args", {}), Mapping):
+        raise ConfigurationError(f"{spelling}['connect_args'] must be a dict of the driver's keyword arguments.")
+    poolclass = options.get("poolclass")
+    if poolclass is not None and not (isinstance(poolclass, type) and issubclass(poolclass, Pool)):
+        raise ConfigurationError(
+            f"{spelling}['poolclass'] is {poolclass!r}, but it must be a class from sqlalchemy.pool."
+        )
+    creator = options.get("creator")
+    if creator is not None and not callable(creator):
+        raise ConfigurationError(f"{spelling}['creator'] must be a callable that returns a connection.")
 
 
 def _may_hide_password(key: str) -> bool:
@@ -79,21 +110,21 @@ def _spelling(app: Celery, key: str) -> str:
 
 
 def _refuse_unknown(app: Celery) -> None:
+    """Refuse keys that are meant for us and would have no effect; keys of others that sound alike are theirs."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""
     for raw in list(app.conf.keys()):
-        if not isinstance(raw, str):
+        if not isinstance(raw, str) or (app.conf.get(raw) is None and raw not in app.conf):
             continue
         lowered = raw.lower()
-        key = lowered.removeprefix(namespace) if namespace else lowered
+        key = lowered.removeprefix(namespace)
         if not key.startswith(PREFIX):
             continue
-        if key not in _KNOWN:
+        ours = raw == key or (namespace and lowered != key)  # alchemy_x, or CELERY_ALCHEMY_X
+        if key in _KNOWN:
+            if not ours or (raw == key and namespace and app.conf.get(key) is None):
+                raise ConfigurationError(f"{raw} has no effect as it is spelled. Write {_spelling(app, key)!r}.")
+        elif ours and not callable(app.conf.get(raw)):
             near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.5)
             hint = f" Did you mean {_spelling(app, near[0])!r}?" if near else ""
             known = ", ".join(_spelling(app, name) for name in _KNOWN)
             raise ConfigurationError(f"{raw} is not a setting of celery-alchemy.{hint} Known: {known}.")
-        if app.conf.get(key) is None and raw != key:
-            raise ConfigurationError(
-                f"{raw} has no effect as it is spelled. Write {_spelling(app, key)!r}"
-                + (f" (the configuration's namespace is {app.namespace!r})." if namespace else ".")
-            )
