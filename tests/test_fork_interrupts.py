@@ -1,0 +1,68 @@
+"""Soft time limits that strike anywhere: no slot of the connection pool is lost, no half of a transaction committed."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from support import databases, forking, green, servers
+
+COUNT = 200
+#: One strategy per driver: the strategies differ in where they keep the Session.
+STRATEGIES = {"psycopg": "per_process", "psycopg2": "local", "pymysql": "scoped"}
+
+
+@pytest.fixture(scope="module")
+def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
+    with databases.new_mariadb(servers.mariadb(), f"{run_name}_interrupts") as database:
+        yield database
+
+
+def interrupt(script: forking.Script, database: databases.Database, name: str) -> tuple[dict[str, Any], set[str]]:
+    """Interrupt tasks at random; return what the process says, and what is in the database."""
+    seed = random.randrange(1 << 30)
+    answer = script.ask(key=name, count=COUNT, seed=seed)
+    databases.assert_not_busy(database, name)
+    return answer | {"seed": seed}, set(database.rows(name))
+
+
+@pytest.fixture(scope="module")
+def interrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Any]]:
+    """The results of all drivers, gathered side by side: they wait for their servers half of the time."""
+    results = {}
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(len(STRATEGIES)))
+        for driver, strategy in STRATEGIES.items():
+            if find_spec(driver) is None:
+                continue
+            try:
+                database = request.getfixturevalue("mariadb" if driver == "pymysql" else "database")
+            except pytest.skip.Exception:
+                continue
+            name = f"interrupts-{driver}"
+            log = tmp_path_factory.mktemp(driver) / "host.log"
+            url = green.url_with(database, driver, name)
+            script = stack.enter_context(forking.script("interrupt_host", log, url=url, strategy=strategy))
+            results[driver] = executor.submit(interrupt, script, database, name)
+        for result in results.values():
+            result.exception()
+    return results
+
+
+@pytest.mark.parametrize("driver", STRATEGIES)
+def test_soft_limit_anywhere(interrupted: dict[str, Future[Any]], driver: str) -> None:
+    """Random interruptions: every connection comes back, the next task is right, what failed is not there."""
+    if driver not in interrupted:
+        pytest.skip(f"{driver} or its server is not here")
+    answer, written = interrupted[driver].result()
+    print("seed", answer["seed"], answer["states"], "a task takes", answer["typical_s"], "s")
+    assert answer["wrong"] == []
+    assert answer["states"]["FAILURE"] > COUNT / 4, "too few were interrupted to show anything"
+    for number in range(COUNT):
+        parts = {f"{number} first", f"{number} second"} & written
+        assert len(parts) in {0, 2}, f"half a transaction is committed: {parts}"
+        assert len(parts) == 2 or number not in answer["must"], f"task {number} succeeded, its rows are not there"
+        assert not parts or number not in answer["must_not"], f"task {number} failed, its rows are there"
