@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
 def interrupt(script: forking.Script, database: databases.Database, name: str) -> tuple[dict[str, Any], set[str]]:
     """Interrupt tasks at random; return what the process says, and what is in the database."""
     seed = random.randrange(1 << 30)
-    answer = script.ask(key=name, count=COUNT, seed=seed)
+    answer = script.ask(scenario="interrupt", key=name, count=COUNT, seed=seed)
     databases.assert_not_busy(database, name)
     return answer | {"seed": seed}, set(database.rows(name))
 
@@ -66,3 +67,19 @@ def test_soft_limit_anywhere(interrupted: dict[str, Future[Any]], driver: str) -
         assert len(parts) in {0, 2}, f"half a transaction is committed: {parts}"
         assert len(parts) == 2 or number not in answer["must"], f"task {number} succeeded, its rows are not there"
         assert not parts or number not in answer["must_not"], f"task {number} failed, its rows are there"
+
+
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+def test_unit_of_work_that_an_interruption_left_open(
+    database: databases.PostgreSQL, tmp_path: Path, key: str, strategy: str
+) -> None:
+    """Nobody leaves a block whose `__enter__` is interrupted: the next tasks are none the worse for it."""
+    name = f"abandoned-{strategy}"
+    url = green.url_with(database, "psycopg", name)
+    with forking.script("interrupt_host", tmp_path / "host.log", url=url, strategy=strategy) as script:
+        answer = script.ask(scenario="after_abandon", key=key)
+        databases.assert_not_busy(database, name)
+    well = ["SUCCESS", ""]
+    assert answer.pop("abandon") == "FAILURE"
+    assert answer == {"commit": well, "commit afterwards": well, "collect": well, "checked_out": 0}
+    assert sorted(database.rows(key)) == ["after", "before", "one", "one"]

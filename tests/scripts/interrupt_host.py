@@ -1,10 +1,11 @@
 """A process that plays a prefork pool process whose tasks meet their soft time limit anywhere.
 
-Its one argument is JSON: url, strategy. Each line of its input is JSON: how many tasks to interrupt, the key of their
-rows and the seed; each line of its output what came of it.
+Its one argument is JSON: url, strategy. Each line of its input is JSON, a scenario and what it is called with; each
+line of its output what came of it.
 """
 
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -21,7 +22,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
 from celery import Celery
 from celery.app.trace import build_tracer
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from support.project.models import Row
 
 from celery_alchemy import Alchemy, DatabaseTask, WorkerPool
@@ -30,7 +31,9 @@ settings = json.loads(sys.argv[1])
 app = Celery("interrupts", broker="memory://", backend="cache+memory://", set_as_current=False)
 app.conf.alchemy_database_url = settings["url"]
 app.conf.alchemy_session_strategy = settings["strategy"]
-app.conf.alchemy_engine_options = {"pool_timeout": 10}
+# PyMySQL makes a new SSLContext, 20 ms of work, for every connection that replaces an interrupted one.
+connect_args = {"ssl_disabled": True} if "pymysql" in settings["url"] else {}
+app.conf.alchemy_engine_options = {"pool_timeout": 10, "connect_args": connect_args}
 db = Alchemy(app)
 
 
@@ -47,8 +50,53 @@ def write(self: DatabaseTask, key: str, number: int) -> int:
     return number
 
 
+abandoned: list[Any] = []
+
+
+@app.task(base=DatabaseTask, bind=True)
+def abandon(self: DatabaseTask) -> None:
+    """Do what a limit does that strikes in `__enter__`: the unit of work is open, and nobody will leave it."""
+    self.db.execute(NAP)
+    abandoned.append(db.unit_of_work())
+    abandoned[-1].__enter__().execute(NAP)
+    raise SoftTimeLimitExceeded
+
+
+@app.task(base=DatabaseTask, bind=True)
+def write_one(self: DatabaseTask, key: str) -> None:
+    self.db.add(Row(key=key, note="one"))
+
+
+@app.task(base=DatabaseTask, bind=True)
+def collect(self: DatabaseTask, key: str) -> None:
+    """Write two rows, and between them let the garbage collector close what `abandon` has left."""
+    self.db.add(Row(key=key, note="before"))
+    self.db.flush()
+    abandoned.clear()
+    gc.collect()
+    self.db.add(Row(key=key, note="after"))
+
+
+def interrupt_commit(key: str) -> tuple[str, str]:
+    """Run a task whose limit strikes during its COMMIT."""
+    event.listen(db.engine, "commit", lambda _: os.kill(os.getpid(), signal.SIGUSR1), once=True)
+    return run(key, task=write_one)
+
+
+def after_abandon(key: str) -> dict[str, Any]:
+    """Run tasks after one that left a unit of work open."""
+    return {
+        "commit": interrupt_commit(key),
+        "abandon": run(task=abandon)[0],
+        "commit afterwards": interrupt_commit(key),
+        "collect": run(key, task=collect),
+        "checked_out": db.engine.pool.checkedout(),
+    }
+
+
 NAP = text("SELECT pg_sleep(0.002)" if settings["url"].startswith("postgresql") else "SELECT SLEEP(0.002)")
 sent = mmap.mmap(-1, 8)
+tracers: dict[str, Any] = {}
 
 
 def start_sender() -> int:
@@ -81,11 +129,11 @@ def settle(count: int) -> None:
             pass
 
 
-def run(key: str, number: int) -> tuple[str, str]:
-    """Run the task as a worker does; return its state (`OUTSIDE` when Celery's own code failed) and the traceback."""
+def run(*arguments: Any, task: Any = write) -> tuple[str, str]:
+    """Run a task as a worker does; return its state (`OUTSIDE` when Celery's own code failed) and the traceback."""
     task_id = uuid.uuid4().hex
-    request = {"id": task_id, "task": write.name, "is_eager": False, "called_directly": False, "delivery_info": {}}
-    result = tracer(task_id, (key, number), {}, request)
+    request = {"id": task_id, "task": task.name, "is_eager": False, "called_directly": False, "delivery_info": {}}
+    result = tracers[task.name](task_id, arguments, {}, request)
     error = str(getattr(result.retval, "traceback", ""))
     if result.info is None:
         return ("OUTSIDE" if error else "SUCCESS"), error
@@ -123,15 +171,16 @@ def interrupt(key: str, count: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    global tracer, sender  # noqa: PLW0603
+    global sender  # noqa: PLW0603
     sender = start_sender()
     db.start_worker(WorkerPool(name="prefork", concurrency=2, main_pid=os.getppid()))
     # As billiard does: after worker_process_init.
     signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
-    tracer = build_tracer(write.name, write, app=app)
+    tracers.update({task.name: build_tracer(task.name, task, app=app) for task in (write, abandon, write_one, collect)})
     for line in sys.stdin:
         try:
-            answer = interrupt(**json.loads(line))
+            question = json.loads(line)
+            answer = globals()[question.pop("scenario")](**question)
         except Exception:
             answer = {"failed": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
