@@ -101,6 +101,20 @@ def test_a_base_with_its_own_call_is_called_once_per_request(defined: Celery, ke
         assert type(task).calls == before + 1, name
 
 
+def test_a_call_of_the_users_that_writes_is_part_of_the_unit_of_work(
+    defined: Celery, sqlite: SQLite, key: str, database: PostgreSQL, defining_worker: Worker
+) -> None:
+    """Committed and rolled back together with what `run` wrote."""
+    defined.tasks["stamping"].apply(args=(key, True))
+    assert sqlite.rows(f"{key}-stamp") == []
+    defined.tasks["stamping"].apply(args=(key, False))
+    assert sqlite.rows(f"{key}-stamp") == ["stamped"]
+    defining_worker.call("stamping", key, True)
+    assert database.rows(f"{key}-stamp") == []
+    defining_worker.call("stamping", key, False)
+    assert database.rows(f"{key}-stamp") == ["stamped"]
+
+
 def test_an_annotation_around_run_still_runs(defined: Celery, sqlite: SQLite, key: str) -> None:
     """And does not take the unit of work away: Celery replaces a function by its `__wrapped__` there."""
     before = len(definitions.AROUND)

@@ -92,6 +92,16 @@ class House(DatabaseTask):
         self.made = True
 
 
+class Stamping(DatabaseTask):
+    """Its `__call__` writes too: around `run`, in the same transaction."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.db.add(Row(key=f"{args[0]}-stamp", note="stamped"))
+        return super().__call__(*args, **kwargs)
+
+
 class Order(BaseModel):
     key: str
     fails: bool = False
@@ -168,6 +178,7 @@ def define(app: Celery, db: Alchemy) -> None:
         "mixed_after_running": MixedAfterRunning,
         "mixed_with_djangos": MixedWithDjangos,
         "mixed_after_djangos": MixedAfterDjangos,
+        "stamping": Stamping,
     }
     for name, base in bases.items():
 
@@ -197,7 +208,7 @@ NAMES = [
     "plain", "bound", "annotated", "house", "keyword_only", "autoretried", "validated", "shared",
     "class_based", "class_based_with_retry", "class_based_subclass", "class_based_inheriting",
     "mixed_before", "mixed_after", "mixed_before_running", "mixed_after_running", "mixed_with_djangos",
-    "mixed_after_djangos",
+    "mixed_after_djangos", "stamping",
 ]  # fmt: skip
 
 
