@@ -109,9 +109,9 @@ def test_a_call_of_the_users_that_writes_is_part_of_the_unit_of_work(
     assert sqlite.rows(f"{key}-stamp") == []
     defined.tasks["stamping"].apply(args=(key, False))
     assert sqlite.rows(f"{key}-stamp") == ["stamped"]
-    defining_worker.call("stamping", key, True)
+    assert defining_worker.call("stamping", key, True).error == "Refused"
     assert database.rows(f"{key}-stamp") == []
-    defining_worker.call("stamping", key, False)
+    assert defining_worker.call("stamping", key, False).state == "SUCCESS"
     assert database.rows(f"{key}-stamp") == ["stamped"]
 
 
