@@ -63,6 +63,9 @@ class SessionStrategy(ABC):
 
     # -- the Engine --------------------------------------------------------------------------------------------------
 
+    _engine: Engine | None = None
+    """This process's Engine, where it has been made."""
+
     @property
     @abstractmethod
     def engine(self) -> Engine:
@@ -91,8 +94,9 @@ class SessionStrategy(ABC):
         self.engines.after_fork()
 
     def dispose(self) -> None:
-        """Close the connections that this process keeps open and nobody uses."""
-        for engine in (self.engine, *self.engines.others):
+        """Close the connections that this process keeps open and nobody uses; makes no Engine for it."""
+        made = getattr(self, "_engine", None)
+        for engine in (*([made] if made is not None else []), *self.engines.others):
             engine.dispose()
 
     @property

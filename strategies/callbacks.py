@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import SessionTransaction
 
-from .interrupts import is_interrupt
+from .interrupts import is_interrupt, shield
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +22,12 @@ class CommitCallbacks:
     `after_transaction_end`. What a savepoint's rollback undoes is dropped; what it releases, its parent takes over.
     """
 
-    __slots__ = ("_committed", "_ready", "_run", "_waiting", "held_back")
+    __slots__ = ("_ready", "_run", "_waiting", "held_back")
 
     def __init__(self, run: Runner) -> None:
         self._run = run
         self._waiting: list[tuple[Callback, SessionTransaction | None]] = []
         self._ready: list[Callback] = []
-        self._committed: SessionTransaction | None = None
         self.held_back = 0
         """Above 0, what a COMMIT sets free waits for `run_ready`: until the shield is left, the Session is gone."""
 
@@ -41,13 +40,8 @@ class CommitCallbacks:
         self._waiting.clear()
         return count
 
-    def committed(self, transaction: SessionTransaction | None) -> None:
-        """`transaction` (root or savepoint) was committed; it ends next."""
-        self._committed = transaction
-
-    def ended(self, transaction: SessionTransaction) -> None:
+    def ended(self, transaction: SessionTransaction, *, committed: bool) -> None:
         """`transaction` (root or savepoint) is over, committed or not."""
-        committed, self._committed = self._committed is transaction, None
         if transaction.nested:
             parent = transaction.parent
             heir = parent if parent is not None and parent.nested else None
@@ -61,15 +55,18 @@ class CommitCallbacks:
         else:
             self._release()
 
+    @shield.covers
     def run_all(self) -> None:
         """Run what waits: the unit of work ended well, and there was no transaction to wait for."""
         self._release()
 
+    @shield.covers
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._ready.extend(callback for callback, _ in waiting)
         self.run_ready()
 
+    @shield.covers
     def run_ready(self) -> None:
         """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other; a time limit is
         raised once all have run."""

@@ -73,7 +73,12 @@ class ReservedQueuePool(QueuePool):
             self._held.push(record)
             # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
             record.__dict__["holder"] = self._held.get()
-            self._replace_if_dead(record)
+            try:
+                self._replace_if_dead(record)
+            except BaseException:  # killed while asking: SQLAlchemy does not know of this record yet
+                record.invalidate()
+                self._do_return_conn(record)
+                raise
         return record
 
     def _replace_if_dead(self, record: ConnectionPoolEntry) -> None:
@@ -158,12 +163,34 @@ def unlock_after_fork(pool: Pool) -> None:
         pool._held.forget()
 
 
-def close_idle(pool: Pool) -> None:
+class _Retired:
+    """The queue of a connection pool that is not used any more: what comes back finds it full, and is closed."""
+
+    queue: tuple[()] = ()
+    use_lifo = False
+
+    def __init__(self, maxsize: int) -> None:
+        self.maxsize = maxsize
+
+    def put(self, record: ConnectionPoolEntry, block: bool = True) -> None:
+        raise sa_queue.Full
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        raise sa_queue.Empty
+
+    def qsize(self) -> int:
+        return 0
+
+
+def retire(pool: Pool) -> None:
     """Close the idle connections of `pool`, which is not used any more; what is checked out closes on its return.
 
     Not by `pool.dispose()`: its locks may be from before eventlet's monkey patch, and refuse to be taken.
     """
-    idle = getattr(getattr(pool, "_pool", None), "queue", None)
+    if not isinstance(pool, QueuePool):
+        return
+    idle = getattr(pool._pool, "queue", None)
+    pool._pool = _Retired(pool._pool.maxsize)  # type: ignore[assignment]
     while idle:
         idle.popleft().close()
 

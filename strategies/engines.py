@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 EngineListener = Callable[[Engine], object]
-#: Called with a database error, and whether the server has rolled the whole transaction back because of it.
-ErrorObserver = Callable[[BaseException, bool], None]
+#: Called with a database error, its connection, and whether the server has rolled the transaction back because of it.
+ErrorObserver = Callable[[BaseException, Connection | None, bool], None]
 CONNECT_TIMEOUT_S = 10
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
@@ -162,12 +162,14 @@ class EngineSource:
         try:
             engine = create_engine(self.url, **options)
         except Exception as error:
+            if is_interrupt(error):
+                raise
             names = ", ".join(sorted(self.options)) or "none"
             raise InvalidSetting(
                 f"alchemy_engine_options cannot be used with {shown(self.url)!r}: "
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
-        _listen(engine, self._observe)
+        _listen(engine, self._observe, fresh=True)
         if self.url.get_backend_name() == "sqlite":
             _listen_sqlite(engine, self)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
@@ -191,7 +193,7 @@ class EngineSource:
         new = connection_pool.like(old, pool_size=size.pool_size, max_overflow=size.max_overflow, reserve=size.reserve)
         self._introduce(new)
         engine.pool = new
-        connection_pool.close_idle(old)
+        connection_pool.retire(old)
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues = self._scope.labels, self._scope.runs_task
@@ -214,15 +216,16 @@ def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _listen(engine: Engine, observe: ErrorObserver) -> None:
-    forks.guard(engine)
+def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> None:
+    forks.guard(engine, fresh=fresh)
     if engine in _listened:
         return  # the user's Engine, served by another Alchemy before
     _listened.add(engine)
 
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
-        observe(context.sqlalchemy_exception or error, server_rolled_back(engine.dialect, error))
+        lost = server_rolled_back(engine.dialect, error)
+        observe(context.sqlalchemy_exception or error, context.connection, lost)
         if not is_interrupt(error):
             return None
         # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with
@@ -232,8 +235,11 @@ def _listen(engine: Engine, observe: ErrorObserver) -> None:
             cancel_statement(connection.connection.dbapi_connection, engine)
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-        # Where it struck while the statement was put together, SQLAlchemy would wrap it in a StatementError.
-        return error
+        if context.sqlalchemy_exception is None:
+            return None
+        # It struck while the statement was put together, and SQLAlchemy would wrap it in a StatementError. A second
+        # one, for SQLAlchemy raises what is returned here from the first.
+        return type(error)(*error.args)
 
     event.listen(engine, "handle_error", on_error)
 

@@ -42,13 +42,18 @@ _pinned: dict[int, list[_Pin]] = {}
 _registered = False
 
 
-def guard(engine: Engine) -> Engine:
-    """Watch every connection of `engine`, made already or to come, so that no fork can share one."""
+def guard(engine: Engine, *, fresh: bool = False) -> Engine:
+    """Watch every connection of `engine`, made already or to come, so that no fork can share one.
+
+    Args:
+        fresh: The Engine has made none yet.
+    """
     _register()
     if engine not in _engines:
         _engines.add(engine)
         event.listen(engine, "connect", _remember)
-        _records.update(_made_already(engine.pool))
+        if not fresh:
+            _records.update(_made_already(engine.pool))
     return engine
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -107,6 +108,15 @@ class Shield:
             signum, self.pending = self.pending, None
             self._wrapped(signum, None)
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Defer the signal for the block, and let it wait for the next `check` afterwards."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.let_go()
+
     def __enter__(self) -> Shield:
         self.hold()
         return self
@@ -121,4 +131,22 @@ class Shield:
         self.depth, self.pending = 0, None
 
 
+def hidden_interrupt(error: BaseException) -> BaseException | None:
+    """Return the interruption that `error` was raised over; None when there is none.
+
+    Struck in its own bookkeeping, SQLAlchemy raises an error of its own ("This transaction is closed") on the way out.
+    """
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if is_interrupt(found):
+            return found
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return None
+
+
 shield = Shield()
+for _method in (Shield.hold, Shield.let_go, Shield.check, Shield.reset, Shield.__enter__, Shield.__exit__):
+    shield.covers(_method)
+shield.covers(Shield.applies.fget)  # type: ignore[attr-defined]

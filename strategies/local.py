@@ -27,8 +27,6 @@ class LocalStrategy(SessionStrategy):
     keyed_on = "the task request"
     released = "at the request's end"
 
-    _engine: Engine | None = None
-
     @property
     def engine(self) -> Engine:
         engine = self._engine

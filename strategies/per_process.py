@@ -30,8 +30,6 @@ class PerProcessStrategy(SessionStrategy):
     keyed_on = "the task request"
     released = "at the request's end"
 
-    _engine: Engine | None = None
-
     @property
     def engine(self) -> Engine:
         engine = self._engine

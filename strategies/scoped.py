@@ -81,8 +81,6 @@ class ScopedStrategy(SessionStrategy):
         self._registry = ScopeRegistry(self.new_session)
         self.scoped_session.registry = self._registry
 
-    _engine: Engine | None = None
-
     @property
     def engine(self) -> Engine:
         engine = self._engine

@@ -131,6 +131,11 @@ class SessionSource:
                 "session_factory is a scoped_session, which would give all units of work of a thread one Session. Give "
                 "its own factory: Alchemy(app, session_factory=your_scoped_session.session_factory)."
             )
+        if "async" in type(self._factory).__name__ or getattr(self._factory, "__name__", "").startswith("Async"):
+            raise InvalidSetting(
+                "session_factory makes AsyncSessions, but Celery tasks are ordinary functions. Give a sessionmaker, or "
+                "leave it out."
+            )
         what = "session_factory and alchemy_session_options" if self._factory else "alchemy_session_options"
         with refused_as(InvalidSetting, f"{what} cannot be used to make a Session", self._options):
             first, second = self.new(engine), self.new(engine)
@@ -152,9 +157,20 @@ class SessionSource:
             return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
         options = {**options, **self._options}
         options.pop("bind", None)
-        mixed = type(base.__name__, (UnitSession, base) if base is not Session else (UnitSession,), {})
-        _watch(mixed)
-        return functools.partial(mixed, **options)
+        _watch(UnitSession)
+        return functools.partial(_with_unit(base), **options)
+
+
+_mixed: weakref.WeakKeyDictionary[type[Session], type[UnitSession]] = weakref.WeakKeyDictionary()
+
+
+def _with_unit(base: type[Session]) -> type[UnitSession]:
+    """Return `base` as a UnitSession; made once, for SQLAlchemy remembers every Session class it has listened to."""
+    if issubclass(UnitSession, base):
+        return UnitSession
+    if base not in _mixed:
+        _mixed[base] = type(base.__name__, (UnitSession, base), {})
+    return _mixed[base]
 
 
 def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:
@@ -211,13 +227,16 @@ def connections_of(session: Session) -> list[Connection]:
 
 
 def _after_commit(session: Session) -> None:
-    callbacks = _callbacks_of(session)
-    if callbacks is not None:
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is not None:
         # Fires for the release of a savepoint too, while it is still the innermost.
-        callbacks.committed(session.get_nested_transaction() or session.get_transaction())
+        unit.committed = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    callbacks = _callbacks_of(session)
-    if callbacks is not None and (transaction.parent is None or transaction.nested):
-        callbacks.ended(transaction)
+    unit: UnitOfWork | None = session.info.get(UNIT)
+    if unit is None or not (transaction.parent is None or transaction.nested):
+        return
+    committed, unit.committed = unit.committed is transaction, None
+    if unit.waiting is not None:
+        unit.waiting.ended(transaction, committed=committed)

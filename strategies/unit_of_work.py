@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
@@ -52,6 +53,7 @@ class UnitOfWork:
         "_session",
         "_wrote",
         "commits",
+        "committed",
         "outermost",
         "strategy",
         "waiting",
@@ -63,6 +65,8 @@ class UnitOfWork:
         self.strategy = strategy
         self.commits = commits
         self.outermost = outermost
+        self.committed: SessionTransaction | None = None
+        """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
         self.waiting: CommitCallbacks | None = None
         """What waits for the COMMIT; None when nothing does."""
         self._label = label
@@ -83,7 +87,8 @@ class UnitOfWork:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
         session = self._session
         if session is None:
-            session = self.strategy.open(self)
+            with shield:  # a pool process makes its Engine now
+                session = self.strategy.open(self)
             session.info[UNIT] = self
             if not self.commits:
                 watch_statements(session, self._note_write, self._forget_writes)
@@ -121,30 +126,65 @@ class UnitOfWork:
             BrokenTransaction: a database error was caught and nobody rolled back.
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
-        waiting = self.waiting
-        if waiting is not None and final:
-            waiting.held_back += 1
-        self._end_well()
-        if final and self.waiting is not None:
-            self.close()
-            if waiting is not None:
-                waiting.held_back -= 1
-            self.waiting.run_all()
-
-    def _end_well(self) -> None:
         session = self._session
         if session is None or not session.in_transaction():
-            if self.waiting is not None:
-                self.waiting.run_all()
+            pass
         elif not self.commits:
             self._roll_back_unasked(session)
         else:
             try:
-                self._refuse_broken(session)
-                session.commit()
+                self.prepare()
+                if self.waiting is None and not shield.installed:
+                    session.commit()
+                else:
+                    with self._callbacks_held_back(), shield.quiet():
+                        session.commit()
             except BaseException as error:
                 self.fail(error)
                 raise
+        if self.waiting is not None:
+            if final:
+                self.close()
+            self._run_callbacks(self.waiting)
+
+    @shield.covers
+    def _run_callbacks(self, waiting: CommitCallbacks) -> None:
+        if not (shield.applies and shield.depth):
+            waiting.run_all()
+            return
+        # At the end of a task the limit is held back, but callbacks send messages, and sending may hang.
+        shield.depth -= 1
+        try:
+            waiting.run_all()
+        except Exception as error:
+            if not is_interrupt(error):
+                raise
+            logger.warning("%s: %s in an on_commit callback; its work is committed", self.label, type(error).__name__)
+        finally:
+            shield.depth += 1
+
+    def prepare(self) -> None:
+        """Do what may take long before the COMMIT, which is one answer: a time limit is right to stop it.
+
+        Raises:
+            BrokenTransaction: as `succeed` does.
+        """
+        session = self._session
+        if session is not None and self.commits and session.in_transaction():
+            self._refuse_broken(session)
+            if shield.installed:
+                session.flush()
+
+    @contextlib.contextmanager
+    def _callbacks_held_back(self) -> Iterator[None]:
+        waiting = self.waiting
+        if waiting is not None:
+            waiting.held_back += 1
+        try:
+            yield
+        finally:
+            if waiting is not None:
+                waiting.held_back -= 1
 
     def fail(self, error: BaseException) -> None:
         """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""
@@ -153,7 +193,7 @@ class UnitOfWork:
         session = self._session
         if session is None or not session.in_transaction():
             return
-        with shield:
+        with shield.quiet():
             if is_interrupt(error) and self._cancel_running(session):
                 self._discard(session, connections_of(session))
                 return
@@ -171,7 +211,7 @@ class UnitOfWork:
 
     def roll_back(self) -> None:
         """Roll back and give the connection back now; the unit of work goes on (before a retry is published)."""
-        self.fail(_AskedTo("roll back"))
+        self.fail(RollBack())
 
     def close(self) -> None:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
@@ -280,5 +320,5 @@ class UnitOfWork:
         self.forget_session()
 
 
-class _AskedTo(Exception):
-    """Stands for the exception where a roll back has none."""
+class RollBack(Exception):
+    """Stands for the exception where a roll back was asked for and nothing failed."""

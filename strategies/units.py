@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from . import forks
 from .base import SessionStrategy
 from .callbacks import Callback
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
 from .scope import ScopeStack, describe_current_scope
+from .sessions import connections_of
 from .unit_of_work import Label, UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ class Frame:
     A task that is called like a function joins the unit of its caller: a frame of its own over the same unit.
     """
 
-    __slots__ = ("coroutine", "ends", "holder", "kind", "owner", "owns", "request", "unit")
+    __slots__ = ("coroutine", "ends", "holder", "kind", "left", "owner", "owns", "request", "unit")
 
     def __init__(
         self, owner: UnitsOfWork, unit: UnitOfWork, *, owns: bool, ends: bool, kind: str, holder: Any, request: Any
@@ -37,6 +40,7 @@ class Frame:
         self.ends = ends
         """Commits or rolls back when it leaves."""
         self.kind = kind
+        self.left = False
         self.coroutine: object = None
         """The asyncio task that opened a block; None outside an event loop."""
         self.holder = holder
@@ -62,11 +66,13 @@ class RunningScope:
         return any(frame.kind in _TASK_KINDS for frame in frames.get() or ())
 
 
-def observe_error(error: BaseException, lost: bool) -> None:
-    """Tell the current unit of work of a database error; `lost`: the server has rolled the transaction back."""
-    frame = frames.top()
-    if frame is not None:
-        frame.unit.observed(error, lost)
+def observe_error(error: BaseException, connection: Connection | None, lost: bool) -> None:
+    """Tell the unit of work whose connection it is of a database error; `lost`: the transaction is rolled back."""
+    for frame in reversed(frames.get() or ()):
+        session = frame.unit.opened
+        if session is not None and connection is not None and connection in connections_of(session):
+            frame.unit.observed(error, lost)
+            return
 
 
 class UnitsOfWork:
@@ -88,6 +94,8 @@ class UnitsOfWork:
         if stack:
             for frame in reversed(stack):
                 if frame.owner is self:
+                    if frame.coroutine is not None and frame.coroutine is not _current_coroutine():
+                        raise CeleryAlchemyError(_taking_turns("A Session was asked for", frame))
                     return frame
         return None
 
@@ -143,6 +151,9 @@ class UnitsOfWork:
     def leave(self, frame: Frame, error: BaseException | None = None) -> None:
         """Take `frame` off the stack and, where it owns its unit of work, release that."""
         unit = frame.unit
+        if frame.left:
+            return  # an abandoned block's generator is closed by the garbage collector, long after `sweep`
+        frame.left = True
         if not frame.owns:
             frames.remove(frame)
             return
@@ -161,12 +172,12 @@ class UnitsOfWork:
                 if taken:
                     logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
 
-    def sweep(self, stale: Callable[[Frame], bool]) -> None:
-        """End what an interruption between two bytecodes left on the stack of this thread or greenlet."""
+    def sweep(self) -> None:
+        """End what an interruption between two bytecodes left on the stack of this thread or greenlet: a request that
+        the worker has just begun is inside nothing."""
         for frame in reversed(list(frames.get() or ())):
-            if stale(frame):
-                logger.warning("%s was interrupted before it could be ended; it is rolled back now", frame.unit.label)
-                self.leave(frame)
+            logger.warning("%s was interrupted before it could be ended; it is rolled back now", frame.unit.label)
+            frame.owner.leave(frame)
 
     @contextmanager
     @shield.covers
@@ -175,11 +186,7 @@ class UnitsOfWork:
         coroutine = _current_coroutine()
         top = frames.top()
         if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
-            raise CeleryAlchemyError(
-                f"{label} would be opened inside {top.unit.label}, which another coroutine of this thread has open. "
-                f"Sessions are not for coroutines that take turns: do not await inside the block, or run it in a "
-                f"thread (asyncio.to_thread)."
-            )
+            raise CeleryAlchemyError(_taking_turns(f"{label} would be opened", top))
         frame = self.begin(label, commits=commits, kind=kind)
         frame.coroutine = coroutine
         error: BaseException | None = None
@@ -193,11 +200,19 @@ class UnitsOfWork:
             frame.unit.succeed(final=True)
         finally:
             self.leave(frame, error)
+        shield.check()
 
     def _run_callback(self, callback: Callback) -> None:
         label = f"on_commit callback {getattr(callback, '__qualname__', callback)!s}"
         with self.open(label, commits=True, kind="callback"):
             callback()
+
+
+def _taking_turns(what: str, frame: Frame) -> str:
+    return (
+        f"{what} inside {frame.unit.label}, which another coroutine of this thread has open. Sessions are not for "
+        f"coroutines that take turns: do not await inside the block, or run it in a thread (asyncio.to_thread)."
+    )
 
 
 def _current_coroutine() -> object:

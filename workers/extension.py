@@ -212,7 +212,7 @@ class Alchemy:
             strategy = strategy_class(engines, sessions, worker_pool, reason)
             strategy.start()
         previous, self._strategy = self._strategy, strategy
-        if previous is not None and previous.engine is not strategy.engine:
+        if previous is not None and previous._engine is not strategy._engine:
             previous.dispose()
         return strategy
 

@@ -16,7 +16,9 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..strategies.interrupts import shield
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.sessions import shield_mapper_configuration
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
@@ -89,8 +91,11 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
         return call(task, *args, **kwargs)  # `self.db` says so; a task that touches no database needs none
     _install_shield(db)
     deferring = shield.applies
-    outermost = not frames.get()
-    if deferring and outermost:
+    request = _request(task)
+    is_workers = _is_traced(request) and not request.is_eager
+    if is_workers and frames.get():
+        db.units.sweep()
+    if is_workers and deferring:
         shield.reset()  # what came too late for the request before is not for this one
     held = shield.depth
     frame: Frame | None = None
@@ -106,6 +111,8 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
                 shield.check()
             result = call(task, *args, **kwargs)
             if deferring:
+                if frame is not None and frame.ends:
+                    frame.unit.prepare()
                 shield.depth = held + 1
         except BaseException as raised:
             if deferring:
@@ -113,6 +120,10 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
             error = raised
             if frame is not None and frame.ends:
                 frame.unit.fail(raised)
+            hidden = hidden_interrupt(raised) if deferring and isinstance(raised, SQLAlchemyError) else None
+            if hidden is not None:
+                error = hidden
+                raise hidden from None
             raise
         if frame is not None and frame.ends:
             frame.unit.succeed(final=frame.owns)
@@ -124,8 +135,8 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
         error = None  # no cycle: exception -> traceback -> this frame -> exception
         if deferring:
             shield.depth = held
-            if outermost:
-                shield.pending = None
+            if is_workers and frame is not None and frame.owns:
+                shield.pending = None  # what it would stop is over
             elif succeeded:
                 shield.check()
 
@@ -135,12 +146,9 @@ def _enter_run(db: Alchemy, task: DatabaseTask) -> Frame | None:
     request = _request(task)
     if _is_traced(request):
         top = frames.top()
-        if top is not None:
-            if top.kind == "call" and top.owns and top.holder is task:
-                request.__dict__[_BEGUN] = True
-                return db.units.join(top, kind="run", holder=task, request=request, ends=True)
-            if not request.is_eager:
-                db.units.sweep(_is_stale)
+        if top is not None and top.kind == "call" and top.owns and top.holder is task:
+            request.__dict__[_BEGUN] = True
+            return db.units.join(top, kind="run", holder=task, request=request, ends=True)
         frame = _begin(db, task, request, "run")
         request.__dict__[_BEGUN] = True
         return frame
@@ -158,8 +166,6 @@ def _enter_call(db: Alchemy, task: DatabaseTask) -> Frame | None:
     for frame in frames.get() or ():
         if frame.kind == "call" and frame.request is request:
             return None  # super().__call__() of another base: the same call, the same unit of work
-    if not request.is_eager and frames.get():
-        db.units.sweep(_is_stale)
     return _begin(db, task, request, "call")
 
 
@@ -185,12 +191,6 @@ def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
 def _is_traced(request: Any) -> bool:
     """Tell whether Celery's tracer runs this request, in a worker or eagerly, and its `run` has not begun yet."""
     return request is not None and not request.called_directly and _BEGUN not in request.__dict__
-
-
-def _is_stale(frame: Frame) -> bool:
-    """Tell whether the request of `frame` is over although the frame is still there."""
-    request = frame.request
-    return request is not None and all(found is not request for found in frame.holder.request_stack.stack)
 
 
 def _label(request: Any, task: DatabaseTask) -> Label:

@@ -113,18 +113,18 @@ def _refuse_unknown(app: Celery) -> None:
     """Refuse keys that are meant for us and would have no effect; keys of others that sound alike are theirs."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""
     for raw in list(app.conf.keys()):
-        if not isinstance(raw, str) or (app.conf.get(raw) is None and raw not in app.conf):
+        if not isinstance(raw, str) or app.conf.get(raw) is None:
             continue
         lowered = raw.lower()
         key = lowered.removeprefix(namespace)
         if not key.startswith(PREFIX):
             continue
         ours = raw == key or (namespace and lowered != key)  # alchemy_x, or CELERY_ALCHEMY_X
+        near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.5 if ours else 0.85)
         if key in _KNOWN:
-            if not ours or (raw == key and namespace and app.conf.get(key) is None):
+            if not ours:
                 raise ConfigurationError(f"{raw} has no effect as it is spelled. Write {_spelling(app, key)!r}.")
-        elif ours and not callable(app.conf.get(raw)):
-            near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.5)
+        elif (ours and not callable(app.conf.get(raw))) or (not ours and near):
             hint = f" Did you mean {_spelling(app, near[0])!r}?" if near else ""
             known = ", ".join(_spelling(app, name) for name in _KNOWN)
             raise ConfigurationError(f"{raw} is not a setting of celery-alchemy.{hint} Known: {known}.")
