@@ -15,9 +15,11 @@ def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Any:
-    """The namespace after the README's first block, on a SQLite file, with its tables created."""
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The namespace after the README's first block, on a SQLite file, with its tables created; executed once, for
+    Celery shares its tasks with every app of the process."""
+    tmp_path = tmp_path_factory.mktemp("shop")
     namespace: dict[str, Any] = {"__name__": "shop"}
     first = python_blocks()[0]
     assert "postgresql+psycopg://localhost/shop" in first
@@ -28,6 +30,13 @@ def shop(tmp_path: Path) -> Any:
     namespace["Base"].metadata.create_all(namespace["db"].engine)
     yield namespace
     namespace["db"].dispose()
+
+
+@pytest.fixture
+def shop(readme: dict[str, Any]) -> dict[str, Any]:
+    with readme["db"].unit_of_work() as session:
+        session.query(readme["User"]).delete()
+    return readme
 
 
 def names(shop: dict[str, Any]) -> set[str]:

@@ -89,11 +89,15 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     db: Alchemy | None = apps.find(task.app)
     if db is None:
         return call(task, *args, **kwargs)  # `self.db` says so; a task that touches no database needs none
-    _install_shield(db)
+    strategy = db.strategy
+    # billiard installs its handler after worker_process_init, so the first task is the first chance.
+    if strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
+        shield_mapper_configuration()
     deferring = shield.applies
     request = _request(task)
     is_workers = _is_traced(request) and not request.is_eager
-    if is_workers and frames.get():
+    stack = frames.get()
+    if stack and is_workers and not any(found.request is request for found in stack):
         db.units.sweep()
     if is_workers and deferring:
         shield.reset()  # what came too late for the request before is not for this one
@@ -162,7 +166,8 @@ def _enter_run(db: Alchemy, task: DatabaseTask) -> Frame | None:
 def _enter_call(db: Alchemy, task: DatabaseTask) -> Frame | None:
     request = _request(task)
     if not _is_traced(request):
-        return None
+        # Called like a function: it joins what is open, and `run` will join it.
+        return None if db.units.current_frame() is not None else _begin(db, task, request, "call")
     for frame in frames.get() or ():
         if frame.kind == "call" and frame.request is request:
             return None  # super().__call__() of another base: the same call, the same unit of work
@@ -173,12 +178,6 @@ def _request(task: DatabaseTask) -> Any:
     """Return the request on top of the task's stack; None when it was not even called."""
     stack = task.request_stack
     return stack.top if stack is not None else None
-
-
-def _install_shield(db: Alchemy) -> None:
-    # billiard installs its handler after worker_process_init, so the first task is the first chance.
-    if db.strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
-        shield_mapper_configuration()
 
 
 def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
