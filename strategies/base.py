@@ -67,9 +67,17 @@ class SessionStrategy(ABC):
     """This process's Engine, where it has been made."""
 
     @property
-    @abstractmethod
     def engine(self) -> Engine:
         """This process's Engine; made on first use, connected by its first statement."""
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = self.make_engine()
+            self.engines.announce(engine)
+        return engine
+
+    @abstractmethod
+    def make_engine(self) -> Engine:
+        """Return an Engine for this process, from `self.engines`: `shared`, `pooled` or `unpooled`."""
 
     def start(self) -> None:
         """Make what will be needed, before the first task and connecting to nothing.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from . import connection_pool, forks
 from .drivers import cancel_statement, server_rolled_back, shown
@@ -27,6 +27,8 @@ ErrorObserver = Callable[[BaseException, Connection | None, bool], None]
 CONNECT_TIMEOUT_S = 10
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
+#: Key in `ConnectionPoolEntry.info`: since the checkout, a transaction was ended by COMMIT or ROLLBACK.
+_ENDED = "celery_alchemy.ended"
 _listened: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -173,7 +175,7 @@ class EngineSource:
         if self.url.get_backend_name() == "sqlite":
             _listen_sqlite(engine, self)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
-            event.listen(engine, "reset", _reset_pymysql)
+            _spare_second_rollback(engine)
         return engine
 
     def _adopt(self, engine: Engine) -> Engine:
@@ -244,12 +246,34 @@ def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> N
     event.listen(engine, "handle_error", on_error)
 
 
-def _reset_pymysql(dbapi_connection: Any, record: object, state: object) -> None:
-    # The server's last answer says whether a transaction is open; only then is a ROLLBACK worth its round trip. An
-    # error is an answer that does not say so, and leaves no result behind.
-    status = getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS)
-    if status & _SERVER_STATUS_IN_TRANS or getattr(dbapi_connection, "_result", None) is None:
-        dbapi_connection.rollback()
+def _spare_second_rollback(engine: Engine) -> None:
+    """Let the connection pool send its ROLLBACK only where a transaction may be open: a Session has ended its own.
+
+    The server's last answer says whether one is open, but an error is an answer that does not say so; so COMMIT and
+    ROLLBACK are noted too. Whoever takes a raw connection ends nothing, and gets the pool's ROLLBACK.
+    """
+
+    def noting(end: Callable[[Any], None]) -> Callable[[Any], None]:
+        def ended(connection: Any) -> None:
+            end(connection)
+            record = getattr(connection, "_connection_record", None)
+            if record is not None:
+                record.info[_ENDED] = True
+
+        return ended
+
+    def on_checkout(dbapi_connection: object, record: ConnectionPoolEntry, fairy: object) -> None:
+        record.info.pop(_ENDED, None)
+
+    def on_reset(dbapi_connection: Any, record: ConnectionPoolEntry | None, state: object) -> None:
+        is_open = getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS) & _SERVER_STATUS_IN_TRANS
+        if is_open or record is None or not record.info.get(_ENDED):
+            dbapi_connection.rollback()
+
+    dialect: Any = engine.dialect
+    dialect.do_commit, dialect.do_rollback = noting(dialect.do_commit), noting(dialect.do_rollback)
+    event.listen(engine, "checkout", on_checkout)
+    event.listen(engine, "reset", on_reset)
 
 
 def _listen_sqlite(engine: Engine, source: EngineSource) -> None:

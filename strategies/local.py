@@ -27,13 +27,8 @@ class LocalStrategy(SessionStrategy):
     keyed_on = "the task request"
     released = "at the request's end"
 
-    @property
-    def engine(self) -> Engine:
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self.engines.shared(self.size)
-            self.engines.announce(engine)
-        return engine
+    def make_engine(self) -> Engine:
+        return self.engines.shared(self.size)
 
     def open(self, unit: UnitOfWork) -> Session:
         return self.new_session()

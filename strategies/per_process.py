@@ -30,15 +30,7 @@ class PerProcessStrategy(SessionStrategy):
     keyed_on = "the task request"
     released = "at the request's end"
 
-    @property
-    def engine(self) -> Engine:
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self._make()
-            self.engines.announce(engine)
-        return engine
-
-    def _make(self) -> Engine:
+    def make_engine(self) -> Engine:
         if self.worker_pool.in_main_process or self.worker_pool.name == NO_WORKER:
             return self.engines.unpooled()
         return self.engines.pooled(self.size)

@@ -81,13 +81,8 @@ class ScopedStrategy(SessionStrategy):
         self._registry = ScopeRegistry(self.new_session)
         self.scoped_session.registry = self._registry
 
-    @property
-    def engine(self) -> Engine:
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self.engines.shared(self.size)
-            self.engines.announce(engine)
-        return engine
+    def make_engine(self) -> Engine:
+        return self.engines.shared(self.size)
 
     def after_fork(self) -> None:
         super().after_fork()

@@ -157,7 +157,6 @@ class SessionSource:
             return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
         options = {**options, **self._options}
         options.pop("bind", None)
-        _watch(UnitSession)
         return functools.partial(_with_unit(base), **options)
 
 
@@ -177,7 +176,6 @@ def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: 
     session = factory(**options, **keywords)
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
-    _watch(type(session))
     return session
 
 
@@ -187,18 +185,13 @@ def _callbacks_of(session: Session) -> CommitCallbacks | None:
     return unit.waiting if unit is not None else None
 
 
-_watched: weakref.WeakSet[type[Session]] = weakref.WeakSet()
+def watch_commits(session: Session) -> None:
+    """Tell the callbacks of the unit of work of `session` when a transaction or savepoint of it ends.
 
-
-def _watch(session_class: type[Session]) -> None:
-    """Tell the callbacks of a unit of work when a transaction or savepoint of its Session ends.
-
-    On the class, once: a listener on each Session costs 15 us a task, and cannot be added while a commit is reported.
+    On this Session alone, and only when a callback waits: on the class, every task would pay 5 us for it.
     """
-    if session_class not in _watched:
-        _watched.add(session_class)
-        event.listen(session_class, "after_commit", _after_commit)
-        event.listen(session_class, "after_transaction_end", _after_end)
+    event.listen(session, "after_commit", _after_commit)
+    event.listen(session, "after_transaction_end", _after_end)
 
 
 def watch_statements(session: Session, listener: Callable[..., None], ended: Callable[[], None]) -> None:

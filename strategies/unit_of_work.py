@@ -20,7 +20,7 @@ from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT, connections_of, watch_statements
+from .sessions import UNIT, connections_of, watch_commits, watch_statements
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -87,9 +87,14 @@ class UnitOfWork:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
         session = self._session
         if session is None:
-            with shield:  # a pool process makes its Engine now
+            if shield.installed:
+                with shield:  # a pool process makes its Engine now
+                    session = self.strategy.open(self)
+            else:
                 session = self.strategy.open(self)
             session.info[UNIT] = self
+            if self.waiting is not None:
+                watch_commits(session)
             if not self.commits:
                 watch_statements(session, self._note_write, self._forget_writes)
             self._session = session
@@ -105,6 +110,11 @@ class UnitOfWork:
         session = self._session
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
+            transaction = session.get_transaction() if session is not None else None
+            # In the middle of a commit (an after_commit listener calls us) SQLAlchemy's list of listeners must not
+            # change; the callback then runs at the end of the unit of work.
+            if session is not None and (transaction is None or transaction.is_active):
+                watch_commits(session)
         self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
 
     def forget_session(self) -> None:

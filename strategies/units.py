@@ -161,6 +161,13 @@ class UnitsOfWork:
             frames.remove(frame)
             unit.strategy.leave(unit)
             return
+        if not shield.installed:
+            try:
+                unit.close()
+            finally:
+                frames.remove(frame)
+                unit.strategy.leave(unit)
+            return
         with shield:
             try:
                 unit.close()

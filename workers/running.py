@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from . import apps
 if TYPE_CHECKING:
     from .extension import Alchemy
     from .task import DatabaseTask
+
+logger = logging.getLogger(__name__)
 
 #: Key in the `__dict__` of a request whose `run` has begun. A task that calls itself gets a copy of the request, key
 #: included, and so is told apart from a request that the tracer has just made.
@@ -93,7 +96,7 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     # billiard installs its handler after worker_process_init, so the first task is the first chance.
     if strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
         shield_mapper_configuration()
-    deferring = shield.applies
+    deferring = shield.installed and shield.applies
     request = _request(task)
     is_workers = _is_traced(request) and not request.is_eager
     stack = frames.get()
@@ -135,6 +138,8 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
         return result
     finally:
         if frame is not None:
+            if frame.owns and frames.top() is not frame:
+                _leave_inner(frame)
             frame.owner.leave(frame, error)
         error = None  # no cycle: exception -> traceback -> this frame -> exception
         if deferring:
@@ -143,6 +148,13 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
                 shield.pending = None  # what it would stop is over
             elif succeeded:
                 shield.check()
+
+
+def _leave_inner(frame: Frame) -> None:
+    """End what the task left open: a block in a generator that somebody still holds, an ExitStack never closed."""
+    for inner in frame.owner.above(frame):
+        logger.warning("%s left %s open; it is rolled back", frame.unit.label, inner.unit.label)
+        frame.owner.leave(inner)
 
 
 @shield.covers
@@ -227,7 +239,8 @@ def _like(wrapper: Callable[..., Any], raw: Any) -> Callable[..., Any]:
         signature = None
     if signature is not None:
         if not inspect.isfunction(raw):
-            task = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
+            name = "_task" if "_task" not in signature.parameters else "_the_task"
+            task = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
             bound = list(signature.parameters.values())[1 if isinstance(raw, classmethod) else 0 :]
             signature = signature.replace(parameters=[task, *bound])
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
