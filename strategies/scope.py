@@ -33,9 +33,11 @@ class ScopeStack(Generic[T]):
     without popping, and nothing that `contextvars.copy_context()` could carry into another thread.
     """
 
-    __slots__ = ("_attribute",)
+    __slots__ = ("_attribute", "_lasting")
 
-    def __init__(self) -> None:
+    def __init__(self, *, lasting: bool = False) -> None:
+        """Make a stack; a `lasting` one leaves its empty list on the thread or greenlet for the next push."""
+        self._lasting = lasting
         self._attribute = f"_celery_alchemy_{next(_serial)}"
 
     def get(self) -> list[T] | None:
@@ -61,7 +63,7 @@ class ScopeStack(Generic[T]):
             return
         if stack[-1] is item:
             stack.pop()
-            if not stack:
+            if not stack and not self._lasting:
                 delattr(current_scope(), self._attribute)
             return
         for index, found in enumerate(stack):

@@ -45,19 +45,15 @@ class UnitOfWork:
         run_callback: Runs one `on_commit` callable in a unit of work of its own.
     """
 
-    __slots__ = (
-        "_error",
-        "_label",
-        "_lost",
-        "_run_callback",
-        "_session",
-        "_wrote",
-        "commits",
-        "committed",
-        "outermost",
-        "strategy",
-        "waiting",
-    )
+    # Defaults on the class: most units of work use few of them, and each is made for every task request.
+    committed: SessionTransaction | None = None
+    """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
+    waiting: CommitCallbacks | None = None
+    """What waits for the COMMIT; None when nothing does."""
+    _session: Session | None = None
+    _wrote = False
+    _error: tuple[BaseException, SessionTransaction | None] | None = None
+    _lost: SessionTransaction | None = None
 
     def __init__(
         self, strategy: SessionStrategy, label: Label, commits: bool, outermost: bool, run_callback: Runner
@@ -65,16 +61,8 @@ class UnitOfWork:
         self.strategy = strategy
         self.commits = commits
         self.outermost = outermost
-        self.committed: SessionTransaction | None = None
-        """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
-        self.waiting: CommitCallbacks | None = None
-        """What waits for the COMMIT; None when nothing does."""
         self._label = label
         self._run_callback = run_callback
-        self._session: Session | None = None
-        self._wrote = False
-        self._error: tuple[BaseException, SessionTransaction | None] | None = None
-        self._lost: SessionTransaction | None = None
 
     @property
     def label(self) -> str:

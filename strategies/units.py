@@ -28,10 +28,13 @@ class Frame:
     A task that is called like a function joins the unit of its caller: a frame of its own over the same unit.
     """
 
-    __slots__ = ("coroutine", "ends", "holder", "kind", "left", "owner", "owns", "request", "unit")
+    coroutine: object = None
+    """The asyncio task that opened a block; None outside an event loop."""
+    left = False
+    """True once it has been taken off the stack."""
 
     def __init__(
-        self, owner: UnitsOfWork, unit: UnitOfWork, *, owns: bool, ends: bool, kind: str, holder: Any, request: Any
+        self, owner: UnitsOfWork, unit: UnitOfWork, owns: bool, ends: bool, kind: str, holder: Any, request: Any
     ) -> None:
         self.owner = owner
         self.unit = unit
@@ -40,15 +43,12 @@ class Frame:
         self.ends = ends
         """Commits or rolls back when it leaves."""
         self.kind = kind
-        self.left = False
-        self.coroutine: object = None
-        """The asyncio task that opened a block; None outside an event loop."""
         self.holder = holder
         self.request = request
 
 
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
-frames: ScopeStack[Frame] = ScopeStack()
+frames: ScopeStack[Frame] = ScopeStack(lasting=True)
 _TASK_KINDS = frozenset({"run", "call", "hook"})
 
 
@@ -136,14 +136,14 @@ class UnitsOfWork:
         strategy = self._strategy()
         unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback)
         strategy.enter(unit)
-        frame = Frame(self, unit, owns=True, ends=True, kind=kind, holder=holder, request=request)
+        frame = Frame(self, unit, True, True, kind, holder, request)
         frames.push(frame)
         return frame
 
     @shield.covers
     def join(self, frame: Frame, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Frame:
         """Let `holder` run in the unit of work of `frame`, which releases it and, unless `ends`, ends it."""
-        joined = Frame(self, frame.unit, owns=False, ends=ends, kind=kind, holder=holder, request=request)
+        joined = Frame(self, frame.unit, False, ends, kind, holder, request)
         frames.push(joined)
         return joined
 

@@ -38,7 +38,7 @@ _SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 _OURS = "_celery_alchemy_wrapper"
 
 #: Opens or joins a unit of work for the task; None: it runs in the one that is open already, whoever ends that.
-Enter = Callable[["Alchemy", "DatabaseTask"], "Frame | None"]
+Enter = Callable[["Alchemy", "DatabaseTask", Any, bool], "Frame | None"]
 
 
 def wrap_run(raw: Any) -> Callable[..., Any]:
@@ -68,12 +68,12 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
     call = _caller(raw)
 
     @shield.covers
-    def enter_hook(db: Alchemy, task: DatabaseTask) -> Frame | None:
+    def enter_hook(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> Frame | None:
         top = frames.top()
         if top is not None and top.kind == "hook" and top.holder is task:
             return None  # super().on_failure(...): the same hook, the same unit of work
         label = f"{name} of {task.name}"
-        return db.units.begin(label, commits=True, kind="hook", holder=task, request=_request(task))
+        return db.units.begin(label, commits=True, kind="hook", holder=task, request=request)
 
     @shield.covers
     def hook(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +98,8 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
         shield_mapper_configuration()
     deferring = shield.installed and shield.applies
     request = _request(task)
-    is_workers = _is_traced(request) and not request.is_eager
+    traced = _is_traced(request)
+    is_workers = traced and not request.is_eager
     stack = frames.get()
     if stack and is_workers and not any(found.request is request for found in stack):
         db.units.sweep()
@@ -111,7 +112,7 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     try:
         if deferring:
             shield.depth = held + 1
-        frame = enter(db, task)
+        frame = enter(db, task, request, traced)
         try:
             if deferring:
                 shield.depth = held
@@ -158,9 +159,8 @@ def _leave_inner(frame: Frame) -> None:
 
 
 @shield.covers
-def _enter_run(db: Alchemy, task: DatabaseTask) -> Frame | None:
-    request = _request(task)
-    if _is_traced(request):
+def _enter_run(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> Frame | None:
+    if traced:
         top = frames.top()
         if top is not None and top.kind == "call" and top.owns and top.holder is task:
             request.__dict__[_BEGUN] = True
@@ -175,9 +175,8 @@ def _enter_run(db: Alchemy, task: DatabaseTask) -> Frame | None:
 
 
 @shield.covers
-def _enter_call(db: Alchemy, task: DatabaseTask) -> Frame | None:
-    request = _request(task)
-    if not _is_traced(request):
+def _enter_call(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> Frame | None:
+    if not traced:
         # Called like a function: it joins what is open, and `run` will join it.
         return None if db.units.current_frame() is not None else _begin(db, task, request, "call")
     for frame in frames.get() or ():
