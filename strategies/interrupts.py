@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -132,17 +134,15 @@ class Shield:
 
 
 def hidden_interrupt(error: BaseException) -> BaseException | None:
-    """Return the interruption that `error` was raised over; None when there is none.
+    """Return the interruption that SQLAlchemy raised `error` over; None when there is none.
 
-    Struck in its own bookkeeping, SQLAlchemy raises an error of its own ("This transaction is closed") on the way out.
+    Struck in its own bookkeeping, SQLAlchemy raises an error of its own on the way out ("This transaction is closed").
+    An error of the database, or one that asks for a rollback, is the task's own and stays.
     """
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        if is_interrupt(found):
-            return found
-        seen.add(id(found))
-        found = found.__cause__ or found.__context__
+    if isinstance(error, InvalidRequestError) and not isinstance(error, PendingRollbackError):
+        struck = error.__cause__ or error.__context__
+        if struck is not None and is_interrupt(struck):
+            return struck
     return None
 
 

@@ -79,6 +79,12 @@ def on_each(workers_: dict[str, workers.Worker], check: Callable[[workers.Worker
     assert not failed, failed
 
 
+def abandoned(database: databases.PostgreSQL) -> int:
+    """Return how many sessions have ended without a goodbye, as those of a process that just exits do."""
+    sql = "SELECT sessions_abandoned FROM pg_stat_database WHERE datname = current_database()"
+    return database.column(sql)[0]
+
+
 @pytest.fixture(scope="module")
 def short_lived(site: workers.Site, database: databases.PostgreSQL) -> Iterator[dict[str, workers.Worker]]:
     """Workers whose pool processes run one task each."""
@@ -147,8 +153,10 @@ def test_autoscale(site: workers.Site, database: databases.PostgreSQL) -> None:
         listed = {connection.pid for connection in database.connections(worker.name)}
         assert listed <= backends, "the main process keeps a connection open"
 
+    before = abandoned(database)
     with fleet(site, database, pool_arguments=["-P", "prefork", "--autoscale=4,1"]) as running:
         on_each(running, check)
+    assert abandoned(database) == before, "pool processes have not closed their connections at shutdown"
 
 
 def test_spawn(site: workers.Site, database: databases.PostgreSQL) -> None:

@@ -17,8 +17,6 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.sessions import shield_mapper_configuration
 from ..strategies.unit_of_work import Label
@@ -108,7 +106,6 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     held = shield.depth
     frame: Frame | None = None
     error: BaseException | None = None
-    succeeded = False
     try:
         if deferring:
             shield.depth = held + 1
@@ -128,14 +125,13 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
             error = raised
             if frame is not None and frame.ends:
                 frame.unit.fail(raised)
-            hidden = hidden_interrupt(raised) if deferring and isinstance(raised, SQLAlchemyError) else None
+            hidden = hidden_interrupt(raised) if deferring else None
             if hidden is not None:
                 error = hidden
                 raise hidden from None
             raise
         if frame is not None and frame.ends:
             frame.unit.succeed(final=frame.owns)
-        succeeded = True
         return result
     finally:
         if frame is not None:
@@ -145,9 +141,9 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
         error = None  # no cycle: exception -> traceback -> this frame -> exception
         if deferring:
             shield.depth = held
-            if is_workers and frame is not None and frame.owns:
+            if is_workers and frame is not None and frame.owns and frame.kind != "hook":
                 shield.pending = None  # what it would stop is over
-            elif succeeded:
+            else:
                 shield.check()
 
 

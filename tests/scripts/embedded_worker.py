@@ -29,7 +29,8 @@ db.dispose()
 report: dict[str, Any] = {}
 with start_worker(app, pool=pool, concurrency=2, perform_ping_check=False):
     answers = [create.delay(name) for name in "abc"]
-    report["strategy"], report["worker_pool"] = [answer.get(timeout=20) for answer in answers][0]
+    values = [answer.get(timeout=20) for answer in answers]
+    report["strategy"], report["worker_pool"] = values[0]
 with db.unit_of_work() as session:
     report["rows"] = session.scalar(select(func.count(User.id)))
 print(json.dumps(report))
