@@ -43,10 +43,12 @@ class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
     main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""
 
-    __slots__ = ("_codes", "_main_ident", "_wrapped", "depth", "installed", "pending")
+    __slots__ = ("_codes", "_handling", "_main_ident", "_original", "_wrapped", "depth", "installed", "pending")
 
     def __init__(self) -> None:
         self._wrapped: _Handler | None = None
+        self._original: _Handler | None = None
+        self._handling = False
         self._main_ident = 0
         self._codes: set[CodeType] = set()
         self.installed = False
@@ -77,6 +79,7 @@ class Shield:
         if threading.current_thread() is not threading.main_thread():
             return False
         self._wrapped, self.installed = handler, True
+        self._original = self._original or handler
         self._main_ident = threading.get_ident()
         self.reset()
         signal.signal(signum, self._handle)
@@ -91,8 +94,19 @@ class Shield:
         if self.depth or (frame is not None and frame.f_code in self._codes):
             self.pending = signum
             return None
+        return self._pass_on(signum, frame)
+
+    def _pass_on(self, signum: int, frame: FrameType | None) -> Any:
         assert self._wrapped is not None
-        return self._wrapped(signum, frame)
+        assert self._original is not None
+        if self._handling:
+            # A handler put around ours since, which `install` has wrapped in turn, calls us: it wants the first one.
+            return self._original(signum, frame)
+        self._handling = True
+        try:
+            return self._wrapped(signum, frame)
+        finally:
+            self._handling = False
 
     def hold(self) -> None:
         """Defer the signal until `let_go`."""
@@ -108,7 +122,7 @@ class Shield:
         """Run the handler of a signal that was deferred, unless it is still held back; the handler raises."""
         if self.pending is not None and not self.depth and self.applies and self._wrapped is not None:
             signum, self.pending = self.pending, None
-            self._wrapped(signum, None)
+            self._pass_on(signum, None)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

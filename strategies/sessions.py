@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
+from sqlalchemy.orm.session import SessionTransactionState
 
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
@@ -183,6 +184,12 @@ def _callbacks_of(session: Session) -> CommitCallbacks | None:
     """Return the callbacks of the unit of work that `session` belongs to; None when nothing waits for a commit."""
     unit: UnitOfWork | None = session.info.get(UNIT)
     return unit.waiting if unit is not None else None
+
+
+def is_committing(session: Session) -> bool:
+    """Tell whether `session` is reporting a COMMIT or RELEASE that has just succeeded."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    return transaction is not None and transaction._state is SessionTransactionState.COMMITTED
 
 
 def watch_commits(session: Session) -> None:

@@ -20,7 +20,7 @@ from .callbacks import Callback, CommitCallbacks, Runner
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
-from .sessions import UNIT, connections_of, watch_commits, watch_statements
+from .sessions import UNIT, connections_of, is_committing, watch_commits, watch_statements
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -96,12 +96,13 @@ class UnitOfWork:
     def on_commit(self, callback: Callback) -> None:
         """Run `callback()` after the next real COMMIT."""
         session = self._session
+        if session is not None and is_committing(session):
+            # An after_commit listener calls us: the COMMIT is real, and SQLAlchemy's list of listeners is in use.
+            self._run_callback(callback)
+            return
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
-            transaction = session.get_transaction() if session is not None else None
-            # In the middle of a commit (an after_commit listener calls us) SQLAlchemy's list of listeners must not
-            # change; the callback then runs at the end of the unit of work.
-            if session is not None and (transaction is None or transaction.is_active):
+            if session is not None:
                 watch_commits(session)
         self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
 

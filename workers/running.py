@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 #: Key in the `__dict__` of a request whose `run` has begun. A task that calls itself gets a copy of the request, key
 #: included, and so is told apart from a request that the tracer has just made.
 _BEGUN = "_celery_alchemy_begun"
+#: The same for a task's own `__call__`: `Task.__call__` runs `run` under a copy of the request.
+_CALLED = "_celery_alchemy_called"
 _SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 _OURS = "_celery_alchemy_wrapper"
 
@@ -97,7 +99,7 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     deferring = shield.installed and shield.applies
     request = _request(task)
     traced = _is_traced(request)
-    is_workers = traced and not request.is_eager
+    is_workers = traced and not request.is_eager and _CALLED not in request.__dict__
     stack = frames.get()
     if stack and is_workers and not any(found.request is request for found in stack):
         db.units.sweep()
@@ -143,7 +145,7 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
             shield.depth = held
             if is_workers and frame is not None and frame.owns and frame.kind != "hook":
                 shield.pending = None  # what it would stop is over
-            else:
+            elif frame is None or frame.owns or not frame.ends:  # else the `__call__` around it ends the request
                 shield.check()
 
 
@@ -178,6 +180,7 @@ def _enter_call(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> 
     for frame in frames.get() or ():
         if frame.kind == "call" and frame.request is request:
             return None  # super().__call__() of another base: the same call, the same unit of work
+    request.__dict__[_CALLED] = True
     return _begin(db, task, request, "call")
 
 
