@@ -55,6 +55,11 @@ class CommitCallbacks:
         else:
             self._release()
 
+    def run_now(self, callback: Callback) -> None:
+        """Run `callback` as one whose COMMIT has just succeeded."""
+        self._ready.append(callback)
+        self.run_ready()
+
     @shield.covers
     def run_all(self) -> None:
         """Run what waits: the unit of work ended well, and there was no transaction to wait for."""

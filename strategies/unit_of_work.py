@@ -51,6 +51,7 @@ class UnitOfWork:
     waiting: CommitCallbacks | None = None
     """What waits for the COMMIT; None when nothing does."""
     _session: Session | None = None
+    _unwatched = False
     _wrote = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
     _lost: SessionTransaction | None = None
@@ -83,9 +84,12 @@ class UnitOfWork:
             session.info[UNIT] = self
             if self.waiting is not None:
                 watch_commits(session)
+                self._unwatched = False
             if not self.commits:
                 watch_statements(session, self._note_write, self._forget_writes)
             self._session = session
+        elif self._unwatched:
+            self._watch()
         return session
 
     @property
@@ -94,17 +98,29 @@ class UnitOfWork:
         return self._session
 
     def on_commit(self, callback: Callback) -> None:
-        """Run `callback()` after the next real COMMIT."""
+        """Run `callback()` after the next real COMMIT; at once where that is just being reported."""
         session = self._session
-        if session is not None and is_committing(session):
-            # An after_commit listener calls us: the COMMIT is real, and SQLAlchemy's list of listeners is in use.
-            self._run_callback(callback)
+        savepoint = session.get_nested_transaction() if session is not None else None
+        releasing = session is not None and is_committing(session)
+        if releasing and savepoint is None:
+            (self.waiting or CommitCallbacks(self._run_callback)).run_now(callback)
             return
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
-            if session is not None:
-                watch_commits(session)
-        self.waiting.add(callback, session.get_nested_transaction() if session is not None else None)
+            self._unwatched = True
+        if releasing and savepoint is not None:
+            # SQLAlchemy's list of listeners is in use just now; and what is registered here, the parent owns.
+            parent = savepoint.parent
+            savepoint = parent if parent is not None and parent.nested else None
+        else:
+            self._watch()
+        self.waiting.add(callback, savepoint)
+
+    def _watch(self) -> None:
+        # Not while SQLAlchemy calls the listeners of this event.
+        if self._unwatched and self._session is not None and not is_committing(self._session):
+            self._unwatched = False
+            watch_commits(self._session)
 
     def forget_session(self) -> None:
         """Open a new Session on next use: the old one is closed (`scoped_session.remove()`, a lost connection)."""
