@@ -64,9 +64,11 @@ class Alchemy:
         self._strategy: SessionStrategy | None = None
         self._lock = threading.RLock()
         self._session = _proxy_to(self.units)
-        if isinstance(engine, Engine):
-            # Not at first use: what the user's code connects until then must not cross a fork either.
-            forks.guard(engine)
+        sessions = SessionSource(session_factory, {})
+        for known in (engine, sessions.bind, *sessions.binds):
+            if isinstance(known, Engine):
+                # Not at first use: what the user's code connects until then must not cross a fork either.
+                forks.guard(known)
         if app is not None:
             self.init_app(app)
 
