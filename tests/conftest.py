@@ -64,7 +64,10 @@ def run_name() -> str:
 
 @pytest.fixture(scope="session")
 def site(run_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[workers.Site]:
-    with servers.redis_server() as urls, redis.Redis.from_url(urls.client, decode_responses=True) as client:
+    with (
+        servers.redis_server() as urls,
+        redis.Redis.from_url(urls.client, decode_responses=True, socket_timeout=None) as client,
+    ):
         prefix = f"{run_name}:"
         yield workers.Site(urls, prefix, tmp_path_factory.mktemp("workers"), client)
         keys = list(client.scan_iter(f"{prefix}*", count=1000))

@@ -171,13 +171,18 @@ class Worker:
         """Wait until the task has succeeded or failed, hooks included; with `ended`, until an attempt has ended so."""
         deadline = time.monotonic() + TASK_TIMEOUT_S
         outcome: Outcome | None = None
+        patience_s = 0.25
         while True:
-            popped = self.site.redis.blpop([self.site.key("task", task_id)], timeout=0.25)
+            popped = self.site.redis.blpop([self.site.key("task", task_id)], timeout=patience_s)
             record = json.loads(popped[1]) if popped else {}
             if ended and record.get("ended") == ended:
                 return Outcome(state=ended)
             if "state" in record:
                 outcome = Outcome(**record)
+            if record.get("ended") == "NONE":
+                patience_s = 0.05  # killed: at best one more record comes
+            if outcome is None and not popped:
+                outcome = self._stored_kill(task_id)
             if outcome and (not popped or record.get("ended") == outcome.state or outcome.error in KILLED):
                 return outcome
             assert self.is_running(), f"the worker ended with {self.exit_code()}\n{self.log_tail()}"
@@ -206,6 +211,14 @@ class Worker:
         outcomes = self.call_together("probe", [(key, processes)] * (processes or 1))
         assert [o.state for o in outcomes] == ["SUCCESS"] * len(outcomes), outcomes
         return [outcome.value for outcome in outcomes]
+
+    def _stored_kill(self, task_id: str) -> Outcome | None:
+        """Return what the result backend says of a killed task; Celery before 5.7 sends no signal for all of them."""
+        stored = self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}")
+        result = json.loads(stored)["result"] if stored else None
+        if isinstance(result, dict) and result.get("exc_type") in KILLED:
+            return Outcome("FAILURE", error=result["exc_type"])
+        return None
 
     def _wake(self) -> None:
         """Send a few messages: a worker that waits for one sees a signal seconds later."""

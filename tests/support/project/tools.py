@@ -14,7 +14,8 @@ config: dict[str, Any] = json.loads(os.environ["CONTRACT_PROJECT"])
 
 @functools.cache
 def client() -> redis.Redis:
-    return redis.Redis.from_url(config["redis_url"], decode_responses=True)
+    # Without a timeout of the socket's own: BLPOP has one.
+    return redis.Redis.from_url(config["redis_url"], decode_responses=True, socket_timeout=None)
 
 
 def name(kind: str, of: str) -> str:
