@@ -50,7 +50,7 @@ def test_an_error_callback_in_the_prefork_parent_is_one_too(worker: Worker, key:
     error_callback = worker.signature("note_error", immutable=False)
     worker.call("fail_slowly", key, time_limit=1, link_error=[error_callback])
     eventually(lambda: set(database.rows(key)) == {"errback TimeLimitExceeded"}, "the error callback ran")
-    assert len(database.connections(worker.name)) <= worker.concurrency
+    eventually(lambda: len(database.connections(worker.name)) <= worker.concurrency, "the killed process is gone")
 
 
 def test_signal_handlers_write_in_a_unit_of_work(worker: Worker, database: Database, key: str) -> None:
