@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import celery
 import psutil
 import pytest
 from support import databases, forking
 from support import worker as workers
 from support.waiting import eventually
 
+#: Spawned pool processes, and hooks in the main process after a hard time limit.
+since_5_7 = pytest.mark.skipif(celery.VERSION[:2] < (5, 7), reason="Celery does this since 5.7")
 STRATEGIES = ("local", "scoped", "per_process", "engine")
 
 
@@ -106,6 +109,7 @@ def test_replaced_after_each_task(short_lived: dict[str, workers.Worker], databa
     on_each(short_lived, check)
 
 
+@since_5_7
 def test_hooks_in_the_main_process(short_lived: dict[str, workers.Worker], database: databases.PostgreSQL) -> None:
     """on_failure and an error callback of a killed task write rows in the main process, which then forks again."""
 
@@ -159,6 +163,7 @@ def test_autoscale(site: workers.Site, database: databases.PostgreSQL) -> None:
     assert abandoned(database) == before, "pool processes have not closed their connections at shutdown"
 
 
+@since_5_7
 def test_spawn(site: workers.Site, database: databases.PostgreSQL) -> None:
     """Spawned pool processes, which inherit nothing, find their strategy and have a connection of their own each."""
 

@@ -48,11 +48,11 @@ def backend_pid(connection: Any) -> int:
 
 
 def local_port(connection: Any) -> int:
-    """Return the port at which a Connection's socket begins."""
+    """Return the port at which a Connection's socket begins; 0 when it is a Unix socket."""
     driver = connection.connection.dbapi_connection
     descriptor = driver.fileno() if hasattr(driver, "fileno") else driver._sock.fileno()
     with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-        return duplicate.getsockname()[1]
+        return duplicate.getsockname()[1] if duplicate.family == socket.AF_INET else 0
 
 
 class Held:

@@ -173,7 +173,8 @@ def host(database: Database, driver: str, strategy: str, log: Path, role: str = 
     """Run `scripts.fork_host` behind a recorder for the time of the block."""
     url = make_url(database.url("forks"))
     with Recorder(url) as recorder:
-        url = url.set(drivername=f"{url.get_backend_name()}+{driver}", host="127.0.0.1", port=recorder.port)
+        url = url.difference_update_query(["host"]).set(host="127.0.0.1", port=recorder.port)
+        url = url.set(drivername=f"{url.get_backend_name()}+{driver}")
         text = url.render_as_string(hide_password=False)
         with script("fork_host", log, url=text, strategy=strategy, role=role) as program:
             yield Host(program, database, recorder)

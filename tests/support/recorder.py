@@ -20,9 +20,12 @@ class Recorder:
     """
 
     def __init__(self, server: URL) -> None:
-        assert server.host is not None
-        self._server = (server.host, server.port or (5432 if server.get_backend_name() == "postgresql" else 3306))
-        self._parse = _postgresql if server.get_backend_name() == "postgresql" else _mysql
+        postgresql = server.get_backend_name() == "postgresql"
+        self._parse = _postgresql if postgresql else _mysql
+        port = server.port or (5432 if postgresql else 3306)
+        folder = str(server.query.get("host", ""))  # of the Unix socket, as libpq spells it
+        self._family = socket.AF_UNIX if folder else socket.AF_INET
+        self._server: Any = f"{folder}/.s.PGSQL.{port}" if folder else (server.host or "127.0.0.1", port)
         self._said: dict[int, bytearray] = {}
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -59,9 +62,11 @@ class Recorder:
 
     def _accept(self) -> None:
         client, address = self._listener.accept()
-        server = socket.create_connection(self._server)
+        server = socket.socket(self._family)
+        server.connect(self._server)
         for one in (client, server):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if one.family == socket.AF_INET:
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         record = self._said[address[1]] = bytearray()
         self._selector.register(client, selectors.EVENT_READ, (server, record))
         self._selector.register(server, selectors.EVENT_READ, (client, None))
