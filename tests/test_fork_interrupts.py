@@ -83,3 +83,22 @@ def test_unit_of_work_that_an_interruption_left_open(
     assert answer.pop("abandon") == "FAILURE"
     assert answer == {"commit": well, "commit afterwards": well, "collect": well, "checked_out": 0}
     assert sorted(database.rows(key)) == ["after", "before", "one", "one"]
+
+
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+def test_limit_in_the_middle_of_a_checkout(
+    database: databases.PostgreSQL, tmp_path: Path, key: str, strategy: str
+) -> None:
+    """A connection that was checked out, but never reached its Session, is given back all the same."""
+    name = f"checkout-{strategy}"
+    url = green.url_with(database, "psycopg", name)
+    with forking.script("interrupt_host", tmp_path / "host.log", url=url, strategy=strategy) as script:
+        answer = script.ask(scenario="interrupt_connect", key=key)
+        databases.assert_not_busy(database, name)
+    assert answer == {
+        "task": ["FAILURE", 0],
+        "after the task": ["SUCCESS", ""],
+        "block": ["FAILURE", 0],
+        "after the block": ["SUCCESS", ""],
+    }
+    assert sorted(database.rows(key)) == ["0 first", "0 first", "0 second", "0 second"]

@@ -82,6 +82,28 @@ def interrupt_commit(key: str) -> tuple[str, str]:
     return run(key, task=write_one)
 
 
+def interrupt_connect(key: str) -> dict[str, Any]:
+    """Run tasks whose limit strikes where a connection is checked out, and no Session knows of it yet."""
+    engine: Any = db.engine
+    connecting = engine._should_log_info  # what a Connection asks when it has just been given its pool's connection
+    answer: dict[str, Any] = {}
+    for unit in ("task", "block"):
+        left = 1 if unit == "task" else 2  # the block inside the task connects second
+
+        def strike() -> bool:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return bool(connecting())
+
+        engine._should_log_info = strike
+        answer[unit] = run(key, 0)[0], engine.pool.checkedout()
+        engine._should_log_info = connecting
+        answer[f"after the {unit}"] = run(key, 0)
+    return answer
+
+
 def after_abandon(key: str) -> dict[str, Any]:
     """Run tasks after one that left a unit of work open."""
     return {
