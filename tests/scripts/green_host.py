@@ -4,6 +4,10 @@ Its one argument is JSON: library and before (see `patched`), url. Each line of 
 is called with, each line of its output is what came of it.
 """
 
+from scripts.patched import join, kill, library, run, settings, sleep, spawn, timeout
+
+# isort: split
+# What stands above monkey patches, and comes first.
 import contextlib
 import gc
 import json
@@ -24,16 +28,6 @@ from support.project.models import Counter, Row
 from celery_alchemy import Alchemy, DatabaseTask, NoUnitOfWork, ReservedSlotsInUse, WorkerPool
 from scripts.children import forked
 from scripts.gathering import Gathering
-from scripts.patched import (  # first: it monkey patches
-    join,
-    kill,
-    library,
-    run,
-    settings,
-    sleep,
-    spawn,
-    timeout,
-)
 
 CONNECTIONS = 5
 

@@ -9,6 +9,7 @@ import json
 import sys
 
 settings = json.loads(sys.argv[1])
+assert "sqlalchemy" not in sys.modules, "the monkey patch comes first"
 for module in settings.get("before", ()):
     importlib.import_module(module)
 library = settings["library"]
