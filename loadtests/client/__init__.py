@@ -1,0 +1,1 @@
+"""The load generator's side: imported inside Locust only."""
