@@ -9,6 +9,7 @@ from typing import Any
 
 from kombu.entity import Exchange, Queue
 
+from .patterns import OURS
 from .replies import redis_url
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
@@ -26,6 +27,8 @@ class WorkerEnvironment:
     """redis-py URL of the server that holds the reply list; the broker itself where that is Redis or Valkey."""
     queue: str = DEFAULT_QUEUE
     """The one queue this worker consumes; every key it writes in the broker begins with this name."""
+    pattern: str = OURS
+    """Name of the way in which tasks get their Session: one of `patterns.PATTERNS`."""
 
     @property
     def reply_key(self) -> str:
@@ -74,6 +77,7 @@ class WorkerEnvironment:
             "BROKER_URL": self.broker_url,
             "LOADTEST_REPLY_URL": self.reply_url,
             "LOADTEST_QUEUE": self.queue,
+            "LOADTEST_PATTERN": self.pattern,
         }
 
     @classmethod
@@ -96,4 +100,5 @@ class WorkerEnvironment:
             broker_url=environ["BROKER_URL"],
             reply_url=reply_url,
             queue=environ.get("LOADTEST_QUEUE") or DEFAULT_QUEUE,
+            pattern=environ.get("LOADTEST_PATTERN") or OURS,
         )

@@ -42,6 +42,12 @@ class Reply:
     """Connections checked out of that process's connection pool right after the attempt; None if it does not count."""
     error_type: str | None = None
     error: str | None = None
+    checkout_ms: float = 0.0
+    """Waiting for a connection of the connection pool, connecting included."""
+    database_ms: float = 0.0
+    """In the driver: statements, COMMIT and ROLLBACK."""
+    breach: str = ""
+    """What was wrong with the Session this attempt was given; empty if nothing was."""
 
     def to_json(self) -> str:
         """Encode for the reply list."""

@@ -1,0 +1,298 @@
+"""What the tasks do: a few workloads, each a pure function of a Session and of the number the task was sent with.
+
+Imports neither the Celery app nor Locust: worker, load generator, checks and report read the same definitions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import func, literal, select
+from sqlalchemy.orm import Session
+
+from .models import Account, Entry
+
+ACCOUNTS = 50
+"""Few enough that transfers meet at the same rows, enough that the run is not one queue behind the slow ones."""
+MAX_AMOUNT = 100
+STATEMENTS = 20
+WAIT_S = 0.05
+"""How long the slow workloads wait, on the server or elsewhere, in seconds."""
+CPU_ROUNDS = 48_000
+"""About 5 ms of Python on the machine this was written on."""
+PARTS = 4
+PREFIX = "celery_alchemy.loadtests.workloads."
+
+Entries = list[tuple[int, int]]
+
+
+class WrongResult(Exception):
+    """A task read something else than what is there, or got somebody else's row."""
+
+
+class TransferRefused(Exception):
+    """The failure that some transfers are meant to end with, after they have written."""
+
+
+class HubBlocked(Exception):
+    """No other greenlet or thread ran while this one waited for the server."""
+
+
+class Ending(Enum):
+    """How a task ends, once it has done its work."""
+
+    RETURN = auto()
+    """Committed by whoever ends the task's transaction."""
+    COMMIT = auto()
+    """Committed by the task itself, which then returns."""
+    RAISE = auto()
+    """With `TransferRefused`: nothing of it may stay."""
+    RETRY = auto()
+    """With a retry, at once; only what the second attempt writes may stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempt of a task, as its workload sees it."""
+
+    task_id: str
+    """What it writes into the ledger: the id of the task that was sent; for a part of a fan-out the root's."""
+    number: int
+    """What it was sent with, and derives everything from."""
+    attempt: int = 0
+    """0, or 1 after a retry."""
+    task: Any = None
+    """The bound Celery task."""
+    part: int = 0
+    """Which part of a fan-out."""
+    results: tuple[int, ...] = ()
+    """What the parts of a fan-out have returned, for the task that collects them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One kind of task."""
+
+    name: str
+    summary: str
+    """One sentence for people."""
+    body: Callable[[Session, Call], object]
+    """Does the work; does not end the transaction, unless `Ending.COMMIT` says so."""
+    transactions: int
+    """Transactions of a successful task that wrote; 0: it only reads."""
+    entries: Callable[[int], Entries] = lambda number: []
+    endings: tuple[Ending, ...] = (Ending.RETURN,)
+    """In turn, by the number of the task."""
+    keeps_result: bool = False
+    """A part of a chord: its result is stored for the task that collects."""
+
+    @property
+    def task_name(self) -> str:
+        """The name the Celery task is sent by, whatever the pattern."""
+        return PREFIX + self.name
+
+    @property
+    def writes(self) -> bool:
+        """Whether a successful task leaves ledger lines."""
+        return self.transactions > 0
+
+    def ending(self, number: int) -> Ending:
+        """Return how the task with this number ends."""
+        return self.endings[number % len(self.endings)]
+
+    def expected_entries(self, number: int) -> Entries:
+        """Return the ledger lines `(account_id, amount)` that this task leaves, sorted; none if it is meant to fail."""
+        return [] if self.ending(number) is Ending.RAISE else sorted(self.entries(number))
+
+    def expected_error(self, number: int) -> str:
+        """Return the class name of the failure this task is meant to end with; empty for a success."""
+        return TransferRefused.__name__ if self.ending(number) is Ending.RAISE else ""
+
+
+def account_of(number: int, offset: int = 0) -> int:
+    """Return an account's id: scattered, so that neighbouring numbers do not queue for neighbouring rows."""
+    return 1 + (_scatter(number) + offset * 7) % ACCOUNTS
+
+
+def transfer_of(number: int) -> tuple[int, int, int]:
+    """Return two different accounts and the amount that goes from the first to the second."""
+    bits = _scatter(number)
+    source, distance = bits % ACCOUNTS, 1 + (bits >> 6) % (ACCOUNTS - 1)
+    return 1 + source, 1 + (source + distance) % ACCOUNTS, 1 + (bits >> 12) % MAX_AMOUNT
+
+
+def _scatter(number: int) -> int:
+    # Knuth's multiplicative hash, upper bits; `random.Random(number)` would cost more than some workloads.
+    return ((number * 2654435761) & 0xFFFFFFFF) >> 8
+
+
+def _one_entry(number: int) -> Entries:
+    return [(account_of(number), 0)]
+
+
+def _two_entries(number: int) -> Entries:
+    source, target, amount = transfer_of(number)
+    return [(source, -amount), (target, amount)]
+
+
+def _fan_out_entries(number: int) -> Entries:
+    return [(account_of(number, part), 0) for part in range(PARTS + 1)]
+
+
+def _select(session: Session, call: Call) -> None:
+    _read(session, account_of(call.number))
+
+
+def _insert(session: Session, call: Call) -> None:
+    _write(session, call, account_of(call.number))
+
+
+def _transfer(session: Session, call: Call) -> None:
+    source, target, amount = transfer_of(call.number)
+    accounts = session.scalars(
+        select(Account)
+        .where(Account.id.in_((source, target)))
+        # One order for all: two opposite transfers that lock in their own order wait for each other for ever.
+        .order_by(Account.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    _expect(sorted((source, target)), [account.id for account in accounts])
+    for account in accounts:
+        change = amount if account.id == target else -amount
+        account.balance += change
+        session.add(Entry(transfer_id=call.task_id, account_id=account.id, amount=change))
+    session.flush()
+
+
+def _statements(session: Session, call: Call) -> None:
+    for offset in range(STATEMENTS):
+        _read(session, account_of(call.number, offset))
+    _write(session, call, account_of(call.number))
+
+
+def _slow_query(session: Session, call: Call) -> None:
+    _sleep_on_server(session, WAIT_S, call.number)
+
+
+def _slow_io(session: Session, call: Call) -> None:
+    _read(session, account_of(call.number))
+    time.sleep(WAIT_S)
+    _write(session, call, account_of(call.number))
+
+
+def _cpu(session: Session, call: Call) -> None:
+    value = call.number & 0xFFFF
+    for _ in range(CPU_ROUNDS):
+        value = (value * 1103515245 + 12345) & 0x7FFFFFFF
+    _write(session, call, account_of(call.number))
+
+
+def _fan_out(session: Session, call: Call) -> None:
+    from .fan_out import send_parts
+
+    _read(session, account_of(call.number))
+    send_parts(call)
+
+
+def _fan_out_part(session: Session, call: Call) -> int:
+    account = account_of(call.number, call.part)
+    _write(session, call, account)
+    return account
+
+
+def _fan_out_collect(session: Session, call: Call) -> None:
+    _expect([account_of(call.number, part) for part in range(PARTS)], list(call.results))
+    _write(session, call, account_of(call.number, PARTS))
+
+
+MIX = (
+    *(Ending.RETURN, Ending.RETRY, Ending.RETURN, Ending.RETURN, Ending.COMMIT),
+    *(Ending.RETURN, Ending.RAISE, Ending.RETURN, Ending.RETURN, Ending.RETURN),
+)
+SLOW_OF_MIX = 9
+"""The last of ten keeps its two rows locked while the server sleeps."""
+
+
+def _mix(session: Session, call: Call) -> None:
+    _transfer(session, call)
+    if call.number % len(MIX) == SLOW_OF_MIX:
+        _sleep_on_server(session, WAIT_S, call.number)
+    ending = MIX[call.number % len(MIX)]
+    if ending is Ending.COMMIT:
+        session.commit()
+    elif ending is Ending.RAISE:
+        raise TransferRefused(f"{call.number}")
+    elif ending is Ending.RETRY and call.attempt == 0:
+        raise call.task.retry(countdown=0)
+
+
+def _preflight(session: Session, call: Call) -> None:
+    from .preflight import require_free_hub
+
+    require_free_hub(lambda: _sleep_on_server(session, 0.0, call.number), lambda s: _sleep_on_server(session, s, 0))
+
+
+def _read(session: Session, account_id: int) -> None:
+    found = session.execute(select(Account.id, Account.balance).where(Account.id == account_id)).all()
+    _expect([account_id], [row.id for row in found])
+
+
+def _write(session: Session, call: Call, account_id: int) -> None:
+    session.add(Entry(transfer_id=call.task_id, account_id=account_id, amount=0))
+    session.flush()
+
+
+def _sleep_on_server(session: Session, seconds: float, number: int) -> None:
+    sleep = func.pg_sleep if session.get_bind().dialect.name == "postgresql" else func.sleep
+    _expect([number], [row[0] for row in session.execute(select(literal(number), sleep(seconds)))])
+
+
+def _expect(wanted: list[int], found: list[int]) -> None:
+    if wanted != found:
+        raise WrongResult(f"{found} instead of {wanted}")
+
+
+def _by_name(*workloads: Workload) -> dict[str, Workload]:
+    return {workload.name: workload for workload in workloads}
+
+
+WORKLOADS: dict[str, Workload] = _by_name(
+    Workload("select", "Read one row by its primary key.", _select, 0),
+    Workload("insert", "Insert one row.", _insert, 1, _one_entry),
+    Workload(
+        "transfer", "Lock two accounts, change both, insert two ledger lines: read-modify-write.", _transfer, 1,
+        _two_entries,
+    ),
+    Workload(
+        "statements", f"{STATEMENTS} small SELECTs and one INSERT in one transaction.", _statements, 1, _one_entry
+    ),
+    Workload("slow_query", "One query that takes the server 50 ms.", _slow_query, 0),
+    Workload(
+        "slow_io", "A SELECT, 50 ms away from the database, an INSERT; all in one transaction.", _slow_io, 1,
+        _one_entry,
+    ),
+    Workload("cpu", "About 5 ms of Python, then an INSERT.", _cpu, 1, _one_entry),
+    Workload(
+        "fan_out",
+        f"Read, then send a chord of {PARTS} tasks that insert and one that collects and inserts; over when that ends.",
+        _fan_out, PARTS + 1, _fan_out_entries,
+    ),
+    Workload(
+        "mix",
+        "Transfers; of ten, one commits by itself, one raises after writing, one retries after writing, and one holds "
+        "its locks for 50 ms.",
+        _mix, 1, _two_entries, MIX,
+    ),
+)  # fmt: skip
+"""By name; what a benchmark can be asked to run."""
+
+FAN_OUT_PART = Workload("fan_out_part", "A part of `fan_out`.", _fan_out_part, 1, keeps_result=True)
+FAN_OUT_COLLECT = Workload("fan_out_collect", "The end of `fan_out`.", _fan_out_collect, 1)
+PREFLIGHT = Workload("preflight", "Fails with HubBlocked if the driver blocks the green hub.", _preflight, 0)
+TASKS = (*WORKLOADS.values(), FAN_OUT_PART, FAN_OUT_COLLECT, PREFLIGHT)
+"""Everything a worker registers."""
