@@ -111,7 +111,7 @@ def _run_worker(
     progress("starting the worker", 0)
     try:
         with (
-            Sampler(bench.server.url, name) as sampler,
+            Sampler(bench.server.url, [name]) as sampler,
             running_worker(
                 bench.run, environment, pool=options.pool, concurrency=options.concurrency, strategy=options.strategy
             ) as worker,
@@ -126,17 +126,17 @@ def _run_worker(
                 alive=lambda: worker.alive,
                 progress=lambda ended: progress("transfers", ended),
             )
-            quiet = observer.settle(idle_in_transaction=0, within_s=SETTLE_S)
+            quiet = observer.settle(name, idle_in_transaction=0, within_s=SETTLE_S)
             died = not worker.alive
             progress("stopping the worker", len(load.answered))
             worker.process.stop()
-            left = observer.settle(total=0, within_s=STOP_SETTLE_S)
+            left = observer.settle(name, total=0, within_s=STOP_SETTLE_S)
     finally:
         observer.close()
         replies.close()
         client.close()
     facts = ConnectionFacts(
-        peak=sampler.peak,
+        peak=sampler.peaks[name].total,
         announced=worker.ready.max_connections,
         idle_in_transaction=quiet.idle_in_transaction,
         left_after_stop=left.total,

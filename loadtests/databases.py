@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import URL, Engine, create_engine, insert, make_url
+import psutil
+from sqlalchemy import URL, Connection, Engine, create_engine, insert, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -36,6 +37,8 @@ class DatabaseServer:
     """An existing database of the server, to connect to for everything that is not the workload's."""
     label: str
     """Product, version and where it comes from, for people."""
+    pid: int | None = None
+    """The server's main process, if it runs on this machine where we can see it."""
 
     @contextmanager
     def fresh_database(self, run: RunDirectory, suffix: str) -> Iterator[URL]:
@@ -97,11 +100,24 @@ def connect_server(url: URL, origin: str) -> DatabaseServer:
             dialect = connection.dialect
             product = "MariaDB" if getattr(dialect, "is_mariadb", False) else DISPLAY_NAMES[dialect.name]
             version = ".".join(str(part) for part in (dialect.server_version_info or ())[:3])
+            pid = _server_pid(connection)
     except ImportError as error:
         raise ServiceError(f"{origin}: the driver for {url.drivername} is not installed: {error}") from error
     except DBAPIError as error:
         raise ServiceError(f"{origin}: cannot connect to {url.render_as_string()}: {error.orig}") from error
-    return DatabaseServer(url, f"{product} {version} ({origin}, {dialect.driver})")
+    return DatabaseServer(url, f"{product} {version} ({origin}, {dialect.driver})", pid)
+
+
+def _server_pid(connection: Connection) -> int | None:
+    """Return the parent of our own server process, if it is PostgreSQL and on this machine."""
+    if connection.dialect.name != "postgresql":
+        return None
+    try:
+        backend = psutil.Process(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        # A process of the same number here, when the server is elsewhere, is another program.
+        return backend.ppid() if backend.name().startswith("postgres") else None
+    except psutil.Error:
+        return None
 
 
 DISPLAY_NAMES = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}

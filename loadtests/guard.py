@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +45,9 @@ class Guard:
             # A session of its own: neither Ctrl-C nor a kill of the parent's process group reaches it.
             start_new_session=True,
         )
-        self._count = 0
+        self._count = itertools.count(1)
+        # Workers are started by several threads.
+        self._lock = threading.Lock()
 
     def watch_process(self, pid: int, stop_signal: signal.Signals = signal.SIGKILL) -> int:
         """Stop the process group `pid` leads, if this process dies first; return the number to `forget`."""
@@ -69,14 +73,14 @@ class Guard:
         self._process.wait()
 
     def _add(self, entry: dict[str, Any]) -> int:
-        self._count += 1
-        self._send({"add": self._count, **entry})
-        return self._count
+        number = next(self._count)
+        self._send({"add": number, **entry})
+        return number
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         # A guard that somebody killed must not break the run it guards.
-        with contextlib.suppress(BrokenPipeError):
+        with self._lock, contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 

@@ -106,7 +106,11 @@ def _shown(value: object) -> object:
 def read_rows(path: Path) -> Iterator[TaskRow]:
     """Yield the rows of a file with a header."""
     with path.open(newline="") as file:
-        reader = csv.reader(file)
-        next(reader, None)
-        for cells in reader:
-            yield TaskRow(*(convert(cell) for convert, cell in zip(_TYPES, cells, strict=True)))
+        next(csv.reader(file), None)
+        yield from parse_rows(file)
+
+
+def parse_rows(file: IO[str]) -> Iterator[TaskRow]:
+    """Yield the rows of an open file, from where it stands."""
+    for cells in csv.reader(iter(file.readline, "")):
+        yield TaskRow(*(convert(cell) for convert, cell in zip(_TYPES, cells, strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -14,14 +15,17 @@ from sqlalchemy.pool import NullPool
 
 QUERIES = {
     "postgresql": """
-        SELECT count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%')
-        FROM pg_stat_activity WHERE datname = :database AND backend_type = 'client backend'
+        SELECT datname, count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%')
+        FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = ANY(:databases)
+        GROUP BY datname
     """,
     "mysql": """
-        SELECT count(*), coalesce(sum(p.command = 'Sleep' AND t.trx_id IS NOT NULL), 0)
+        SELECT p.db, count(*), coalesce(sum(p.command = 'Sleep' AND t.trx_id IS NOT NULL), 0)
         FROM information_schema.processlist p
         LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id
-        WHERE p.db = :database
+        WHERE p.id <> connection_id() AND find_in_set(p.db, :databases)
+        GROUP BY p.db
     """,
 }
 QUERIES["mariadb"] = QUERIES["mysql"]
@@ -29,33 +33,36 @@ QUERIES["mariadb"] = QUERIES["mysql"]
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The connections to one database at one moment."""
+    """The connections to one database, at one moment or at most."""
 
-    total: int
-    idle_in_transaction: int
+    total: int = 0
+    idle_in_transaction: int = 0
 
 
 class Observer:
-    """Counts connections to a database over a connection to another one, so that it never counts itself."""
+    """Counts connections to databases over a connection of its own, which it leaves out."""
 
-    def __init__(self, server_url: URL, database: str) -> None:
+    def __init__(self, server_url: URL, *databases: str) -> None:
         self._engine = create_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
-        self._query = text(QUERIES[self._engine.dialect.name])
-        self._database = database
+        dialect = self._engine.dialect.name
+        self._query = text(QUERIES[dialect])
+        self._parameters = {"databases": list(databases) if dialect == "postgresql" else ",".join(databases)}
+        self._databases = databases
 
-    def snapshot(self) -> Connections:
-        """Return the present counts."""
-        total, idle = self._connection.execute(self._query, {"database": self._database}).one()
-        return Connections(int(total), int(idle))
+    def snapshots(self) -> dict[str, Connections]:
+        """Return the present counts, by database."""
+        rows = self._connection.execute(self._query, self._parameters)
+        found = {name: Connections(int(total), int(idle)) for name, total, idle in rows}
+        return {name: found.get(name, Connections()) for name in self._databases}
 
     def settle(
-        self, *, total: int | None = None, idle_in_transaction: int | None = None, within_s: float
+        self, database: str, *, total: int | None = None, idle_in_transaction: int | None = None, within_s: float
     ) -> Connections:
         """Wait until no more than the given counts are left, or the time is over; return what is left."""
         deadline = time.monotonic() + within_s
         while True:
-            seen = self.snapshot()
+            seen = self.snapshots()[database]
             few = total is None or seen.total <= total
             calm = idle_in_transaction is None or seen.idle_in_transaction <= idle_in_transaction
             if (few and calm) or time.monotonic() > deadline:
@@ -69,15 +76,18 @@ class Observer:
 
 
 class Sampler:
-    """Takes a snapshot every `interval_s` in a thread, while its block runs."""
+    """Takes snapshots every `interval_s` in a thread, while its block runs.
 
-    def __init__(self, server_url: URL, database: str, interval_s: float = 0.05) -> None:
-        self.peak = 0
-        """The most connections seen at once. A connection that opens and closes between two samples is missed."""
+    Between two samples a connection can open and close unseen.
+    """
+
+    def __init__(self, server_url: URL, databases: Sequence[str], interval_s: float = 0.1) -> None:
+        self.peaks = dict.fromkeys(databases, Connections())
+        """The most seen at once, by database."""
         self.samples = 0
         self.error: str | None = None
         """Why sampling ended early; None if it did not."""
-        self._observer = Observer(server_url, database)
+        self._observer = Observer(server_url, *databases)
         self._interval_s = interval_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="connection-sampler", daemon=True)
@@ -96,7 +106,11 @@ class Sampler:
     def _sample(self) -> None:
         try:
             while not self._stopped.wait(self._interval_s):
-                self.peak = max(self.peak, self._observer.snapshot().total)
+                for name, seen in self._observer.snapshots().items():
+                    peak = self.peaks[name]
+                    self.peaks[name] = Connections(
+                        max(peak.total, seen.total), max(peak.idle_in_transaction, seen.idle_in_transaction)
+                    )
                 self.samples += 1
         except SQLAlchemyError as error:
             self.error = str(error)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from .replies import ReplyList
 from .rundir import RunDirectory
 
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+OWN_APP = "celery_alchemy.loadtests.app"
+REPORTING = "celery_alchemy.loadtests.reporting"
 START_S = 45.0
 # Warm shutdown finishes the running tasks; cold shutdown drops them. A worker with a broken session can ignore both.
 STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
@@ -61,31 +63,38 @@ def running_worker(
     pool: str,
     concurrency: int,
     strategy: str | None = None,
+    name: str = "",
+    app: str = OWN_APP,
     loglevel: str = "INFO",
     start_timeout_s: float = START_S,
+    stop_steps: Sequence[StopStep] = STOP_STEPS,
 ) -> Iterator[Worker]:
-    """Start a worker of `celery_alchemy.loadtests.app`, yield it when it is ready, stop it when the block ends.
+    """Start a worker, yield it when it is ready, stop it when the block ends.
 
     Args:
         pool: Worker pool, as in `celery worker --pool`.
         concurrency: Pool processes, threads or greenlets; solo ignores it.
         strategy: Session strategy to insist on; None leaves the choice to the worker.
+        name: Of this worker among those of the run; the worker pool's by default.
+        app: As in `celery -A`; another one than ours is told to load `reporting`, and to consume our queue.
     Raises:
         WorkerError: It ended, or was not ready in time.
     """
+    name = name or pool
     command = [
-        *(sys.executable, "-m", "celery", "-A", "celery_alchemy.loadtests.app", "worker"),
+        *(sys.executable, "-m", "celery", "-A", app, "worker"),
         # Spelled with "=": Celery patches for gevent and eventlet only where it recognises the option.
         *(f"--pool={pool}", f"--concurrency={concurrency}", f"--loglevel={loglevel}"),
-        *("--without-gossip", "--without-mingle", "--without-heartbeat", f"--hostname={pool}@%h"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat", f"--hostname={name}@%h"),
         *([f"--session-strategy={strategy}"] if strategy else []),
+        *([f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []),
     ]
     # The caller's own Celery settings must not change what is measured.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
     environ = {**with_package(inherited), **environment.to_environ()}
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
-    with child_process(run, f"worker-{pool}", command, environ=environ, steps=STOP_STEPS, cwd=Path.cwd()) as process:
+    with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
         ready = _wait_until_ready(process, environment, pool, started + start_timeout_s)
         yield Worker(process, ready, time.monotonic() - started)
 

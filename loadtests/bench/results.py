@@ -10,7 +10,8 @@ tasks/*.csv.gz   every task of every batch (`rows.TaskRow`)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -65,6 +66,18 @@ class Percentiles:
     p95: float
     p99: float
     max: float
+
+    @classmethod
+    def of(cls, values_ms: Iterable[float]) -> Self | None:
+        """Return the percentiles of raw values; None of nothing."""
+        ordered = sorted(values_ms)
+        if not ordered:
+            return None
+
+        def rank(percent: int) -> float:
+            return round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 2)
+
+        return cls(len(ordered), rank(50), rank(95), rank(99), round(ordered[-1], 2))
 
 
 @dataclass(frozen=True, slots=True)
