@@ -1,4 +1,8 @@
-"""The Celery app the workers run: `celery -A celery_alchemy.loadtests.app worker --pool=...`."""
+"""The Celery app the workers run: `celery -A celery_alchemy.loadtests.app worker --pool=...`.
+
+The same task names whatever the pattern. No Alchemy serves the app but where the pattern is ours: a baseline must not
+profit from what an Alchemy does for the process.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,26 @@ from celery import Celery
 
 from celery_alchemy import Alchemy
 
-from . import signals
+from . import reporting
 from .environment import WorkerEnvironment
+from .patterns import OURS, PATTERNS
 from .ticker import Ticker
 
 environment = WorkerEnvironment.from_environ()
+pattern = PATTERNS[environment.pattern]
 
-app = Celery("celery-alchemy-loadtests", include=["celery_alchemy.loadtests.tasks"])
-app.conf.update(environment.celery_settings())
-app.conf.alchemy_database_url = environment.database_url
-
+app = Celery("celery-alchemy-loadtests", include=[pattern.module])
+app.conf.update(environment.celery_settings() | environment.result_settings())
 app.steps["consumer"].add(Ticker)
 
-db = Alchemy(app)
-signals.connect(db, environment)
+if pattern.name == OURS:
+    app.conf.alchemy_database_url = environment.database_url
+    app.conf.include = [pattern.module, "celery_alchemy.loadtests.tasks"]
+    db = Alchemy(app)
+
+reporting.connect(
+    environment.reply_url,
+    environment.ready_key,
+    environment.reply_key,
+    pattern=None if pattern.name == OURS else pattern,
+)

@@ -10,9 +10,12 @@ from typing import Any
 from kombu.entity import Exchange, Queue
 
 from .patterns import OURS
-from .replies import redis_url
+from .replies import kombu_url, redis_url
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
+RESULT_EXPIRES_S = 300
+READY_KEY = "LOADTEST_READY_KEY"
+"""Variable with the list a user's own worker announces itself on: it makes `reporting` connect when it is imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,16 @@ class WorkerEnvironment:
             # By default all queues of a Redis database share these three keys; ours are deleted after a run.
             settings["broker_transport_options"] = self._unacked_keys
         return settings
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the worker's settings for the few results it stores: those of the parts of a chord."""
+        return {
+            "result_backend": kombu_url(self.reply_url),
+            "result_backend_transport_options": {"global_keyprefix": f"{self.queue}.result."},
+            "result_expires": RESULT_EXPIRES_S,
+            # Else each greenlet and each thread connects for itself.
+            "result_backend_thread_safe": True,
+        }
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables that `from_environ` reads."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from celery import chord
 
+from . import phases
 from .workloads import FAN_OUT_COLLECT, FAN_OUT_PART, PARTS, Call
 
 
 def send_parts(call: Call) -> None:
-    """Send the parts, and the task that collects what they return; both write under the id of the root."""
-    request, tasks = call.task.request, call.task.app.tasks
-    # What the reply to the root needs to know: on the way from task to task, for no process sees them all.
-    root = {"root_id": call.task_id, "root_started": getattr(request, "loadtest_started", None) or time.monotonic()}
-    to = getattr(request, "loadtest_reply", None)
-    options: dict[str, Any] = {"headers": {"loadtest_reply": to}} if to else {}
-    parts = [
-        tasks[FAN_OUT_PART.task_name].s(call.number, part=part, **root).set(**options) for part in range(PARTS)
-    ]  # fmt: skip
-    chord(parts)(tasks[FAN_OUT_COLLECT.task_name].s(call.number, **root).set(**options))
+    """Send the parts, and the task that collects what they return; all write under the id of the root."""
+    tasks, measurement = call.task.app.tasks, phases.current()
+    # What the reply to the root has to tell: on the way from task to task, for no process sees them all.
+    root = {"root_id": call.task_id, "root_started": measurement.started, "root_breach": measurement.breach}
+    reply_to = getattr(call.task.request, "loadtest_reply", None)
+    options: dict[str, Any] = {"headers": {"loadtest_reply": reply_to}} if reply_to else {}
+    part, collect = tasks[FAN_OUT_PART.task_name], tasks[FAN_OUT_COLLECT.task_name]
+    parts = [part.s(call.number, part=index, **root).set(**options) for index in range(PARTS)]
+    chord(parts)(collect.s(call.number, **root).set(**options))

@@ -7,16 +7,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .environment import WorkerEnvironment
+from .environment import READY_KEY, WorkerEnvironment
 from .errors import WorkerError
 from .guard import with_package
 from .processes import ChildProcess, StopStep, child_process
 from .replies import ReplyList
+from .reporting import user_environ
 from .rundir import RunDirectory
 
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
@@ -65,6 +66,7 @@ def running_worker(
     strategy: str | None = None,
     name: str = "",
     app: str = OWN_APP,
+    app_environ: Mapping[str, str] | None = None,
     loglevel: str = "INFO",
     start_timeout_s: float = START_S,
     stop_steps: Sequence[StopStep] = STOP_STEPS,
@@ -77,6 +79,7 @@ def running_worker(
         strategy: Session strategy to insist on; None leaves the choice to the worker.
         name: Of this worker among those of the run; the worker pool's by default.
         app: As in `celery -A`; another one than ours is told to load `reporting`, and to consume our queue.
+        app_environ: What another app than ours needs besides the present environment.
     Raises:
         WorkerError: It ended, or was not ready in time.
     """
@@ -89,9 +92,13 @@ def running_worker(
         *([f"--session-strategy={strategy}"] if strategy else []),
         *([f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []),
     ]
-    # The caller's own Celery settings must not change what is measured.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
-    environ = {**with_package(inherited), **environment.to_environ()}
+    if app == OWN_APP:
+        # The caller's own Celery settings must not change what is measured.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
+        environ = {**with_package(inherited), **environment.to_environ()}
+    else:
+        reporting = user_environ(environment.reply_url, environment.ready_key)
+        environ = {**with_package(os.environ), **(app_environ or {}), **reporting}
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
     with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
