@@ -14,8 +14,6 @@ from .replies import kombu_url, redis_url
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
 RESULT_EXPIRES_S = 300
-READY_KEY = "LOADTEST_READY_KEY"
-"""Variable with the list a user's own worker announces itself on: it makes `reporting` connect when it is imported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ Signals, not task hooks: they reach every way to define a task, and nothing here
 reporting never opens a connection of its own.
 
 A user's own worker is measured with `celery -A proj worker -I celery_alchemy.loadtests.reporting`, and the variables
-LOADTEST_REPLY_URL (redis-py URL of the server with the reply lists) and LOADTEST_READY_KEY (the list it announces
-itself on): it then answers for every task that carries the header `loadtest_reply`.
+of `user_environ`: it then answers for every task that carries the header `loadtest_reply`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,21 @@ from celery.signals import task_failure, task_prerun, task_retry, task_success, 
 from celery_alchemy.workers import apps, detection
 
 from . import phases
-from .environment import READY_KEY
 from .patterns import Pattern
 from .replies import Outcome, Reply, ReplyList
 
 ERROR_LENGTH = 300
-REPLY_URL = "LOADTEST_REPLY_URL"
+REPLY_URL, READY_KEY = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY"
+
+
+def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
+    """Return the variables that a user's worker with `-I celery_alchemy.loadtests.reporting` needs.
+
+    Args:
+        reply_url: redis-py URL of the server with the reply lists.
+        ready_key: The list on which the worker announces itself, once it consumes.
+    """
+    return {REPLY_URL: reply_url, READY_KEY: ready_key}
 
 
 def connect(reply_url: str, ready_key: str, reply_key: str | None = None, pattern: Pattern | None = None) -> None:
