@@ -32,6 +32,11 @@ _AUTO_OTHER = (LocalStrategy, "a Session per task request is right wherever it r
 Choice = tuple[type[SessionStrategy], str]
 
 
+def automatic() -> dict[str, str]:
+    """Return the name of the strategy that `auto` chooses, by worker pool; any other worker pool gets `local`."""
+    return {pool: strategy.name for pool, (strategy, _) in _AUTO.items()}
+
+
 def choose(setting: str | dict[str, str], option: str | None, worker_pool: WorkerPool) -> Choice:
     """Return the strategy for `worker_pool` and, in words, why.
 

@@ -60,7 +60,7 @@ def run_batch(
     """
     begun, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     arms = [arm for arm in contest.arms if arm.name not in without]
-    with running_cells(bench, contest.workload, arms, progress) as cells, _sampler(bench, cells) as sampler:
+    with running_cells(bench, contest.workload, arms, progress) as cells, sampler_of(bench, cells) as sampler:
         for cell in cells:
             progress(f"checking {cell.arm.name}")
             checked_load(cell, options)
@@ -119,7 +119,7 @@ def _all(threads: ThreadPoolExecutor, cells: Sequence[RunningCell], step: Callab
 
 
 @contextmanager
-def _sampler(bench: Bench, cells: Sequence[RunningCell]) -> Iterator[Sampler | None]:
+def sampler_of(bench: Bench, cells: Sequence[RunningCell]) -> Iterator[Sampler | None]:
     databases = sorted({str(cell.database.database) for cell in cells if cell.database})
     with ExitStack() as stack:
         yield stack.enter_context(Sampler(bench.server.url, databases)) if bench.server and databases else None

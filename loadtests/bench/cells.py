@@ -15,6 +15,7 @@ from ..brokers import Broker, queue_of
 from ..databases import DatabaseServer, create_tables
 from ..environment import WorkerEnvironment
 from ..errors import WorkerError
+from ..patterns import OURS
 from ..processes import StopStep
 from ..rows import TaskRow
 from ..rundir import RunDirectory
@@ -22,10 +23,10 @@ from ..sampler import Connections, Observer
 from ..worker import OWN_APP, Worker, running_worker
 from ..workloads import ACCOUNTS, PREFLIGHT, WORKLOADS
 from . import checks
-from .contests import OURS
 from .generator import Generator
 from .measure import memory_bytes
 from .results import Arm, Cell, Percentiles, Verdict
+from .user_task import UserTask
 
 SETTLE_S = 1.0
 STOP_SETTLE_S = 3.0
@@ -38,19 +39,6 @@ GREEN = ("gevent", "eventlet")
 STARTED = "the worker started"
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class UserTask:
-    """A task of somebody else's app, to be measured as it is."""
-
-    app: str
-    """As in `celery -A`."""
-    task: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    database_url: URL | None
-    """What its connections are counted on; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +103,7 @@ class RunningCell:
                     strategy=self.arm.strategy or None,
                     name=f"{self._number}-{self.arm.name}",
                     app=bench.user_task.app if bench.user_task else OWN_APP,
+                    app_environ=bench.user_task.environ if bench.user_task else None,
                     stop_steps=STOP_STEPS,
                 )
             )

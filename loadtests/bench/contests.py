@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..patterns import OURS
 from .results import Arm
 
-OURS = "celery-alchemy"
 AUTO = "auto"
 STRATEGIES = ("local", "scoped", "per_process")
 ALONE = ("solo",)
@@ -38,36 +38,30 @@ def concurrency_of(pool: str, wanted: int) -> int:
 
 def patterns_contest(
     workload: str,
-    pool: str,
-    concurrency: int,
-    strategies: Sequence[str],
-    baselines: Sequence[str],
-    automatic: Mapping[str, str],
+    reference: Arm,
+    strategies: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    automatic: Mapping[str, str] | None = None,
 ) -> Contest:
     """Return the contest of all session patterns under one worker pool.
 
     Args:
-        strategies: Besides `auto`, which is the reference, and there twice: the second copy shows the noise floor.
+        reference: What the others are compared with; it is there twice: the second copy shows the noise floor.
+        strategies: Ours to compare with it.
         automatic: What `auto` chooses, by worker pool: asking for it by name would be a third copy.
     """
-    workers = concurrency_of(pool, concurrency)
-    reference = Arm(pool, workers, OURS, AUTO)
-    others = [Arm(pool, workers, OURS, name) for name in strategies if name not in {AUTO, automatic.get(pool)}]
+    pool, workers = reference.pool, reference.concurrency
+    own = {reference.strategy, AUTO, (automatic or {}).get(pool)}
+    others = [Arm(pool, workers, OURS, name) for name in strategies if name not in own]
     by_hand = [Arm(pool, workers, name) for name in baselines]
     arms = (reference, replace(reference, copy=1), *others, *by_hand)
     return Contest(f"patterns/{pool}/{workload}", workload, arms, reference)
 
 
-def pools_contest(workload: str, pools: Sequence[str], concurrencies: Sequence[int], strategy: str = AUTO) -> Contest:
-    """Return the contest of all worker pools, each at each concurrency, with the strategy it gets."""
-    arms = dict.fromkeys(
-        Arm(pool, concurrency_of(pool, concurrency), OURS, strategy) for pool in pools for concurrency in concurrencies
-    )
-    reference = next(iter(arms))
-    copy = replace(reference, copy=1)
-    return Contest(
-        f"pools/{workload}", workload, (reference, copy, *(arm for arm in arms if arm != reference)), reference
-    )
+def pools_contest(workload: str, arms: Sequence[Arm]) -> Contest:
+    """Return the contest of worker pools and concurrencies; the first arm is the reference, and there twice."""
+    reference, *others = dict.fromkeys(arms)
+    return Contest(f"pools/{workload}", workload, (reference, replace(reference, copy=1), *others), reference)
 
 
 def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:

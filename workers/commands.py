@@ -1,0 +1,43 @@
+"""`celery alchemy ...`: the commands of celery-alchemy below Celery's own."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+
+GROUP = "celery_alchemy.commands"
+"""Entry points that name a click command each; `loadtests` adds its own here."""
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are asked for: each may need packages of an extra."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return sorted({*super().list_commands(ctx), *(point.name for point in entry_points(group=GROUP))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command.
+
+        Raises:
+            click.UsageError: A package it needs is not installed.
+        """
+        found = super().get_command(ctx, cmd_name)
+        for point in entry_points(group=GROUP, name=cmd_name) if found is None else ():
+            try:
+                loaded: Any = point.load()
+            except ModuleNotFoundError as error:
+                extra = (point.extras or ["loadtest"])[0]
+                raise click.UsageError(
+                    f"celery alchemy {cmd_name} needs {error.name}: pip install 'celery-alchemy[{extra}]'."
+                ) from error
+            assert isinstance(loaded, click.Command)
+            return loaded
+        return found
+
+
+@click.group(cls=Commands)
+def alchemy() -> None:
+    """SQLAlchemy sessions for Celery tasks: benchmarks and checks."""
