@@ -17,6 +17,7 @@ from .errors import WorkerError
 from .guard import with_package
 from .processes import ChildProcess, StopStep, child_process
 from .replies import ReplyList
+from .reporting import user_environ
 from .rundir import RunDirectory
 
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
@@ -96,7 +97,7 @@ def running_worker(
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
         environ = {**with_package(inherited), **environment.to_environ()}
     else:
-        reporting = {"LOADTEST_REPLY_URL": environment.reply_url, READY_KEY: environment.ready_key}
+        reporting = user_environ(environment.reply_url, environment.ready_key)
         environ = {**with_package(os.environ), **(app_environ or {}), **reporting}
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.

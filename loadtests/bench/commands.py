@@ -190,8 +190,9 @@ def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
 def _matrix(ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, **given: Any) -> bool:
     """Run the matrix and write the report; return whether one of our own arms is broken."""
     console = _console()
-    with _running(ctx, console, **given) as (bench_, user_task, services):
-        contests = plan(kinds, user_task, **given)
+    user_task = find_user_task(ctx, **given) if given["task"] else None
+    contests = plan(kinds, user_task, **given)
+    with _running(console, user_task, **given) as (bench_, services):
         recorded = {"contests": list(kinds), **asdict(matrix), **_recorded(given)}
         store = Store(given["out"], "matrix", _facts(recorded, services, contests))
         batches = remaining(store, contests, matrix.restarts)
@@ -213,16 +214,14 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, **g
 
 def _sweep(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
     console, broken = _console(), False
-    with _running(ctx, console, **given) as (bench_, user_task, services):
-        contests = plan(["patterns"], user_task, **given)
-        arms = [
-            (contest.workload, arm)
-            for first in given["concurrency"]
-            for contest in plan(["patterns"], user_task, **{**given, "concurrency": [first]})
-            for arm in contest.arms
-            if not arm.copy
-        ]
-        arms = list(dict.fromkeys(arms))
+    user_task = find_user_task(ctx, **given) if given["task"] else None
+    contests = [
+        contest
+        for number in given["concurrency"]
+        for contest in plan(["patterns"], user_task, **{**given, "concurrency": [number]})
+    ]
+    arms = list(dict.fromkeys((contest.workload, arm) for contest in contests for arm in contest.arms if not arm.copy))
+    with _running(console, user_task, **given) as (bench_, services):
         recorded = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
         facts = _facts(recorded, services, contests, objective=str(chosen.objective))
         store = Store(given["out"], "sweep", facts)
@@ -286,11 +285,10 @@ def plan(
 
 
 @contextmanager
-def _running(ctx: click.Context, console: Console, **given: Any) -> Iterator[tuple[Bench, UserTask | None, list[str]]]:
+def _running(console: Console, user_task: UserTask | None, **given: Any) -> Iterator[tuple[Bench, list[str]]]:
     """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    user_task = find_user_task(ctx, **given) if given["task"] else None
     try:
         with ExitStack() as stack:
             run = stack.enter_context(run_directory())
@@ -302,7 +300,7 @@ def _running(ctx: click.Context, console: Console, **given: Any) -> Iterator[tup
             generator = stack.enter_context(Generator.running(run))
             services = [*([server.label] if server else []), queue.label]
             console.print(", ".join(services), highlight=False)
-            yield Bench(run, server, queue, generator, user_task), user_task, services
+            yield Bench(run, server, queue, generator, user_task), services
     except LoadTestError as error:
         console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
