@@ -55,6 +55,7 @@ class Pending:
         "final",
         "finals",
         "intended",
+        "received",
         "sent",
         "task_id",
     )

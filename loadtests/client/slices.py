@@ -28,6 +28,7 @@ from .percentiles import percentile, summary
 DRAIN_S = 10.0
 GATE_S = 1.0
 UNBOUNDED_S = 1e9
+UNSENT_S = 0.05
 BUSY = 0.8
 """A generator that uses more of a CPU than this measures itself."""
 LATE = 0.1
@@ -111,6 +112,8 @@ class Load:
     last_progress: float = 0.0
     stopped: bool = False
     timed_out: bool = False
+    error: Exception | None = None
+    """What went wrong in the load generator itself."""
 
     @property
     def low(self) -> float:
@@ -175,13 +178,16 @@ class SliceUser(User):
         self.gate.clear()
         load = self.load
         assert load is not None
-        gevent.sleep(self.delay_s)
-        while load.wanted():
-            pending = load.send()
-            pending.wait()
-            if pending.error is not None:
-                # Without a broker each send fails at once: do not fill the memory with failures.
-                gevent.sleep(0.05)
+        try:
+            gevent.sleep(self.delay_s)
+            while load.wanted():
+                pending = load.send()
+                pending.wait()
+                if pending.error is not None:
+                    # Without a broker each send fails at once: do not fill the memory with failures.
+                    gevent.sleep(UNSENT_S)
+        except Exception as error:
+            load.error = error
         self.load = None
         self.idle.append(self)
         self.returned.set()
@@ -250,6 +256,8 @@ class Slices:
             self._run_users(load, users)
         load.timed_out |= not self._drain(load)
         load.timed_out |= not self._gather(users, plan.drain_s)
+        if load.error is not None:
+            raise load.error
         rows = list(load.rows())
         self._writer.write(rows)
         arm.hub.forget()
