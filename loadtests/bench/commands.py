@@ -42,7 +42,7 @@ from .generator import Generator
 from .matrix import MatrixOptions, remaining, run_matrix
 from .objective import Objective
 from .results import Arm, Batch, RunFacts
-from .store import Store, machine, versions
+from .store import Store, forget, machine, versions
 from .sweep import SweepOptions, run_sweep
 from .user_task import UserTask, find_user_task
 
@@ -74,6 +74,7 @@ BROKER_URL = click.option("--broker-url", envvar="BROKER_URL", help="Broker; an 
 OUT = click.option(
     "--out", default="report", type=click.Path(file_okay=False, path_type=Path), help="Where the results go."
 )
+FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
 CHECKED = click.option(
     "--tasks", "checked_tasks", default=200, type=click.IntRange(10, 1_000_000), help="Tasks of each checked load."
 )
@@ -95,7 +96,7 @@ def options(*decorators: Decorator) -> Decorator:
 
 COMMON = options(
     POOLS, STRATEGIES, BASELINES, WORKLOADS_OPTION, CONCURRENCY, CHECKED, USERS, TASK, ARGS, KWARGS, DATABASE_URL,
-    BROKER_URL, OUT,
+    BROKER_URL, OUT, FRESH,
 )  # fmt: skip
 
 
@@ -194,6 +195,8 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, **g
     contests = plan(kinds, user_task, **given)
     with _running(console, user_task, **given) as (bench_, services):
         recorded = {"contests": list(kinds), **asdict(matrix), **_recorded(given)}
+        if given["fresh"]:
+            forget(given["out"])
         store = Store(given["out"], "matrix", _facts(recorded, services, contests))
         batches = remaining(store, contests, matrix.restarts)
         if store.resumed:
@@ -224,6 +227,8 @@ def _sweep(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
     with _running(console, user_task, **given) as (bench_, services):
         recorded = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
         facts = _facts(recorded, services, contests, objective=str(chosen.objective))
+        if given["fresh"]:
+            forget(given["out"])
         store = Store(given["out"], "sweep", facts)
         todo = [(workload, arm) for workload, arm in arms if (workload, arm.name) not in store.swept]
         with _progress(console) as progress:
@@ -277,10 +282,8 @@ def plan(
             for workload in names
         ]
     arms = list(dict.fromkeys(arm(pool, number) for pool in pools for number in concurrency))
-    if "pools" in kinds and len(arms) > 1:
+    if "pools" in kinds and (len(arms) > 1 or not contests):
         contests += [pools_contest(workload, arms) for workload in names]
-    if not contests:
-        raise click.UsageError("--contests pools compares worker pools or concurrencies: name more than one.")
     return contests
 
 
@@ -320,7 +323,7 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that results depend on, and that may be shown."""
-    hidden = {"out", "database_url", "broker_url"}
+    hidden = {"out", "fresh", "database_url", "broker_url"}
     return {name: value for name, value in given.items() if name not in hidden}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import platform
 from collections import defaultdict
@@ -19,6 +20,7 @@ from ..errors import LoadTestError
 from ..rows import RowWriter, TaskRow
 from .results import (
     BATCHES_FILE,
+    ROUND_TRIPS_FILE,
     RUN_FILE,
     SWEEP_FILE,
     TASKS_DIRECTORY,
@@ -100,6 +102,8 @@ class Store:
             writer.write(rows)
 
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
+        # As it will be read back: tuples are lists there.
+        facts = replace(facts, options=json.loads(json.dumps(facts.options)))
         ours = replace(facts, options={part: facts.options})
         if not (self.directory / RUN_FILE).exists():
             return ours
@@ -127,6 +131,14 @@ class Store:
             patterns={**before.patterns, **facts.patterns},
             objective=facts.objective or before.objective,
         )
+
+
+def forget(directory: Path) -> None:
+    """Remove the results of a run, and nothing else that may be in the directory."""
+    for name in (RUN_FILE, BATCHES_FILE, SWEEP_FILE, ROUND_TRIPS_FILE):
+        (directory / name).unlink(missing_ok=True)
+    for path in (directory / TASKS_DIRECTORY).glob("*.csv.gz"):
+        path.unlink()
 
 
 def versions() -> dict[str, str]:

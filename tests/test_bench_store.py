@@ -1,0 +1,106 @@
+"""What a run keeps is whole after an interruption, goes on where it stopped, and never mixes with another run."""
+
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from celery_alchemy.loadtests.bench.contests import patterns_contest
+from celery_alchemy.loadtests.bench.matrix import remaining
+from celery_alchemy.loadtests.bench.results import (
+    BATCHES_FILE,
+    Arm,
+    Batch,
+    Cell,
+    Percentiles,
+    RunFacts,
+    Slice,
+    SweepStep,
+    Verdict,
+    read_batches,
+    read_sweep,
+)
+from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget
+from celery_alchemy.loadtests.rows import TaskRow, read_rows
+
+ARM = Arm("threads", 4, "celery-alchemy", "auto")
+CONTEST = patterns_contest("select", ARM, [], ["recipe"])
+RECIPE = CONTEST.arms[-1]
+ROW = TaskRow(
+    3, ARM.name, "select", 7, 'id,with\n"marks"', 1.0, 1.0, 1.5, 2.25, "success", 1, 0.125, 0.5, error="é, \n"
+)
+FACTS = RunFacts(
+    command="celery alchemy bench", begun="2026-01-01", options={"rounds": 2}, services=["PostgreSQL 18"],
+    versions={"celery": "5.7.0"}, machine={"cpus": "2"}, workloads={"select": "Reads."}, patterns={},
+)  # fmt: skip
+
+
+def batch(number: int, *, broken: bool = False) -> Batch:
+    verdicts = [Verdict("every task was answered", True), Verdict("the worker started", not broken, "no" * broken)]
+    cells = [Cell(ARM, verdicts[:1], phases={"run": Percentiles(1, 1.0, 2.0, 3.0, 4.0)}), Cell(RECIPE, verdicts)]
+    item = Slice(
+        number=10 * number, round=1, position=0, arm=ARM.name, seconds=1.0, succeeded=9, failed=0, unanswered=0,
+        tasks=10, latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0), worker_cpu_s=0.1, database_cpu_s=None, generator_cpu_s=0.1,
+        foreign_cpus=0.0, wall_s=1.2,
+    )  # fmt: skip
+    return Batch(CONTEST.name, number, "select", ARM.name, cells, [item, replace(item, latency=None)])
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    store = Store(tmp_path, "matrix", FACTS)
+    assert not store.resumed
+    store.add_batch(batch(1), [ROW])
+    step = SweepStep(ARM, "select", 10.0, 4.0, 9.5, 0, 0, None, 0.1, 0.0, 3, 0.1, True)
+    store.add_sweep([step, replace(step, verdicts=[Verdict("x", True)])], [ROW, ROW])
+
+    assert list(read_batches(tmp_path)) == [batch(1)]
+    assert [one.offered_per_s for one in read_sweep(tmp_path)] == [10.0, 10.0]
+    packed = sorted((tmp_path / "tasks").iterdir())
+    assert [path.name for path in packed] == ["patterns-threads-select-1.csv.gz", f"sweep-select-{ARM.name}.csv.gz"]
+    plain = tmp_path / "rows.csv"
+    plain.write_bytes(gzip.decompress(packed[0].read_bytes()))
+    assert list(read_rows(plain)) == [ROW]
+    assert ROW.latency_ms == 1250
+    assert (ROW.queue_ms, ROW.run_ms) == (500, 750)
+
+
+def test_an_interrupted_run_goes_on_after_the_last_whole_batch(tmp_path: Path) -> None:
+    Store(tmp_path, "matrix", FACTS).add_batch(batch(1, broken=True), [])
+    with (tmp_path / BATCHES_FILE).open("a") as file:
+        file.write('{"contest": "patterns/threads/sel')
+
+    store = Store(tmp_path, "matrix", FACTS)
+    assert store.resumed
+    assert remaining(store, [CONTEST], restarts=3) == [(CONTEST, 2), (CONTEST, 3)]
+    assert store.broken[CONTEST.name] == {RECIPE.name}
+    assert store.next_slice == 11
+    store.add_batch(batch(2), [])
+    assert [one.number for one in read_batches(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(FACTS, options={"rounds": 3}), "the options of matrix differ .rounds: 2 there, 3 now."),
+        (replace(FACTS, versions={"celery": "5.8"}), "the versions differ .celery: '5.7.0' there, '5.8' now."),
+        (replace(FACTS, machine={"cpus": "4"}), "the machine differ"),
+        (replace(FACTS, services=["MariaDB"]), "the services differ"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_not_mixed(tmp_path: Path, facts: RunFacts, words: str) -> None:
+    Store(tmp_path, "matrix", FACTS).add_batch(batch(1), [])
+    with pytest.raises(OtherRunError, match=words):
+        Store(tmp_path, "matrix", facts)
+    forget(tmp_path)
+    assert not Store(tmp_path, "matrix", facts).resumed
+
+
+def test_a_sweep_is_added_to_a_matrix(tmp_path: Path) -> None:
+    Store(tmp_path, "matrix", FACTS)
+    facts = replace(FACTS, command="celery alchemy bench sweep", options={"rates": (1, 2)}, objective="p95=50ms")
+    store = Store(tmp_path, "sweep", facts)
+    assert store.facts.options == {"matrix": {"rounds": 2}, "sweep": {"rates": [1, 2]}}
+    assert store.facts.command.splitlines() == ["celery alchemy bench", "celery alchemy bench sweep"]
+    assert RunFacts.read(tmp_path) == store.facts
+    assert Store(tmp_path, "sweep", facts).facts == store.facts
