@@ -24,7 +24,6 @@ app.steps["consumer"].add(Ticker)
 
 if pattern.name == OURS:
     app.conf.alchemy_database_url = environment.database_url
-    app.conf.include = [pattern.module, "celery_alchemy.loadtests.tasks"]
     db = Alchemy(app)
 
 reporting.connect(

@@ -67,9 +67,13 @@ class ChildProcess:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
-    def stop(self) -> None:
-        """End the process and all of its group within the time its steps allow; a second call does nothing."""
-        for step in self._steps:
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the process and all of its group within the time its steps allow; a second call does nothing.
+
+        Args:
+            at_once: With SIGKILL, without the gentler steps.
+        """
+        for step in () if at_once else self._steps:
             if self.exit_code is not None:
                 break
             self.ended_by = step.signal

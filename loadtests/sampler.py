@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -89,6 +91,7 @@ class Sampler:
         """Why sampling ended early; None if it did not."""
         self._observer = Observer(server_url, *databases)
         self._interval_s = interval_s
+        self._blind_until = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="connection-sampler", daemon=True)
 
@@ -103,9 +106,21 @@ class Sampler:
         self._thread.join()
         self._observer.close()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away during the block: connections of our own do not count."""
+        self._blind_until = math.inf
+        try:
+            yield
+        finally:
+            # The server takes a moment to forget a connection that was closed.
+            self._blind_until = time.monotonic() + self._interval_s
+
     def _sample(self) -> None:
         try:
             while not self._stopped.wait(self._interval_s):
+                if time.monotonic() < self._blind_until:
+                    continue
                 for name, seen in self._observer.snapshots().items():
                     peak = self.peaks[name]
                     self.peaks[name] = Connections(

@@ -23,7 +23,7 @@ else:
     _ParamType = click.ParamType
 
 BASELINES = tuple(name for name in PATTERNS if name != OURS)
-CONTESTS = ("patterns", "pools")
+CONTESTS = ("patterns", "pools", "round-trips")
 
 
 def suggest(value: str, known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ from .measure import CpuClock, spent
 from .results import Arm, Batch, Cell, Percentiles, Slice
 
 STARTERS = 4
-"""Workers that start, and stop, at the same time."""
+"""Workers that start at the same time: each is busy importing for a second or two."""
 CHECKED_S = 20.0
 """How long a checked load may take."""
 WARM_UP_NUMBER = 0
@@ -37,7 +37,7 @@ class BatchOptions:
     ramp_s: float
     """Seconds at the begin of each slice that are not counted."""
     checked_tasks: int
-    """Tasks of the load before the slices, after which a broken arm is out."""
+    """Tasks for each pool process, thread or greenlet, of the load before the slices; a broken arm is out then."""
     users_per_slot: int
     """Closed model: tasks in flight for each pool process, thread or greenlet."""
 
@@ -64,7 +64,10 @@ def run_batch(
         for cell in cells:
             progress(f"checking {cell.arm.name}")
             checked_load(cell, options)
-            cell.check(None, None)
+            with sampler.paused() if sampler else nullcontext():
+                cell.check(None, None)
+            if cell.out:
+                cell.abandon()
         slices: list[Slice] = []
         seed = f"{contest.name}/{number}"
         for turn, order in enumerate(orders(arms, options.rounds, seed), start=1):
@@ -131,7 +134,7 @@ def checked_load(cell: RunningCell, options: BatchOptions) -> None:
         cell.load(
             number=WARM_UP_NUMBER,
             within_s=CHECKED_S,
-            tasks=options.checked_tasks,
+            tasks=options.checked_tasks * cell.arm.concurrency,
             users=options.users_per_slot * cell.arm.concurrency,
         )
 
@@ -171,13 +174,14 @@ def run_slice(bench: Bench, cell: RunningCell, options: BatchOptions, number: in
 
 
 def finish(cells: Sequence[RunningCell], sampler: Sampler | None) -> list[Cell]:
-    """Check and stop all cells, several at a time."""
+    """Check and stop all cells at the same time."""
 
     def one(cell: RunningCell) -> Cell:
         peak = sampler.peaks.get(str(cell.database.database)) if sampler and cell.database else None
         return cell.finish(peak, sampler.error if sampler else None)
 
-    with ThreadPoolExecutor(STARTERS) as threads:
+    # Stopping is mostly waiting.
+    with ThreadPoolExecutor(max(1, len(cells))) as threads:
         return list(threads.map(one, cells))
 
 

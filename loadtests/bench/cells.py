@@ -69,6 +69,7 @@ class RunningCell:
         self._environment: WorkerEnvironment | None = None
         self._failed_start = ""
         self._preflight: list[Verdict] = []
+        self._abandoned: list[Verdict] = []
         self.database: URL | None = None
 
     @property
@@ -168,23 +169,21 @@ class RunningCell:
         self.out = self.out or not all(verdict.passed for verdict in verdicts)
         return verdicts
 
+    def abandon(self) -> None:
+        """Kill the worker of a broken cell, so that it takes nothing from the others: a hanging one may be busy."""
+        if self._worker is not None:
+            self._abandoned = self.check(None, None)
+            self._worker.process.stop(at_once=True)
+
     def finish(self, peak: Connections | None, sampling_error: str | None) -> Cell:
         """Check everything, stop the worker, and return what there is to keep."""
-        verdicts = self.check(peak, sampling_error)
+        verdicts = self._abandoned or self.check(peak, sampling_error)
         worker = self._worker
         if worker is None:
             return Cell(self.arm, verdicts)
         memory = memory_bytes(worker.process.pid)
-        died = not worker.alive
-        worker.process.stop()
-        how = "by itself" if died else f"by {worker.process.ended_by.name if worker.process.ended_by else 'itself'}"
-        clean = not died and worker.process.ended_by is signal.SIGTERM and worker.process.exit_code == 0
-        wrong = "" if clean else f"it ended {how}, with code {worker.process.exit_code}"
-        verdicts.append(Verdict("the worker stopped when it was told to", clean, wrong))
-        if self.database is not None and self._bench.server is not None and not self._bench.user_task:
-            left = self._settle(total=0, within_s=STOP_SETTLE_S).total
-            wrong = f"{left} connections" if left else ""
-            verdicts.append(Verdict("no connection outlived the worker", not left, wrong))
+        if not self._abandoned:
+            verdicts += self._stop(worker)
         broken = not all(verdict.passed for verdict in verdicts)
         return Cell(
             self.arm,
@@ -201,6 +200,19 @@ class RunningCell:
             tasks=len(self.rows),
             log=worker.process.log_tail(LOG_LINES) if broken else "",
         )
+
+    def _stop(self, worker: Worker) -> list[Verdict]:
+        died = not worker.alive
+        worker.process.stop()
+        how = "by itself" if died else f"by {worker.process.ended_by.name if worker.process.ended_by else 'itself'}"
+        clean = not died and worker.process.ended_by is signal.SIGTERM and worker.process.exit_code == 0
+        wrong = "" if clean else f"it ended {how}, with code {worker.process.exit_code}"
+        verdicts = [Verdict("the worker stopped when it was told to", clean, wrong)]
+        if self.database is not None and self._bench.server is not None and not self._bench.user_task:
+            left = self._settle(total=0, within_s=STOP_SETTLE_S).total
+            wrong = f"{left} connections" if left else ""
+            verdicts.append(Verdict("no connection outlived the worker", not left, wrong))
+        return verdicts
 
     def disconnect(self) -> None:
         """Let the load generator forget this arm."""

@@ -16,9 +16,18 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from ...workers.selection import automatic
+from .. import round_trips
 from ..errors import LoadTestError
 from ..patterns import OURS, PATTERNS
 from ..rundir import run_directory
@@ -76,7 +85,7 @@ OUT = click.option(
 )
 FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
 CHECKED = click.option(
-    "--tasks", "checked_tasks", default=200, type=click.IntRange(10, 1_000_000), help="Tasks of each checked load."
+    "--tasks", "checked_tasks", default=50, type=click.IntRange(5, 100_000), help="Checked tasks per pool slot."
 )
 USERS = click.option(
     "--users", "users_per_slot", default=2, type=click.IntRange(1, 100), help="Tasks in flight per pool slot."
@@ -104,7 +113,7 @@ COMMON = options(
     invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @COMMON
-@click.option("--contests", default="all", type=CONTEST_NAMES, help="Patterns under each worker pool, worker pools.")
+@click.option("--contests", default="all", type=CONTEST_NAMES, help="What to compare: see below.")
 @click.option("--rounds", default=30, type=click.IntRange(1, 1000), help="Slices for each arm, over all restarts.")
 @click.option("--slice", "slice_s", default="1s", type=Seconds(0.1, 60), help="Length of a slice.")
 @click.option("--restarts", default=3, type=click.IntRange(1, 20), help="How often the workers start anew.")
@@ -114,6 +123,10 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
 
     Speed counts only where results are right: each worker is checked first. A run that was interrupted goes on where
     it stopped when the same command is given again.
+
+    Contests: `patterns` compares our strategies and the hand-written patterns under each worker pool; `pools` the
+    worker pools and concurrencies, each with the strategy it gets by itself; `round-trips` counts how often a task
+    waits for the database's answer.
     """
     if ctx.invoked_subcommand is None:
         _bench(ctx, **given)
@@ -211,8 +224,21 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, **g
             for batch in run_matrix(bench_, store, batches, matrix, show):
                 progress.advance(bar)
                 console.print(_line(batch, matrix.restarts), highlight=False)
+            if "round-trips" in kinds and not user_task and not store.has_round_trips:
+                progress.update(bar, description="round trips")
+                store.add_round_trips(_round_trips(bench_, progress, bar, **given))
     _report(console, given["out"])
     return any(OURS in name for names in store.broken.values() for name in names)
+
+
+def _round_trips(
+    bench_: Bench, progress: Progress, bar: TaskID, baselines: list[str], workloads: list[str], **_: Any
+) -> dict[str, dict[str, float]]:
+    assert bench_.server is not None
+    return round_trips.measure(
+        bench_.run, bench_.server, bench_.broker, [OURS, *baselines], workloads,
+        progress=lambda pattern: progress.update(bar, stage=pattern),
+    )  # fmt: skip
 
 
 def _sweep(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
@@ -282,7 +308,7 @@ def plan(
             for workload in names
         ]
     arms = list(dict.fromkeys(arm(pool, number) for pool in pools for number in concurrency))
-    if "pools" in kinds and (len(arms) > 1 or not contests):
+    if "pools" in kinds and (len(arms) > 1 or "patterns" not in kinds):
         contests += [pools_contest(workload, arms) for workload in names]
     return contests
 

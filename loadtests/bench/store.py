@@ -88,6 +88,15 @@ class Store:
         _append(self.directory / SWEEP_FILE, [to_json(step) for step in steps])
         self.swept.add((last.workload, last.arm.name))
 
+    @property
+    def has_round_trips(self) -> bool:
+        """Whether round trips were counted."""
+        return (self.directory / ROUND_TRIPS_FILE).exists()
+
+    def add_round_trips(self, counted: dict[str, dict[str, float]]) -> None:
+        """Keep round trips per task, by workload and pattern."""
+        (self.directory / ROUND_TRIPS_FILE).write_text(json.dumps(counted, indent=2) + "\n")
+
     def _note(self, batch: Batch) -> None:
         self.done.add((batch.contest, batch.number))
         self.broken[batch.contest] |= {cell.arm.name for cell in batch.cells if cell.broken}

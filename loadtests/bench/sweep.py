@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from ..rows import TaskRow
@@ -43,7 +44,8 @@ def run_sweep(
         closed = BatchOptions(0, options.step_s, RAMP_S, options.checked_tasks, options.users_per_slot)
         progress("checked load")
         checked_load(cell, closed)
-        cell.check(None, None)
+        with sampler.paused() if sampler else nullcontext():
+            cell.check(None, None)
 
         def step(rate: float) -> SweepStep:
             progress(f"{rate:.0f} tasks/s offered")
