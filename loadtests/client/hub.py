@@ -236,6 +236,10 @@ class ReplyHub:
             self._drop(pending)
         return pending
 
+    def unanswered(self) -> list[Pending]:
+        """Return what is in flight."""
+        return list(self._pending.values())
+
     def give_up(self, pendings: Iterable[Pending]) -> None:
         """Stop waiting for tasks that are still unanswered."""
         for pending in pendings:
@@ -255,7 +259,7 @@ class ReplyHub:
         self._closed = True
         self._reader.join(2 * POLL_S + 1)
         self._reader.kill()
-        self.give_up(list(self._pending.values()))
+        self.give_up(self.unanswered())
         self._replies.close()
         if self._own_app:
             self._app.close()

@@ -1,0 +1,181 @@
+"""Locust users that send Celery tasks."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from types import MappingProxyType
+from typing import Any
+
+import gevent
+from locust import User, constant
+from locust.exception import StopTest
+
+from ..errors import LoadTestError
+from ..replies import redis_url
+from ..workloads import Workload
+from . import options, runs
+from .arrivals import ARRIVALS, gaps
+from .hub import Pending, ReplyHub, Target
+from .runs import Run, run_of
+
+runs.register()
+options.register_thresholds()
+
+
+class CeleryUser(User):
+    """Sends a task, waits until it has ended, and sends the next: as many tasks are in flight as there are users.
+
+    Set `task_name` for one task over and over, or write Locust tasks that call `run_task`:
+
+        class Importer(CeleryUser):
+            broker_url = "redis://localhost/0"
+            queue = "imports"
+
+            @task
+            def import_order(self):
+                self.run_task("proj.tasks.import_order", [random.randrange(1000)])
+
+    The worker has to load the replies: `celery -A proj worker -I celery_alchemy.loadtests.reporting`, with the
+    variable LOADTEST_REPLY_URL.
+    """
+
+    abstract = True
+    wait_time = constant(0)
+    app: Any = None
+    """The Celery app to send with; None: one that knows `broker_url` and `queue` only."""
+    broker_url: str = ""
+    """Kombu URL; not needed with an `app`."""
+    queue: str = ""
+    """Where tasks go; empty: where the app routes them, or `celery`."""
+    reply_url: str = ""
+    """redis-py URL of the server with the reply lists; empty: the broker, if that is Redis or Valkey."""
+    reply_timeout_s: float = 60.0
+    """A task that is not answered after this time counts as failed."""
+    task_name: str = ""
+    task_args: Sequence[Any] = ()
+    task_kwargs: Mapping[str, Any] = MappingProxyType({})
+    workload: Workload | None = None
+    """One of ours, run in place of `task_name`."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if not cls.tasks and (cls.task_name or cls.workload):
+            cls.tasks = [CeleryUser.run_own_task]
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        self.load_run: Run = run_of(environment)
+        try:
+            self.hub: ReplyHub = self.load_run.hub(type(self), self.make_hub)
+        except LoadTestError as error:
+            raise StopTest(str(error)) from error
+
+    def make_hub(self) -> ReplyHub:
+        """Return a hub for all users of this class in this process.
+
+        Raises:
+            StopTest: The class does not say where tasks and replies go.
+        """
+        broker_url = self.broker_url or (self.app.conf.broker_write_url or "" if self.app else "")
+        reply_url = self.reply_url or redis_url(broker_url)
+        if not broker_url:
+            raise StopTest(f"{type(self).__name__}.broker_url is not set, nor is its `app`.")
+        if not reply_url:
+            raise StopTest(
+                f"{type(self).__name__}.reply_url is not set: the broker is neither Redis nor Valkey, "
+                "so the replies need a server of their own."
+            )
+        queue = self.queue or ("" if self.app else "celery")
+        return ReplyHub(Target(broker_url, queue, reply_url), app=self.app, timeout_s=self.reply_timeout_s)
+
+    def run_own_task(self) -> None:
+        """Run the task that the class names."""
+        if self.workload:
+            number = next(_numbers)
+            self._send(self.workload.task_name, (number,), {}, self.workload.name, number)
+        else:
+            self._send(self.task_name, self.task_args, self.task_kwargs, self.task_name, 0)
+
+    def run_task(
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, label: str = ""
+    ) -> Pending:
+        """Send a task, and wait until it has ended or `reply_timeout_s` is over.
+
+        Fires one `request` event with the latency in milliseconds, from before the task was sent to its end in the
+        worker, and logs how long it was queued, run, and busy with the database in rows of their own.
+
+        Args:
+            label: What Locust shows instead of the task's name.
+        Returns:
+            The ended task: its `final` reply, or None.
+        """
+        return self._send(name, args, kwargs or {}, label or name, 0)
+
+    def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
+        pending = self._submit(name, args, kwargs, label, number, None)
+        pending.wait()
+        if pending.error is not None:
+            # Without a broker each send fails at once.
+            gevent.sleep(UNSENT_S)
+        return pending
+
+    def _submit(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        label: str,
+        number: int,
+        intended: float | None,
+    ) -> Pending:
+        context, run, workload = self.context(), self.load_run, self.workload
+
+        def ended(pending: Pending) -> None:
+            run.ended(pending, label, number=number, workload=workload, context=context)
+
+        # In the reader's greenlet: a user that is stopped while it waits has its task counted all the same.
+        return self.hub.submit(name, args, kwargs, intended=intended, on_end=ended)
+
+
+class ArrivalUser(CeleryUser):
+    """Sends tasks at a rate, whatever the worker does; latency counts from when a task should have been sent.
+
+    A closed model waits while the worker stalls, and so measures the stall once per user; arrivals go on, and each of
+    them that had to wait shows in the percentiles. Tasks are written as for `CeleryUser`; `run_task` does not wait.
+    """
+
+    abstract = True
+    rate: float = 1.0
+    """Arrivals per second, of each user."""
+    arrival: str = ARRIVALS[0]
+    """`poisson`: independent of each other, as people are; `constant`: at equal distances."""
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        self._random = random.Random()  # noqa: S311 - no secret.
+        self._gaps = gaps(self.rate, self.arrival, self._random)
+        self._intended = 0.0
+
+    def on_start(self) -> None:
+        """Wait for the first arrival."""
+        # Users that start together do not arrive together.
+        self._intended = time.monotonic() + next(self._gaps) * (
+            1.0 if self.arrival == "poisson" else self._random.random()
+        )
+        gevent.sleep(max(0.0, self._intended - time.monotonic()))
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next arrival; 0 if it is overdue."""
+        self._intended += next(self._gaps)
+        return max(0.0, self._intended - time.monotonic())
+
+    def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
+        return self._submit(name, args, kwargs, label, number, self._intended)
+
+
+UNSENT_S = 0.05
+# Locust processes do not begin with the same numbers.
+_numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.
