@@ -155,9 +155,10 @@ class RunningCell:
             *checks.check_answers(self.rows, workload),
             *checks.check_sessions(self.rows),
         ]
-        if self.database is not None and self._bench.server is not None:
-            if workload is not None:
-                verdicts += checks.check_ledger(self.database, self.rows, workload)
+        # In a user's own database there are others, whose rows and connections say nothing of this worker.
+        if workload is not None:
+            assert self.database is not None
+            verdicts += checks.check_ledger(self.database, self.rows, workload)
             left = self._settle(idle_in_transaction=0, within_s=SETTLE_S)
             facts = checks.ConnectionFacts(
                 peak=peak.total if peak else 0,
@@ -208,7 +209,7 @@ class RunningCell:
         clean = not died and worker.process.ended_by is signal.SIGTERM and worker.process.exit_code == 0
         wrong = "" if clean else f"it ended {how}, with code {worker.process.exit_code}"
         verdicts = [Verdict("the worker stopped when it was told to", clean, wrong)]
-        if self.database is not None and self._bench.server is not None and not self._bench.user_task:
+        if not self._bench.user_task:
             left = self._settle(total=0, within_s=STOP_SETTLE_S).total
             wrong = f"{left} connections" if left else ""
             verdicts.append(Verdict("no connection outlived the worker", not left, wrong))
