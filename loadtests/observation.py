@@ -40,9 +40,9 @@ def options(workload: Workload) -> dict[str, Any]:
 
 def run(workload: Workload, session: AnySession, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `workload` in `session`, for one attempt of `task` that was sent with `args` and `kwargs`."""
-    own = session.registry() if isinstance(session, scoped_session) else session
+    own = session_behind(session)
     measurement = phases.current()
-    measurement.breach = _breach(own)
+    measurement.breach = breach_of(own)
     call = _call(workload, task, measurement, args, **kwargs)
     key = id(call)
     _running[key] = own
@@ -54,7 +54,12 @@ def run(workload: Workload, session: AnySession, task: Task, args: tuple[Any, ..
     return [result, measurement.breach] if workload.keeps_result else None
 
 
-def _breach(session: Session) -> str:
+def session_behind(session: AnySession) -> Session:
+    """Return the Session itself, if `session` is a proxy."""
+    return session.registry() if isinstance(session, scoped_session) else session
+
+
+def breach_of(session: Session) -> str:
     """Return what is wrong with a Session that a task gets; empty if it is fresh, and nobody else's."""
     if any(other is session for other in list(_running.values())):
         return "its Session is in use by another task"
