@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
 from locust import events
 
 from ..bench.arguments import suggest
+from ..bench.contests import STRATEGIES
 from ..patterns import OURS, PATTERNS, POOLS
 from ..workloads import WORKLOADS
 from .arrivals import ARRIVALS
 
+STRATEGY_NAMES = (
+    "auto",
+    *dict.fromkeys((*STRATEGIES, *(point.name for point in entry_points(group="celery_alchemy.strategies")))),
+)
 REPLIES = ("events", "list")
 OWN_ONLY = {"worker_pool": "prefork", "strategy": None, "pattern": OURS, "workload": "transfer", "concurrency": 4}
 """Options of the worker that is started here, with their defaults: with --app there is none."""
@@ -60,7 +66,7 @@ def _add_options(parser: Any) -> None:
     own = parser.add_argument_group("Celery worker to start", "With services of its own, unless URLs are given.")
     _add(own, "--worker-pool", type=_pool, default="prefork", metavar="POOL", help=f"One of {', '.join(POOLS)}.")
     _add(own, "--concurrency", type=_whole(1, 256), default=4, metavar="N", help="Pool processes, threads, greenlets.")
-    _add(own, "--strategy", metavar="NAME", help="Session strategy; left to the worker by default.")
+    _add(own, "--strategy", type=_strategy, metavar="NAME", help="Session strategy; left to the worker by default.")
     _add(own, "--pattern", type=_known("pattern", PATTERNS), default=OURS, metavar="NAME",
          help=f"How tasks get their Session: {', '.join(PATTERNS)}.")  # fmt: skip
     _add(own, "--workload", type=_known("workload", WORKLOADS), default="transfer", metavar="NAME",
@@ -143,6 +149,11 @@ def _pool(value: str) -> str:
     if name in {"gevent", "eventlet"} and find_spec(name) is None:
         raise argparse.ArgumentTypeError(f"{name} is not installed: pip install 'celery-alchemy[{name}]'.")
     return name
+
+
+def _strategy(value: str) -> str:
+    # A class of somebody's own is looked up by the worker.
+    return value if ":" in value else _known("session strategy", STRATEGY_NAMES)(value)
 
 
 def _positive(value: str) -> float:
