@@ -317,7 +317,8 @@ class Slices:
         gevent.sleep(max(0.0, load.high - time.monotonic()))
 
     def _drain(self, load: Load) -> bool:
-        drained = load.arm.hub.drain(load.plan.drain_s)
+        # Nothing came for as long already.
+        drained = load.arm.hub.drain(0.0 if load.timed_out else load.plan.drain_s)
         load.arm.hub.give_up([pending for _, pending in load.sent])
         return drained
 
