@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def run_directory() -> Iterator[RunDirectory]:
     run_id = secrets.token_hex(4)
     name = f"celery-alchemy-{run_id}"
     base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base / name / "postgresql" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT:
+    too_long = len(os.fsencode(base / name / "postgresql" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT
+    if too_long or (os.geteuid() == 0 and _closed_to_others(base)):
         base = Path("/tmp")  # noqa: S108 - the name is random, and mkdir fails if it is there.
     path = base / name
     guard = Guard()
@@ -45,3 +47,7 @@ def run_directory() -> Iterator[RunDirectory]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         guard.close()
+
+
+def _closed_to_others(path: Path) -> bool:
+    return any(not place.stat().st_mode & stat.S_IXOTH for place in (path, *path.absolute().parents))
