@@ -21,8 +21,10 @@ STARTERS = 4
 """Workers that start at the same time: each is busy importing for a second or two."""
 CHECKED_S = 20.0
 """How long a checked load may take."""
-WARM_UP_NUMBER = 0
+CHECKED_SLICE = 0
 """The slice that checked loads count as: it is in no ratio."""
+WARM_UP_TASKS = 5
+"""For each slot, in a batch after the first: enough to connect every pool process."""
 
 Progress = Callable[[str], None]
 
@@ -63,7 +65,8 @@ def run_batch(
     with running_cells(bench, contest.workload, arms, progress) as cells, sampler_of(bench, cells) as sampler:
         for cell in cells:
             progress(f"checking {cell.arm.name}")
-            checked_load(cell, options)
+            # What the check finds, it finds in the first batch; later ones are checked by what their slices leave.
+            checked_load(cell, options, options.checked_tasks if number == 1 else WARM_UP_TASKS)
             with sampler.paused() if sampler else nullcontext():
                 cell.check(None, None)
             if cell.out:
@@ -78,7 +81,7 @@ def run_batch(
                     where = (first_slice + len(slices), turn, position)
                     slices.append(run_slice(bench, by_arm[arm], options, *where))
         progress("checking and stopping the workers")
-        finished = finish(cells, sampler)
+        finished = finish(cells, sampler, at_once=number > 1)
     rows = [row for cell in cells for row in cell.rows]
     batch = Batch(
         contest=contest.name,
@@ -128,13 +131,13 @@ def sampler_of(bench: Bench, cells: Sequence[RunningCell]) -> Iterator[Sampler |
         yield stack.enter_context(Sampler(bench.server.url, databases)) if bench.server and databases else None
 
 
-def checked_load(cell: RunningCell, options: BatchOptions) -> None:
+def checked_load(cell: RunningCell, options: BatchOptions, tasks_per_slot: int) -> None:
     """Send a fixed number of tasks, which also warms every pool process up."""
     if not cell.out:
         cell.load(
-            number=WARM_UP_NUMBER,
+            number=CHECKED_SLICE,
             within_s=CHECKED_S,
-            tasks=options.checked_tasks * cell.arm.concurrency,
+            tasks=tasks_per_slot * cell.arm.concurrency,
             users=options.users_per_slot * cell.arm.concurrency,
         )
 
@@ -173,12 +176,16 @@ def run_slice(bench: Bench, cell: RunningCell, options: BatchOptions, number: in
     )
 
 
-def finish(cells: Sequence[RunningCell], sampler: Sampler | None) -> list[Cell]:
-    """Check and stop all cells at the same time."""
+def finish(cells: Sequence[RunningCell], sampler: Sampler | None, *, at_once: bool = False) -> list[Cell]:
+    """Check and stop all cells at the same time.
+
+    Args:
+        at_once: Kill the workers, when an earlier batch has seen how they stop.
+    """
 
     def one(cell: RunningCell) -> Cell:
         peak = sampler.peaks.get(str(cell.database.database)) if sampler and cell.database else None
-        return cell.finish(peak, sampler.error if sampler else None)
+        return cell.finish(peak, sampler.error if sampler else None, at_once=at_once)
 
     # Stopping is mostly waiting.
     with ThreadPoolExecutor(max(1, len(cells))) as threads:

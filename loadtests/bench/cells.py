@@ -176,14 +176,20 @@ class RunningCell:
             self._abandoned = self.check(None, None)
             self._worker.process.stop(at_once=True)
 
-    def finish(self, peak: Connections | None, sampling_error: str | None) -> Cell:
-        """Check everything, stop the worker, and return what there is to keep."""
+    def finish(self, peak: Connections | None, sampling_error: str | None, *, at_once: bool = False) -> Cell:
+        """Check everything, stop the worker, and return what there is to keep.
+
+        Args:
+            at_once: Kill the worker, without seeing how it stops.
+        """
         verdicts = self._abandoned or self.check(peak, sampling_error)
         worker = self._worker
         if worker is None:
             return Cell(self.arm, verdicts)
         memory = memory_bytes(worker.process.pid)
-        if not self._abandoned:
+        if at_once:
+            worker.process.stop(at_once=True)
+        elif not self._abandoned:
             verdicts += self._stop(worker)
         broken = not all(verdict.passed for verdict in verdicts)
         return Cell(

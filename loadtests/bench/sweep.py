@@ -43,7 +43,7 @@ def run_sweep(
         (cell,) = cells
         closed = BatchOptions(0, options.step_s, RAMP_S, options.checked_tasks, options.users_per_slot)
         progress("checked load")
-        checked_load(cell, closed)
+        checked_load(cell, closed, options.checked_tasks)
         with sampler.paused() if sampler else nullcontext():
             cell.check(None, None)
 
