@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support import loadworkers as load
 from support.worker import Site
 
-from celery_alchemy.loadtests import observation, services
+from celery_alchemy.loadtests import observation, phases, services
 from celery_alchemy.loadtests.models import Account, Base, Entry
 from celery_alchemy.loadtests.patterns import OURS, PATTERNS
 from celery_alchemy.loadtests.rundir import run_directory
-from celery_alchemy.loadtests.workloads import PREFLIGHT, TASKS, WORKLOADS
+from celery_alchemy.loadtests.workloads import FAN_OUT_COLLECT, PARTS, PREFLIGHT, TASKS, WORKLOADS, account_of
 
 NUMBERS = range(10)
 SHARED = "its Session is in use by another task"
@@ -193,3 +194,14 @@ def test_a_session_behind_a_proxy_is_known_again(engine: Engine) -> None:
     proxy = scoped_session(sessionmaker(engine))
     assert observation.session_behind(proxy) is observation.session_behind(proxy()) is proxy()
     proxy.remove()
+
+
+def test_what_a_part_of_a_fan_out_saw_is_told_by_the_task_that_collects(engine: Engine) -> None:
+    results = [[account_of(1, part), READ if part == 2 else ""] for part in range(PARTS)]
+    root = {"root_id": "root", "root_started": 1.0, "root_breach": ""}
+    task: Any = SimpleNamespace(request=SimpleNamespace(id="collects", retries=0))
+    measurement = phases.begin()
+    with Session(engine) as session:
+        observation.run(FAN_OUT_COLLECT, session, task, (results, 1), root)
+        assert [entry.transfer_id for entry in session.scalars(select(Entry))] == ["root"]
+    assert (measurement.task_id, measurement.started, measurement.breach) == ("root", 1.0, READ)
