@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from .rundir import RunDirectory
 
 KILL_WAIT_S = 5.0
@@ -88,8 +90,19 @@ class ChildProcess:
             while time.monotonic() < deadline:
                 os.killpg(self.pid, signal.SIGKILL)
                 self._process.poll()
+                if not _anyone_left(self.pid):
+                    break
                 time.sleep(0.01)
         self._process.wait(KILL_WAIT_S)
+
+
+def _anyone_left(group: int) -> bool:
+    """Return whether a process of the group still runs: in a container nobody may wait for an orphan that has ended."""
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(OSError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 @contextmanager

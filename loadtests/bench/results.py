@@ -95,7 +95,7 @@ class Cell:
     peak_connections: int = 0
     peak_idle_in_transaction: int = 0
     pss_bytes: int = 0
-    """Proportional set size of the worker's processes, after the load."""
+    """Proportional set size of the worker's processes, after the load of the first batch; 0: not measured."""
     phases: dict[str, Percentiles] = field(default_factory=dict)
     """`queue`, `checkout`, `database`, `run`, `latency`: of the successful tasks of its whole load."""
     errors: dict[str, int] = field(default_factory=dict)
