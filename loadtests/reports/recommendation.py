@@ -1,0 +1,629 @@
+"""What to use, with the evidence for it, what speaks against it, and how far it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..patterns import OURS
+from .statistics import Ratio
+from .summary import ContestSummary, Row, Summary, SweepSummary
+from .wording import count, evidence, factor, listed, mebibytes, number, percent, ratio, where
+
+AUTO = "auto"
+CHECKOUT_SHARE = 0.1
+"""Tasks that wait longer than this share of their run for a connection want a larger connection pool."""
+BY_LESS = 1.1
+"""How much more throughput at the objective an arm must have to be mentioned against the choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One thing to set."""
+
+    topic: str
+    choice: str
+    evidence: list[str]
+    limits: list[str]
+    """What would change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadAdvice:
+    """What to use for one workload."""
+
+    workload: str
+    advice: list[Advice]
+    wins: list[str]
+    losses: list[str]
+    """Where what is written by hand is better than ours, and what the choice costs."""
+    row: Row | None = None
+    """The arm of the contest between worker pools that was chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoCheck:
+    """Whether `auto` chooses under one worker pool what the evidence says."""
+
+    pool: str
+    took: str
+    agrees: bool | None
+    """None if nothing was measured."""
+    evidence: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often a pattern was shown to be better or worse than ours by one metric."""
+
+    better: int = 0
+    worse: int = 0
+    neither: int = 0
+    """No difference shown."""
+    middle: float | None = None
+    """Geometric mean of the medians."""
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def contests(self) -> int:
+        """Contests with a ratio."""
+        return self.better + self.worse + self.neither
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A pattern over all contests: one line of the table in the README."""
+
+    pattern: str
+    pools: list[str]
+    cells: int
+    broken: int
+    broken_under: list[str]
+    """Worker pools."""
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Everything that is recommended."""
+
+    in_short: list[str]
+    overall: list[Advice]
+    workloads: list[WorkloadAdvice]
+    automatic: list[AutoCheck]
+    standings: list[Standing]
+    limits: list[str]
+    """How far all of it holds."""
+
+
+def recommend(summary: Summary) -> Recommendation:
+    """Return what to use, as far as there is evidence."""
+    automatic = [_auto_check(summary, pool) for pool in _pools(summary)]
+    workloads = [_of_workload(summary, name, automatic) for name in summary.workloads] if summary.measured else []
+    standings = _standings(summary)
+    overall = _overall(summary, workloads, automatic)
+    return Recommendation(
+        _in_short(summary, overall, workloads, automatic, standings),
+        overall,
+        workloads,
+        automatic,
+        standings,
+        _limits(summary),
+    )
+
+
+def _pools(summary: Summary) -> list[str]:
+    return list(dict.fromkeys(contest.pool for contest in summary.contests if contest.kind == "patterns"))
+
+
+def _is_better(found: Ratio | None) -> bool:
+    return found is not None and found.verdict in {"faster", "cheaper"}
+
+
+def _is_worse(found: Ratio | None) -> bool:
+    return found is not None and found.verdict in {"slower", "dearer"}
+
+
+# Worker pool and concurrency
+
+
+def _of_workload(summary: Summary, workload: str, automatic: Sequence[AutoCheck]) -> WorkloadAdvice:
+    contest = summary.contest(f"pools/{workload}")
+    advice: list[Advice] = []
+    losses: list[str] = []
+    wins: list[str] = []
+    chosen = _best(contest) if contest else None
+    pool = chosen.arm.pool if chosen else next(
+        (found.pool for found in summary.contests if found.kind == "patterns" and found.workload == workload), ""
+    )  # fmt: skip
+    if contest and chosen:
+        advice += [_pool_advice(summary, contest, chosen), _concurrency_advice(contest, chosen)]
+        costs = [
+            f"{where(chosen.arm)}: {evidence(found)}"
+            for name in ("cpu", "database_cpu", "p95")
+            if _is_worse(found := chosen.ratio(name)) and found
+        ]
+        losses += costs
+    elif contest:
+        advice.append(Advice("worker pool", "none", ["No arm of this contest is right and measured."], []))
+    else:
+        measured = [found.pool for found in summary.contests if found.kind == "patterns" and found.workload == workload]
+        if measured:
+            why = f"Worker pools were not compared; measured each for itself: {listed(measured)}."
+            advice.append(Advice("worker pool", "no evidence", [why], ["a contest between worker pools"]))
+    patterns = summary.contest(f"patterns/{pool}/{workload}")
+    check = next((found for found in automatic if found.pool == pool), None)
+    if patterns:
+        advice.append(_strategy_advice(patterns, check))
+        for row in patterns.rows:
+            if row.arm.pattern == OURS:
+                continue
+            for name in ("goodput", "cpu"):
+                found = row.ratio(name)
+                if _is_better(found) and found:
+                    losses.append(f"{row.arm.label} under {pool}: {evidence(found)} than celery-alchemy.")
+                elif _is_worse(found) and found:
+                    wins.append(f"{row.arm.label} under {pool}: {evidence(found)} than celery-alchemy.")
+            if row.broken:
+                wins.append(f"{row.arm.label} under {pool} is broken: {row.breaches[0].name}: no.")
+    row = chosen or (patterns.reference if patterns else None)
+    if row and row.speed:
+        advice.append(_connection_advice(row))
+    return WorkloadAdvice(workload, advice, wins, losses, chosen)
+
+
+def _best(contest: ContestSummary) -> Row | None:
+    """Return the arm with the most goodput; of those it does not surely beat, the reference, or the smallest."""
+    rows = [row for row in contest.rows if row.speed and not row.arm.copy]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: _standing(row))
+    level = [best, *(row for row in rows if row is not best and not _beats(contest, best, row))]
+    reference = next((row for row in level if row.reference), None)
+    return reference or min(level, key=_size)
+
+
+def _standing(row: Row) -> float:
+    found = row.ratio("goodput")
+    if found:
+        return found.estimate.median
+    return 1.0 if row.reference else row.speed.goodput_per_s.median if row.speed else 0.0
+
+
+def _beats(contest: ContestSummary, row: Row, other: Row) -> bool:
+    found = contest.compare(row.name, other.name, "goodput")
+    return found is not None and found.verdict == "faster"
+
+
+def _size(row: Row) -> tuple[int, int, float]:
+    cpu = row.speed.worker_cpu_ms if row.speed else None
+    return row.arm.concurrency, row.promised_connections or row.peak_connections, cpu or math.inf
+
+
+def _pool_advice(summary: Summary, contest: ContestSummary, chosen: Row) -> Advice:
+    lines = []
+    if found := chosen.ratio("goodput"):
+        reference = contest.reference
+        lines.append(
+            f"{where(chosen.arm)} to {where(reference.arm) if reference else 'the reference'}: {evidence(found)}."
+        )
+    elif chosen.reference:
+        lines.append(f"{where(chosen.arm)} is the reference, and no other arm is shown to be faster.")
+    for row in contest.rows:
+        if row is chosen or row.arm.copy:
+            continue
+        if row.broken:
+            lines.append(f"{where(row.arm)} is broken: {row.breaches[0].name}: no.")
+        elif against := contest.compare(row.name, chosen.name, "goodput"):
+            doubt = f" ({against.reason})" if against.reason else ""
+            lines.append(
+                f"{where(row.arm)} to {where(chosen.arm)}: goodput {ratio(against)}, n = {against.estimate.n}: "
+                f"{against.verdict}{doubt}."
+            )
+    limits = list(chosen.flags)
+    sweeps = [sweep for sweep in summary.sweeps if sweep.workload == contest.workload]
+    lines += _sweep_lines(summary, sweeps, chosen, limits)
+    level = [
+        row
+        for row in contest.rows
+        if row.speed and row is not chosen and not row.arm.copy and not _beats(contest, chosen, row)
+    ]
+    if level:
+        why = "the reference is kept" if chosen.reference else "the smallest of them is taken"
+        limits.append(
+            f"No difference is shown to {listed(where(row.arm) for row in level)}: {why}. More rounds may show one."
+        )
+    return Advice("worker pool", f"{chosen.arm.pool}", lines, limits)
+
+
+def _sweep_lines(summary: Summary, sweeps: Sequence[SweepSummary], chosen: Row, limits: list[str]) -> list[str]:
+    if not sweeps:
+        limits.append("No sweep was run: how latency grows with the load, and where it breaks, is not known.")
+        return []
+    found = {(sweep.arm.pool, sweep.arm.concurrency): sweep for sweep in sweeps if sweep.at_objective}
+    own = found.get((chosen.arm.pool, chosen.arm.concurrency))
+    lines = []
+    if own and own.at_objective:
+        most = "" if own.knee else " at least (the sweep ended there)"
+        lines.append(
+            f"Open load: {number(own.at_objective.offered_per_s)} tasks/s{most} within {summary.facts.objective}, "
+            f"from one step of {own.at_objective.seconds:.0f} s."
+        )
+        better = [
+            sweep
+            for sweep in found.values()
+            if sweep.at_objective and sweep.at_objective.offered_per_s > BY_LESS * own.at_objective.offered_per_s
+        ]
+        for sweep in better:
+            assert sweep.at_objective is not None
+            limits.append(
+                f"Under open load {where(sweep.arm)} kept {summary.facts.objective} up to "
+                f"{number(sweep.at_objective.offered_per_s)} tasks/s, more than the choice. Each sweep is one run: this "
+                f"has no interval."
+            )
+    elif any((sweep.arm.pool, sweep.arm.concurrency) == (chosen.arm.pool, chosen.arm.concurrency) for sweep in sweeps):
+        limits.append(f"Under open load no step of the choice met {summary.facts.objective}.")
+    else:
+        limits.append("No sweep of this arm was run.")
+    return lines
+
+
+def _concurrency_advice(contest: ContestSummary, chosen: Row) -> Advice:
+    others = [
+        row
+        for row in contest.rows
+        if row.arm.pool == chosen.arm.pool and row.speed and row is not chosen and not row.arm.copy
+    ]
+    if not others:
+        line = f"Only concurrency {chosen.arm.concurrency} was measured under {chosen.arm.pool}."
+        limits = [] if chosen.arm.pool == "solo" else ["Another concurrency may be better: measure with --concurrency."]
+        return Advice("concurrency", str(chosen.arm.concurrency), [line], limits)
+    lines, limits = [], []
+    for row in others:
+        if found := contest.compare(row.name, chosen.name, "goodput"):
+            lines.append(f"{row.arm.concurrency} to {chosen.arm.concurrency}: {evidence(found)}.")
+    if chosen.arm.concurrency >= max(row.arm.concurrency for row in others):
+        limits.append("It is the largest that was measured: a larger one may be better still.")
+    if not all(_beats(contest, chosen, row) for row in others):
+        limits.append("Where no difference is shown, the smaller or the reference's is kept.")
+    return Advice("concurrency", str(chosen.arm.concurrency), lines, limits)
+
+
+# Strategy
+
+
+def _strategies(contest: ContestSummary) -> list[Row]:
+    return [row for row in contest.rows if row.arm.pattern == OURS and not row.arm.copy and not row.reference]
+
+
+def _superior(row: Row) -> bool:
+    """Whether a strategy is better than `auto` in goodput or, at equal goodput, in CPU, and worse in neither."""
+    goodput, cpu = row.ratio("goodput"), row.ratio("cpu")
+    worse = _is_worse(goodput) or _is_worse(cpu)
+    return not worse and (_is_better(goodput) or _is_better(cpu))
+
+
+def _strategy_advice(contest: ContestSummary, check: AutoCheck | None) -> Advice:
+    reference = contest.reference
+    took = reference.strategy if reference else ""
+    if reference is None or reference.arm.pattern != OURS:
+        return Advice("strategy", "no evidence", ["celery-alchemy is not the reference of this contest."], [])
+    if reference.broken:
+        breach = reference.breaches[0]
+        return Advice("strategy", "no evidence", [f"auto took {took}, and is broken: {breach.name}: no."], [])
+    lines = []
+    for row in _strategies(contest):
+        if row.broken:
+            lines.append(f"{row.arm.strategy} is broken: {row.breaches[0].name}: no.")
+            continue
+        goodput, cpu = row.ratio("goodput"), row.ratio("cpu")
+        if goodput:
+            lines.append(f"{row.arm.strategy} to auto: {evidence(goodput)}.")
+        if cpu:
+            lines.append(f"{row.arm.strategy} to auto: {evidence(cpu)}.")
+    limits = list(reference.flags)
+    if not lines:
+        return Advice("strategy", f"auto ({took})", ["No other strategy was measured."], limits)
+    better = [row for row in _strategies(contest) if row.speed and _superior(row)]
+    if better:
+        best = max(better, key=_standing)
+        if check and check.agrees:
+            limits.append("In the other workloads under this worker pool auto is not shown to be worse.")
+        return Advice("strategy", best.arm.strategy, lines, limits)
+    limits.append("No strategy is shown to be better, so auto is kept: it follows the worker pool when that changes.")
+    return Advice("strategy", f"auto ({took})", lines, limits)
+
+
+def _auto_check(summary: Summary, pool: str) -> AutoCheck:
+    contests = [found for found in summary.contests if found.kind == "patterns" and found.pool == pool]
+    contests = [found for found in contests if (own := found.reference) and own.arm.strategy == AUTO]
+    took = next((found.reference.strategy for found in contests if found.reference), "")
+    broken = [
+        f"{found.workload}: auto is broken: {found.reference.breaches[0].name}: no."
+        for found in contests
+        if found.reference and found.reference.broken
+    ]
+    if broken:
+        return AutoCheck(pool, took, False, broken)
+    lines, compared, better, worse = [], 0, 0, 0
+    for contest in contests:
+        for row in _strategies(contest):
+            if not row.speed:
+                continue
+            compared += 1
+            told = [found for name in ("goodput", "cpu") if (found := row.ratio(name)) and found.shown]
+            better += _superior(row)
+            worse += any(_is_worse(found) for found in told)
+            lines += [f"{contest.workload}: {row.arm.strategy} to auto: {evidence(found)}." for found in told]
+    if not compared:
+        if took and any(found.reference and found.reference.speed for found in contests):
+            return AutoCheck(pool, took, None, ["No other strategy was measured under this worker pool."])
+        return AutoCheck(pool, took, None, ["Nothing was measured under this worker pool."])
+    unmoved = compared - better - worse
+    head = (
+        f"{count(compared, 'comparison')} of another strategy with auto in {count(len(contests), 'workload')}: better "
+        f"than auto in {better}, worse in {worse}"
+        + (f", no difference shown in {unmoved}" if unmoved > 0 else "")
+        + f"; goodput ratios from {_range(contests)}; A/A floor {_floor_range(contests, 'goodput')}."
+    )
+    return AutoCheck(pool, took, better == 0, [head, *lines])
+
+
+def _range(contests: Iterable[ContestSummary]) -> str:
+    medians = [found.estimate.median for one in contests for row in _strategies(one) if (found := row.ratio("goodput"))]
+    return f"{factor(min(medians))} to {factor(max(medians))}" if medians else "none"
+
+
+def _floor_range(contests: Iterable[ContestSummary], metric: str) -> str:
+    floors = [found.floors[metric] for found in contests if metric in found.floors]
+    return f"{percent(min(floors))} to {percent(max(floors))}" if floors else "unknown"
+
+
+# Connections
+
+
+def _connection_advice(row: Row) -> Advice:
+    assert row.speed is not None
+    promised, peak = row.promised_connections, row.peak_connections
+    lines = [
+        f"{where(row.arm)}: at most {peak} connections seen at concurrency {row.arm.concurrency}"
+        + (f", {promised} promised." if promised is not None else "; the worker knows no bound.")
+    ]
+    limits = ["Samples are taken every few milliseconds: a connection that opens and closes in between is missed."]
+    checkout, run = row.speed.phases.get("checkout"), row.speed.phases.get("run")
+    waits = False
+    if checkout and run:
+        waits = bool(run.p95) and checkout.p95 > CHECKOUT_SHARE * run.p95
+        lines.append(
+            f"Getting a connection took p50 {number(checkout.p50)} ms, p95 {number(checkout.p95)} ms of a run of p95 "
+            f"{number(run.p95)} ms, n = {checkout.n}."
+        )
+    if waits:
+        choice = f"larger than {peak}: tasks wait for a connection"
+        limits.append("The server must allow that many connections for all workers together.")
+    elif promised is not None and peak < promised:
+        choice = f"the default: {peak} used, {promised} at most"
+        limits.append("Nested units of work take from the reserve: a task that opens one needs a second connection.")
+    else:
+        choice = f"the default: {peak} used"
+    return Advice("connection pool", choice, lines, limits)
+
+
+# Overall
+
+
+def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: Sequence[AutoCheck]) -> list[Advice]:
+    contests = [found for found in summary.contests if found.kind == "pools"]
+    advice: list[Advice] = []
+    rows = _arms_right_everywhere(contests)
+    if rows:
+        name, ratios = max(
+            rows.items(), key=lambda item: (round(_geometric(item[1]), 2), item[0] == _reference_name(contests))
+        )
+        advice += _overall_pool(contests, name, ratios, workloads)
+    checked = [check for check in automatic if check.agrees is not None]
+    if checked:
+        wrong = [check for check in checked if not check.agrees]
+        choice = "auto" if not wrong else f"auto, except under {listed(check.pool for check in wrong)}"
+        lines = [f"{check.pool}: auto takes {check.took}. {check.evidence[0]}" for check in checked]
+        limits = ["A strategy of your own, or one that was not measured, is not covered."]
+        advice.append(Advice("strategy", choice, lines, limits))
+    measured = [
+        row for contest in contests or summary.contests for row in contest.rows if row.speed and row.arm.pattern == OURS
+    ]
+    most = [row for row in measured if row.promised_connections is not None]
+    if most:
+        over = [row for row in most if row.peak_connections > (row.promised_connections or 0)]
+        used = max(row.peak_connections / row.arm.concurrency for row in most)
+        advice.append(
+            Advice(
+                "connection pool",
+                "the default" if not over else "to be checked: more were open than promised",
+                [
+                    f"Over {count(len(most), 'arm')} at most {factor(used)} connections per unit of concurrency were open "
+                    f"at a time, and in {len(over)} more than promised."
+                ],
+                ["Tasks with nested units of work, which take a second connection, were not measured."],
+            )
+        )
+    return advice
+
+
+def _reference_name(contests: Sequence[ContestSummary]) -> str:
+    return next((contest.reference.name for contest in contests if contest.reference), "")
+
+
+def _arms_right_everywhere(contests: Sequence[ContestSummary]) -> dict[str, list[float]]:
+    """Return the goodput ratios of the arms that have one in every contest between worker pools."""
+    found: dict[str, list[float]] = {}
+    for contest in contests:
+        if not contest.reference or not contest.reference.speed:
+            continue
+        for row in contest.rows:
+            if row.speed and not row.arm.copy and (row.reference or row.ratio("goodput")):
+                found.setdefault(row.name, []).append(_standing(row))
+    return {name: ratios for name, ratios in found.items() if len(ratios) == len(contests)}
+
+
+def _geometric(ratios: Sequence[float]) -> float:
+    if any(value <= 0 for value in ratios):
+        return 0.0
+    return math.exp(sum(math.log(value) for value in ratios) / len(ratios))
+
+
+def _overall_pool(
+    contests: Sequence[ContestSummary], name: str, ratios: Sequence[float], workloads: Sequence[WorkloadAdvice]
+) -> list[Advice]:
+    rows = [row for contest in contests if (row := contest.row(name))]
+    arm = rows[0].arm
+    reference = next(contest.reference for contest in contests if contest.reference)
+    faster, slower = (
+        [
+            contest.workload
+            for contest in contests
+            if (row := contest.row(name)) and (found := row.ratio("goodput")) and found.verdict == word
+        ]
+        for word in ("faster", "slower")
+    )
+    lines = []
+    if arm == reference.arm:
+        lines.append(
+            f"{where(arm)} is the reference; no other arm has more goodput in the geometric mean of {count(len(ratios), 'workload')}."
+        )
+    else:
+        lines.append(
+            f"{where(arm)} to {where(reference.arm)}: geometric mean of goodput {factor(_geometric(ratios))} over "
+            f"{count(len(ratios), 'workload')}; faster in {listed(faster) if faster else 'none'}, slower in "
+            f"{listed(slower) if slower else 'none'}."
+        )
+    by_choice: dict[str, list[str]] = {}
+    for found in workloads:
+        if found.row:
+            by_choice.setdefault(where(found.row.arm), []).append(found.workload)
+    lines += [f"{place}: first choice for {listed(names)}." for place, names in by_choice.items()]
+    lines.append(f"Memory (PSS) of {where(arm)}: {mebibytes(max(row.pss_bytes for row in rows))} MiB at most.")
+    limits = []
+    if len(by_choice) > 1:
+        limits.append("No worker pool is the first choice everywhere. Go by the workload that is most like yours.")
+    limits.append("The mean weighs every workload alike; your tasks do not.")
+    return [
+        Advice("worker pool", f"{arm.pool}", lines, limits),
+        Advice("concurrency", str(arm.concurrency), lines[:1], limits[-1:]),
+    ]
+
+
+# Patterns written by hand
+
+
+def _standings(summary: Summary) -> list[Standing]:
+    contests = [found for found in summary.contests if found.kind == "patterns"]
+    labels: dict[str, list[tuple[ContestSummary, Row]]] = {}
+    for contest in contests:
+        for row in contest.rows:
+            if not row.arm.copy:
+                labels.setdefault(row.arm.label, []).append((contest, row))
+    return [
+        Standing(
+            label,
+            list(dict.fromkeys(contest.pool for contest, _ in found)),
+            len(found),
+            sum(row.broken for _, row in found),
+            list(dict.fromkeys(contest.pool for contest, row in found if row.broken)),
+            {name: _tally([row for _, row in found], name) for name in ("goodput", "cpu", "database_cpu", "p95")},
+        )
+        for label, found in labels.items()
+    ]
+
+
+def _tally(rows: Sequence[Row], metric: str) -> Tally:
+    ratios = [found for row in rows if (found := row.ratio(metric))]
+    if not ratios:
+        return Tally()
+    medians = [found.estimate.median for found in ratios]
+    better, worse = sum(map(_is_better, ratios)), sum(map(_is_worse, ratios))
+    return Tally(
+        better, worse, len(ratios) - better - worse, _geometric(medians), min(medians), max(medians)
+    )  # fmt: skip
+
+
+# In short
+
+
+def _in_short(
+    summary: Summary,
+    overall: Sequence[Advice],
+    workloads: Sequence[WorkloadAdvice],
+    automatic: Sequence[AutoCheck],
+    standings: Sequence[Standing],
+) -> list[str]:
+    lines = [_correctness_line(summary)]
+    if not summary.measured:
+        return [*lines, "No speed was measured, so nothing but that is recommended."]
+    by_choice: dict[str, list[str]] = {}
+    for found in workloads:
+        if found.row:
+            by_choice.setdefault(where(found.row.arm), []).append(found.workload)
+    if by_choice:
+        lines.append(
+            "Worker pool and concurrency: "
+            + "; ".join(f"{place} for {listed(names)}" for place, names in by_choice.items())
+            + "."
+        )
+    else:
+        lines.append("Worker pools were not compared with each other, so none is recommended.")
+    if strategy := next((advice for advice in overall if advice.topic == "strategy"), None):
+        checked = [check for check in automatic if check.agrees is not None]
+        agree = [check for check in checked if check.agrees]
+        lines.append(
+            f"Strategy: {strategy.choice}. What it takes is what the evidence says under {len(agree)} of "
+            f"{count(len(checked), 'worker pool')} ({', '.join(f'{check.pool}: {check.took}' for check in checked)})."
+        )
+    if connection := next((advice for advice in overall if advice.topic == "connection pool"), None):
+        lines.append(f"Connection pool: {connection.choice}. {connection.evidence[0]}")
+    by_hand = [found for found in standings if not found.pattern.startswith(OURS) and found.tallies["goodput"].contests]
+    if by_hand:
+        faster, slower, level = (
+            sum(getattr(found.tallies["goodput"], name) for found in by_hand) for name in ("better", "worse", "neither")
+        )
+        cheaper, dearer = (
+            sum(getattr(found.tallies["cpu"], name) for found in by_hand) for name in ("better", "worse")
+        )
+        lines.append(
+            f"Patterns written by hand, where they are right, against celery-alchemy: faster in {faster}, slower in "
+            f"{slower}, no difference shown in {level} of {faster + slower + level} comparisons; less worker CPU per task "
+            f"in {cheaper}, more in {dearer}."
+        )
+    return lines
+
+
+def _correctness_line(summary: Summary) -> str:
+    cells = [(contest, row) for contest in summary.contests for row in contest.rows if not row.arm.copy]
+    broken = [(contest, row) for contest, row in cells if row.broken]
+    if not cells:
+        return "No contest was run."
+    ours = [(contest, row) for contest, row in cells if row.arm.pattern == OURS]
+    wrong = sum(row.broken for _, row in ours)
+    own = f"celery-alchemy kept every invariant in {len(ours) - wrong} of {len(ours)}."
+    if not broken:
+        return f"Every invariant held in all {count(len(cells), 'combination')} of worker pool, pattern and workload."
+    names = list(dict.fromkeys(row.arm.label for _, row in broken))
+    return (
+        f"{len(broken)} of {len(cells)} combinations of worker pool, pattern and workload broke an invariant and show no "
+        f"speed ({listed(names)}); {own}"
+    )
+
+
+def _limits(summary: Summary) -> list[str]:
+    lines = [
+        "Worker, load generator, database and broker share one machine: where the database is elsewhere, waiting weighs "
+        "more and its CPU less.",
+        "Each interval is right in 95 of 100 cases: among many contests some will be wrong. A difference is claimed only "
+        "beyond the A/A floor, and only if the batches agree.",
+        "Ratios hold for this hardware, these versions and these workloads. Measure your own task: "
+        "celery -A proj alchemy bench --task proj.tasks.x",
+    ]
+    if any(sweep.steps for sweep in summary.sweeps):
+        lines.append("Throughput at the objective comes from one sweep for each arm, without an interval.")
+    return [*summary.flags, *lines]

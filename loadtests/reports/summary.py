@@ -1,0 +1,455 @@
+"""From a result directory to plain rows: what was right, what was measured of it, and what may be said about it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..bench.objective import Objective
+from ..bench.results import (
+    ROUND_TRIPS_FILE,
+    Arm,
+    Batch,
+    Cell,
+    Percentiles,
+    RunFacts,
+    Slice,
+    SweepStep,
+    Verdict,
+    read_batches,
+    read_sweep,
+)
+from .statistics import METRICS, Estimate, Pairs, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
+
+SUMMARY_FILE = "summary.json"
+FOREIGN_CPUS = 0.3
+"""More than this many CPUs busy with something else, and a row is marked."""
+GENERATOR_SHARE = 0.8
+"""A load generator that is busier than this measures itself."""
+SEND_LAG = 0.1
+"""So does one that sends later than it should by more than this share of the median latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """An invariant that did not hold."""
+
+    name: str
+    detail: str
+    batches: tuple[int, ...]
+    """In which batches; none for a sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured of an arm that kept every invariant in every batch."""
+
+    goodput_per_s: Estimate
+    """Over its slices."""
+    worker_cpu_ms: float | None
+    """CPU of the worker per task: the median over its slices."""
+    database_cpu_ms: float | None
+    latency: Percentiles | None
+    """From the intended send time to the end in the worker; as `phases`."""
+    phases: dict[str, Percentiles]
+    """`queue`, `checkout`, `database`, `run`: the median of the batches' percentiles; n is the sum."""
+    ratios: dict[str, Ratio]
+    """To the reference, by metric; none for the reference itself."""
+    generator_share: float
+    """CPUs of the load generator, the median over the slices."""
+    foreign_cpus: float
+    """CPUs of everything else, the median over the slices."""
+    send_lag_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One arm of a contest."""
+
+    arm: Arm
+    reference: bool
+    breaches: list[Breach]
+    unchecked: list[str]
+    """What could not be checked, and why."""
+    strategy: str
+    """The strategy in force, if the pattern is ours."""
+    reason: str
+    speed: Speed | None
+    """None if it is broken, or was only checked."""
+    peak_connections: int
+    """The most of all batches."""
+    promised_connections: int | None
+    pss_bytes: float
+    """The median of the batches."""
+    start_s: float
+    tasks: int
+    errors: dict[str, int]
+    """Failures by class that the workload did not intend, in all batches."""
+    flags: list[str]
+    """What to keep in mind when reading the numbers."""
+    log: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether an invariant did not hold."""
+        return bool(self.breaches)
+
+    @property
+    def name(self) -> str:
+        """`Arm.name`."""
+        return self.arm.name
+
+    def ratio(self, metric: str) -> Ratio | None:
+        """Return the ratio to the reference, if there is one."""
+        return self.speed.ratios.get(metric) if self.speed else None
+
+
+@dataclass(frozen=True, slots=True)
+class ContestSummary:
+    """Arms under one workload, compared in turns."""
+
+    name: str
+    kind: str
+    """`patterns` or `pools`."""
+    pool: str
+    """The worker pool, if all arms share it."""
+    workload: str
+    rows: list[Row]
+    """In the order they were run in the first batch, the reference first, its copy second."""
+    batches: int
+    rounds: int
+    """Of all batches."""
+    floors: dict[str, float]
+    """The A/A floor by metric, as a factor; without those that were not measured."""
+    note: str = ""
+    """What is missing."""
+    pairs: list[Batch] = field(default_factory=list, repr=False)
+    """The batches themselves, to compare any two arms."""
+
+    @property
+    def reference(self) -> Row | None:
+        """The row that the others are divided by."""
+        return next((row for row in self.rows if row.reference), None)
+
+    def row(self, name: str) -> Row | None:
+        """Return the row of an arm."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    def compare(self, arm: str, other: str, metric: str) -> Ratio | None:
+        """Compare any two arms that ran in the same rounds."""
+        pairs = paired_ratios(self.pairs, arm, other, METRICS[metric])
+        return compare_pairs(pairs, METRICS[metric], self.floors.get(metric))
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """An open load on one arm, step by step."""
+
+    arm: Arm
+    workload: str
+    steps: list[SweepStep]
+    """By offered rate; none if it is broken."""
+    breaches: list[Breach]
+    at_objective: SweepStep | None
+    """The highest step that met the objective, below the first that did not."""
+    knee: SweepStep | None
+    """The first step that did not meet it; None if all did."""
+    flags: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a result directory says."""
+
+    facts: RunFacts
+    contests: list[ContestSummary]
+    sweeps: list[SweepSummary]
+    round_trips: dict[str, dict[str, float]]
+    """Per task, by workload and pattern."""
+    flags: list[str]
+    """What holds for the run as a whole."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any speed, and not only verdicts."""
+        return any(row.speed for contest in self.contests for row in contest.rows)
+
+    @property
+    def workloads(self) -> list[str]:
+        """The workloads, in the order they were run."""
+        found = [*(contest.workload for contest in self.contests), *(sweep.workload for sweep in self.sweeps)]
+        order = list(self.facts.workloads)
+        return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
+
+    @property
+    def objective(self) -> Objective | None:
+        """What the sweeps were held against."""
+        return Objective.parse(self.facts.objective) if self.facts.objective else None
+
+    def contest(self, name: str) -> ContestSummary | None:
+        """Return a contest by its name."""
+        return next((contest for contest in self.contests if contest.name == name), None)
+
+
+def summarise(directory: Path) -> Summary:
+    """Read a result directory.
+
+    Raises:
+        FileNotFoundError: There is no `run.json` in it.
+    """
+    facts = RunFacts.read(directory)
+    by_contest: defaultdict[str, list[Batch]] = defaultdict(list)
+    for batch in read_batches(directory):
+        by_contest[batch.contest].append(batch)
+    wanted = int(_option(facts.options, "restarts") or 0)
+    contests = [_contest(name, batches, wanted) for name, batches in by_contest.items()]
+    by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
+    for step in read_sweep(directory):
+        by_sweep[step.workload, step.arm].append(step)
+    sweeps = [_sweep(arm, workload, steps) for (workload, arm), steps in by_sweep.items()]
+    path = directory / ROUND_TRIPS_FILE
+    trips = json.loads(path.read_text()) if path.exists() else {}
+    return Summary(facts, contests, sweeps, trips, _run_flags(facts, contests))
+
+
+def write_json(directory: Path, summary: Summary) -> Path:
+    """Write `summary.json`, without the slices, and return its path."""
+    content = asdict(summary)
+    for contest in content["contests"]:
+        del contest["pairs"]
+    for rows in (*(contest["rows"] for contest in content["contests"]), content["sweeps"]):
+        for row in rows:
+            row["arm"] = {**row["arm"], "name": Arm(**row["arm"]).name}
+    path = directory / SUMMARY_FILE
+    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: a ratio to nothing is null there."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _option(options: Mapping[str, Any], name: str) -> Any:
+    """Return an option of the matrix, wherever the run keeps it."""
+    part = options.get("matrix")
+    return part.get(name) if isinstance(part, dict) else options.get(name)
+
+
+def _contest(name: str, batches: Sequence[Batch], wanted: int) -> ContestSummary:
+    kind, *middle = name.split("/")
+    first = batches[0]
+    cells: defaultdict[Arm, list[tuple[int, Cell]]] = defaultdict(list)
+    for batch in batches:
+        for cell in batch.cells:
+            cells[cell.arm].append((batch.number, cell))
+    broken = {arm.name for arm, found in cells.items() if any(cell.broken for _, cell in found)}
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    for batch in batches:
+        for one in batch.slices:
+            # Broken arms look fast: what they did is nowhere from here on.
+            if one.arm not in broken:
+                slices[one.arm].append(one)
+    reference = first.reference
+    floors = _floors(batches, cells, reference, broken)
+    rows = [
+        _row(arm, found, slices[arm.name], _ratios(batches, arm.name, reference, floors, broken), arm.name == reference)
+        for arm, found in cells.items()
+    ]
+    rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
+    notes = []
+    if reference in broken:
+        notes.append("The reference is broken, so there is nothing to divide by.")
+    elif not floors and any(slices.values()):
+        notes.append("No A/A arm was measured, so no difference is claimed.")
+    if wanted and len(batches) < wanted:
+        notes.append(f"The run is not finished: {len(batches)} of {wanted} batches.")
+    rounds = sum(len({one.round for one in batch.slices}) for batch in batches)
+    pool = middle[0] if kind == "patterns" and len(middle) > 1 else ""
+    kept = [
+        Batch(**{**_shallow(batch), "slices": [one for one in batch.slices if one.arm not in broken]})
+        for batch in batches
+    ]
+    return ContestSummary(
+        name, kind, pool, first.workload, rows, len(batches), rounds, floors, " ".join(notes), kept
+    )  # fmt: skip
+
+
+def _shallow(batch: Batch) -> dict[str, Any]:
+    return {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+
+
+def _floors(
+    batches: Sequence[Batch], cells: Mapping[Arm, list[tuple[int, Cell]]], reference: str, broken: set[str]
+) -> dict[str, float]:
+    """Return what arms that do as the reference does show: its copy, and what `auto` chose asked for by name."""
+    in_force = {arm.name: found[0][1].strategy for arm, found in cells.items()}
+    arms = {arm.name: arm for arm in cells}
+    if reference not in arms or reference in broken:
+        return {}
+    own = arms[reference]
+
+    def same(arm: Arm) -> bool:
+        alike = (arm.pool, arm.concurrency, arm.pattern) == (own.pool, own.concurrency, own.pattern)
+        return alike and arm.name != reference and in_force[arm.name] == in_force[reference]
+
+    again = [arm.name for arm in cells if same(arm) and arm.name not in broken]
+    found: dict[str, float] = {}
+    for metric in METRICS.values():
+        copies: list[Pairs] = [paired_ratios(batches, name, reference, metric) for name in again]
+        floor = noise_floor(copies)
+        if floor is not None:
+            found[metric.name] = floor
+    return found
+
+
+def _ratios(
+    batches: Sequence[Batch], arm: str, reference: str, floors: Mapping[str, float], broken: set[str]
+) -> dict[str, Ratio]:
+    if arm == reference or {arm, reference} & broken:
+        return {}
+    compared = {
+        name: compare_pairs(paired_ratios(batches, arm, reference, metric), metric, floors.get(name))
+        for name, metric in METRICS.items()
+    }
+    return {name: ratio for name, ratio in compared.items() if ratio}
+
+
+def _row(
+    arm: Arm, found: Sequence[tuple[int, Cell]], slices: Sequence[Slice], ratios: dict[str, Ratio], reference: bool
+) -> Row:
+    cells = [cell for _, cell in found]
+    breaches = _breaches([(number, verdict) for number, cell in found for verdict in cell.verdicts])
+    speed = _speed(cells, slices, ratios) if slices and not breaches else None
+    promised = [cell.promised_connections for cell in cells if cell.promised_connections is not None]
+    errors: Counter[str] = Counter()
+    for cell in cells:
+        errors.update(cell.errors)
+    return Row(
+        arm=arm,
+        reference=reference,
+        breaches=breaches,
+        unchecked=list(
+            dict.fromkeys(
+                f"{verdict.name}: {verdict.detail}"
+                for cell in cells
+                for verdict in cell.verdicts
+                if verdict.passed and verdict.detail
+            )
+        ),
+        strategy=cells[0].strategy,
+        reason=cells[0].reason,
+        speed=speed,
+        peak_connections=max(cell.peak_connections for cell in cells),
+        promised_connections=max(promised, default=None),
+        pss_bytes=statistics.median(cell.pss_bytes for cell in cells),
+        start_s=statistics.median(cell.start_s for cell in cells),
+        tasks=sum(cell.tasks for cell in cells),
+        errors=dict(errors.most_common()),
+        flags=_flags(speed) if speed else [],
+        log=next((cell.log for cell in cells if cell.broken and cell.log), ""),
+    )
+
+
+def _breaches(verdicts: Iterable[tuple[int, Verdict]]) -> list[Breach]:
+    broken: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, verdict in verdicts:
+        if not verdict.passed:
+            broken[verdict.name].append((number, verdict.detail))
+    return [Breach(name, found[0][1], tuple(number for number, _ in found)) for name, found in broken.items()]
+
+
+def _speed(cells: Sequence[Cell], slices: Sequence[Slice], ratios: dict[str, Ratio]) -> Speed:
+    names = dict.fromkeys(name for cell in cells for name in cell.phases)
+    phases = {name: _middle([cell.phases[name] for cell in cells if name in cell.phases]) for name in names}
+    latency = phases.pop("latency", None)
+    return Speed(
+        goodput_per_s=median_interval(one.goodput_per_s for one in slices),
+        worker_cpu_ms=_median_ms(METRICS["cpu"].value(one) for one in slices),
+        database_cpu_ms=_median_ms(METRICS["database_cpu"].value(one) for one in slices),
+        latency=latency or _latency(slices),
+        phases=phases,
+        ratios=ratios,
+        generator_share=statistics.median(one.generator_cpu_s / one.wall_s if one.wall_s else 0.0 for one in slices),
+        foreign_cpus=statistics.median(one.foreign_cpus for one in slices),
+        send_lag_p99_ms=statistics.median(one.send_lag_p99_ms for one in slices),
+    )
+
+
+def _latency(slices: Sequence[Slice]) -> Percentiles | None:
+    found = [one.latency for one in slices if one.latency]
+    return _middle(found) if found else None
+
+
+def _middle(found: Sequence[Percentiles]) -> Percentiles:
+    """Return the median of each percentile: raw values of several workers are not one distribution."""
+    p50, p95, p99 = (round(statistics.median(getattr(one, name) for one in found), 2) for name in ("p50", "p95", "p99"))
+    return Percentiles(sum(one.n for one in found), p50, p95, p99, max(one.max for one in found))
+
+
+def _median_ms(values: Iterable[float | None]) -> float | None:
+    known = [value * 1000 for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _flags(speed: Speed) -> list[str]:
+    flags = []
+    if speed.foreign_cpus > FOREIGN_CPUS:
+        flags.append(f"foreign CPU: something else kept {speed.foreign_cpus:.1f} CPUs busy")
+    if speed.generator_share > GENERATOR_SHARE:
+        flags.append(f"generator-bound: the load generator used {speed.generator_share:.0%} of a CPU")
+    elif speed.latency and speed.latency.p50 and speed.send_lag_p99_ms > SEND_LAG * speed.latency.p50:
+        flags.append(f"generator-bound: sends were up to {speed.send_lag_p99_ms:.1f} ms late (p99)")
+    return flags
+
+
+def _sweep(arm: Arm, workload: str, steps: Sequence[SweepStep]) -> SweepSummary:
+    breaches = _breaches([(0, verdict) for step in steps for verdict in step.verdicts])
+    breaches = [Breach(breach.name, breach.detail, ()) for breach in breaches]
+    measured = sorted((step for step in steps if step.offered_per_s > 0), key=lambda step: step.offered_per_s)
+    if breaches or not measured:
+        return SweepSummary(arm, workload, [], breaches, None, None, [])
+    missed = [step for step in measured if not step.met]
+    knee = missed[0] if missed else None
+    below = [step for step in measured if step.met and (knee is None or step.offered_per_s < knee.offered_per_s)]
+    flags = []
+    if (foreign := statistics.median(step.foreign_cpus for step in measured)) > FOREIGN_CPUS:
+        flags.append(f"foreign CPU: something else kept {foreign:.1f} CPUs busy")
+    late = [
+        step
+        for step in (below or measured[:1])
+        if step.latency and step.send_lag_p99_ms > max(SEND_LAG * step.latency.p50, 1.0)
+    ]
+    if late:
+        worst = max(step.send_lag_p99_ms for step in late)
+        flags.append(f"generator-bound: sends were up to {worst:.1f} ms late (p99)")
+    return SweepSummary(arm, workload, measured, [], below[-1] if below else None, knee, flags)
+
+
+def _run_flags(facts: RunFacts, contests: Sequence[ContestSummary]) -> list[str]:
+    speeds = [row.speed for contest in contests for row in contest.rows if row.speed]
+    flags = []
+    busy = [speed.foreign_cpus for speed in speeds if speed.foreign_cpus > FOREIGN_CPUS]
+    if busy:
+        flags.append(
+            f"In {len(busy)} of {len(speeds)} rows something else kept more than {FOREIGN_CPUS} CPUs busy (median of "
+            f"the slices; {max(busy):.1f} at worst). Ratios come from neighbouring slices and suffer less than rates."
+        )
+    unfinished = [contest.name for contest in contests if "not finished" in contest.note]
+    if unfinished:
+        flags.append(f"The run is not finished: {len(unfinished)} of {len(contests)} contests lack batches.")
+    if not facts.machine:
+        flags.append("The machine is not known.")
+    return flags

@@ -1,0 +1,82 @@
+"""How numbers are written, wherever they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ..bench.results import Arm
+from .statistics import METRICS, Estimate, Ratio
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with as many significant digits as it deserves; a dash for none."""
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞"
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def factor(value: float | None) -> str:
+    """Return a ratio, such as `0.92`."""
+    if value is None:
+        return "-"
+    return "∞" if math.isinf(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """Return `[0.88, 0.97]`, or that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "(no interval)"
+    return f"[{factor(estimate.low)}, {factor(estimate.high)}]"
+
+
+def ratio(found: Ratio | None) -> str:
+    """Return `0.92 [0.88, 0.97]`."""
+    return f"{factor(found.estimate.median)} {interval(found.estimate)}" if found else "-"
+
+
+def evidence(found: Ratio) -> str:
+    """Return a ratio with everything it rests on."""
+    coverage = found.estimate.coverage
+    sure = f", {coverage:.1%} interval" if coverage else ""
+    floor = f", A/A floor {percent(found.floor)}" if found.floor is not None else ""
+    doubt = f" ({found.reason})" if found.reason else ""
+    batches = f" in {len(found.batches)} batches" if len(found.batches) > 1 else ""
+    return (
+        f"{METRICS[found.metric].label} {ratio(found)}, n = {found.estimate.n} rounds{batches}{sure}{floor}: "
+        f"{found.verdict}{doubt}"
+    )
+
+
+def percent(floor: float | None) -> str:
+    """Return how far a factor is from 1, such as `±6 %`."""
+    if floor is None:
+        return "-"
+    return "∞" if math.isinf(floor) else f"±{(floor - 1) * 100:.1f} %"
+
+
+def mebibytes(size: float | None) -> str:
+    """Return bytes as MiB."""
+    return f"{size / 2**20:.0f}" if size else "-"
+
+
+def where(arm: Arm) -> str:
+    """Return the worker pool and its concurrency, such as `threads 16`, and what is not `auto`."""
+    rest = "" if arm.strategy == "auto" and not arm.copy else f" ({arm.label})" if not arm.copy else " (again)"
+    return f"{arm.pool} {arm.concurrency}{rest}"
+
+
+def listed(items: Iterable[object], last: str = "and") -> str:
+    """Return `a, b and c`."""
+    *first, final = [str(item) for item in items] or [""]
+    return f"{', '.join(first)} {last} {final}" if first else final
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """Return `1 worker` or `2 workers`."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
