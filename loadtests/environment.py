@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.entity import Exchange, Queue
 
-from .patterns import OURS
+from .patterns import OURS, PATTERNS
 from .replies import kombu_url, redis_url
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
@@ -96,7 +96,7 @@ class WorkerEnvironment:
         """Read the variables; only DATABASE_URL and BROKER_URL are required when the broker is Redis or Valkey.
 
         Raises:
-            RuntimeError: A variable is missing.
+            RuntimeError: A variable is missing, or names no pattern.
         """
         missing = [name for name in ("DATABASE_URL", "BROKER_URL") if not environ.get(name)]
         if missing:
@@ -106,10 +106,13 @@ class WorkerEnvironment:
             raise RuntimeError(
                 "BROKER_URL is neither Redis nor Valkey: set LOADTEST_REPLY_URL=redis://... for the replies."
             )
+        pattern = environ.get("LOADTEST_PATTERN") or OURS
+        if pattern not in PATTERNS:
+            raise RuntimeError(f"LOADTEST_PATTERN={pattern!r} is not a pattern. Known: {', '.join(PATTERNS)}.")
         return cls(
             database_url=environ["DATABASE_URL"],
             broker_url=environ["BROKER_URL"],
             reply_url=reply_url,
             queue=environ.get("LOADTEST_QUEUE") or DEFAULT_QUEUE,
-            pattern=environ.get("LOADTEST_PATTERN") or OURS,
+            pattern=pattern,
         )
