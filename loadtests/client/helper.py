@@ -46,11 +46,13 @@ class Helper:
         self._error = ""
         self._verdicts: list[dict[str, Any]] | None = None
         gevent.spawn(self._read)
-        self._send(wanted)
-        if not self._answered.wait(START_S) or not self._ready:
-            error = self._error or f"The worker and its services were not ready within {START_S:g} s."
+        try:
+            self._send(wanted)
+            if not self._answered.wait(START_S) or not self._ready:
+                raise LoadTestError(self._error or f"The worker and its services were not ready within {START_S:g} s.")
+        except BaseException:
             self.stop()
-            raise LoadTestError(error)
+            raise
 
     @property
     def ready(self) -> dict[str, Any]:

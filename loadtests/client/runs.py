@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -218,11 +219,21 @@ def report(records: Records) -> list[str]:
     return lines
 
 
+def _interrupt() -> None:
+    """Let Ctrl-C reach Locust's main greenlet.
+
+    Python raises KeyboardInterrupt in whichever greenlet runs: mostly in one that reads replies, which would end it
+    while tasks are still in flight.
+    """
+    gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
+
+
 def register() -> None:
     """Have every Locust process that imports this package compute in finer buckets, and keep a run."""
 
     def begin(environment: Any, **_: Any) -> None:
         run_of(environment)
+        gevent.signal_handler(signal.SIGINT, _interrupt)
 
     install_buckets()
     hooks: Any = events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -110,6 +111,8 @@ def _prepare(environment: Any, web_ui: Any, **_: Any) -> None:
     except (options.OptionError, LoadTestError) as error:
         sys.stderr.write(f"locust: error: {error}\n")
         sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     setattr(chosen, TARGET, {} if chosen.app else helper.ready)
     for line in _described(chosen, helper.ready):
         logger.info(line)

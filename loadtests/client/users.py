@@ -136,8 +136,11 @@ class CeleryUser(User):
         def ended(pending: Pending) -> None:
             run.ended(pending, label, number=number, workload=workload, context=context)
 
-        # In the reader's greenlet: a user that is stopped while it waits has its task counted all the same.
-        return self.hub.submit(name, args, kwargs, intended=intended, on_end=ended)
+        # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would
+        # leave half a message on the connection; and the reader counts a task for which its user waits no more.
+        sender = gevent.spawn(self.hub.submit, name, args, kwargs, intended=intended, on_end=ended)
+        pending: Pending = sender.get()
+        return pending
 
 
 class ArrivalUser(CeleryUser):
