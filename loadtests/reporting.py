@@ -131,7 +131,8 @@ class Reporter:
     def _promised(self, worker_pool: Any) -> int | None:
         if self._pattern is None:
             return None
-        per_process = self._pattern.connections_per_process or worker_pool.tasks_per_process
+        # Without a connection pool the server can still be ending a connection when the task's next one is there.
+        per_process = self._pattern.connections_per_process or 2 * worker_pool.tasks_per_process
         return int(per_process * worker_pool.process_count)
 
 
