@@ -10,9 +10,14 @@ from typing import Any
 
 from ..replies import Outcome
 from ..rows import TaskRow
+from .percentiles import summary
 
 PHASES = ("queue", "checkout", "database", "run")
 LATENCY = "latency"
+LAG = "lag"
+"""How late a task was sent."""
+LATE = 0.1
+"""Share of the latency from which on the load generator measures itself."""
 _COUNTS = ("ended", "failed", "succeeded", "attempts", "unanswered")
 
 
@@ -40,6 +45,7 @@ class Records:
         self._span(now - max(0.0, time.monotonic() - row.intended), now)
         if failure is None and row.outcome == Outcome.SUCCESS:
             self._value(name, LATENCY, row.latency_ms)
+            self._value(name, LAG, row.send_lag_ms)
             for phase, milliseconds in phases_of(row).items():
                 self._value(name, phase, milliseconds)
 
@@ -70,6 +76,12 @@ class Records:
     def goodput_per_s(self) -> float:
         """Successful tasks per second; 0 of none."""
         return self.counts["succeeded"] / self.seconds if self.seconds else 0.0
+
+    @property
+    def generator_lag_ms(self) -> float | None:
+        """The p99 of how late tasks were sent, if that is more than a tenth of the median latency; else None."""
+        lag, latency = summary(self.values(LAG)), summary(self.values(LATENCY))
+        return lag["p99"] if lag and latency and lag["p99"] > LATE * latency["p50"] else None
 
     def take_new(self) -> dict[str, Any]:
         """Return what came in since the last call, for `merge` in another process."""

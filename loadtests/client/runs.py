@@ -206,6 +206,11 @@ def report(records: Records) -> list[str]:
         f"{records.counts['succeeded']} of {records.counts['ended']} tasks succeeded in {records.seconds:.1f} s, "
         f"{records.goodput_per_s:.1f} per second; {records.counts['unanswered']} unanswered."
     ]
+    if (lag := records.generator_lag_ms) is not None:
+        lines.append(
+            f"The load generator was late itself: it sent tasks up to {lag:.2f} ms (p99) after their time. "
+            "Use --processes, or another machine."
+        )
     names = records.names()
     if not names:
         return lines

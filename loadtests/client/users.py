@@ -132,13 +132,14 @@ class CeleryUser(User):
         intended: float | None,
     ) -> Pending:
         context, run, workload = self.context(), self.load_run, self.workload
+        when = time.monotonic() if intended is None else intended
 
         def ended(pending: Pending) -> None:
             run.ended(pending, label, number=number, workload=workload, context=context)
 
         # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would
         # leave half a message on the connection; and the reader counts a task for which its user waits no more.
-        sender = gevent.spawn(self.hub.submit, name, args, kwargs, intended=intended, on_end=ended)
+        sender = gevent.spawn(self.hub.submit, name, args, kwargs, intended=when, on_end=ended)
         pending: Pending = sender.get()
         return pending
 
