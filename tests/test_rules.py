@@ -174,3 +174,54 @@ def test_every_module_has_a_docstring_and_a_bounded_length() -> None:
             text = path.read_text()
             assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
             assert len(text.splitlines()) <= 400, f"{path.name} has more than one idea"
+
+
+LOCUST = PACKAGE / "loadtests" / "client"
+
+
+def test_only_the_load_generator_imports_locust() -> None:
+    """Importing Locust monkey-patches the process: never the orchestrator, the commands, a worker or these tests."""
+    allowed = {*LOCUST.rglob("*.py"), PACKAGE / "loadtests" / "locustfile.py"}
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for folder in sorted(FOLDERS)
+        for path in modules(folder)
+        for name, line in imports(path)
+        if name.split(".")[0] == "locust" and path not in allowed
+    ]
+    assert found == []
+
+
+COMMANDS = """
+import json, sys
+import celery_alchemy.loadtests, celery_alchemy.loadtests.bench.commands
+celery_alchemy.loadtests.bench.commands.bench.main(["--help"], standalone_mode=False)
+import celery_alchemy.loadtests.bench.runs, celery_alchemy.loadtests.worker, celery_alchemy.loadtests.reports
+print(json.dumps([name for name in ("locust", "gevent", "eventlet", "matplotlib") if name in sys.modules]))
+"""
+
+
+def test_the_bench_commands_patch_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", COMMANDS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+WITHOUT_EXTRA = """
+import sys
+sys.modules["rich"] = None  # as if it was not installed
+from celery.bin.celery import celery
+celery.main(["alchemy", *sys.argv[1:]])
+"""
+
+
+def test_a_command_without_its_extra_says_what_to_install() -> None:
+    """`celery` itself goes on: its other commands do not need what a benchmark needs."""
+    command = [sys.executable, "-c", WITHOUT_EXTRA]
+    done = subprocess.run([*command, "bench", "--pools=solo"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "celery alchemy bench needs rich: pip install 'celery-alchemy[loadtest]'." in said
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "Not installed: needs rich" in done.stdout

@@ -19,23 +19,26 @@ class Commands(click.Group):
         return sorted({*super().list_commands(ctx), *(point.name for point in entry_points(group=GROUP))})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command.
-
-        Raises:
-            click.UsageError: A package it needs is not installed.
-        """
+        """Return a command; one whose packages are not installed says so when it is called."""
         found = super().get_command(ctx, cmd_name)
         for point in entry_points(group=GROUP, name=cmd_name) if found is None else ():
             try:
                 loaded: Any = point.load()
             except ModuleNotFoundError as error:
-                extra = (point.extras or ["loadtest"])[0]
-                raise click.UsageError(
-                    f"celery alchemy {cmd_name} needs {error.name}: pip install 'celery-alchemy[{extra}]'."
-                ) from error
+                return _missing(cmd_name, str(error.name).partition(".")[0])
             assert isinstance(loaded, click.Command)
             return loaded
         return found
+
+
+def _missing(name: str, package: str) -> click.Command:
+    words = f"needs {package}: pip install 'celery-alchemy[loadtest]'."
+
+    def refuse() -> None:
+        raise click.UsageError(f"celery alchemy {name} {words}")
+
+    anything: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    return click.Command(name, callback=refuse, help=f"Not installed: {words}", context_settings=anything)
 
 
 @click.group(cls=Commands)
