@@ -49,6 +49,8 @@ class Reply:
     """In the driver: statements, COMMIT and ROLLBACK."""
     breach: str = ""
     """What was wrong with the Session this attempt was given; empty if nothing was."""
+    attempt: int = 1
+    """Which attempt it was, from 1: the reply to a retried one can come after the reply to the last."""
 
     def to_json(self) -> str:
         """Encode for the reply list."""

@@ -112,6 +112,7 @@ class Reporter:
             checkout_ms=round(known.checkout_s * 1000, 4),
             database_ms=round(known.database_s * 1000, 4),
             breach=known.breach,
+            attempt=(getattr(request, "retries", 0) or 0) + 1,
         )
         # Of a fan-out several parts can fail; whoever waits for its end wants to hear of it once.
         shared = known.partial or reply.task_id != task_id

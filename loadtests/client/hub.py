@@ -51,6 +51,7 @@ class Pending:
         "_ended",
         "_on_end",
         "attempts",
+        "breach",
         "error",
         "final",
         "finals",
@@ -69,7 +70,9 @@ class Pending:
         self.sent = 0.0
         """Just before it was published."""
         self.attempts = 0
-        """Replies to it."""
+        """How often it began."""
+        self.breach = ""
+        """What was wrong with the Session of any of its attempts."""
         self.finals = 0
         """Final replies: more than one if it ran twice."""
         self.final: Reply | None = None
@@ -289,7 +292,10 @@ class ReplyHub:
         if pending is None:
             self.strangers += 1
             return
-        pending.attempts += 1
+        pending.breach = pending.breach or reply.breach
+        # Celery's events do not number attempts: they are counted. A pool process tells of a retry after it has sent
+        # it, so that another one can be faster to tell of the end: its number is more than what was counted.
+        pending.attempts = max(pending.attempts + (not pending.finals), reply.attempt)
         if reply.outcome is Outcome.RETRY:
             return
         pending.finals += 1

@@ -40,7 +40,7 @@ def row_of(pending: Pending, *, workload: str, number: int = 0, arm: str = "", s
         database_ms=final.database_ms if final else 0.0,
         finals=pending.finals,
         pid=final.pid if final else 0,
-        breach=final.breach if final else "",
+        breach=pending.breach,
         error_type=(final.error_type or "") if final else type(error).__name__ if error else "",
         error=(final.error or "") if final else str(error) if error else "",
     )
