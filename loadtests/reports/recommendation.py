@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..patterns import OURS
-from .statistics import Ratio
+from .automatic import Advice, AutoCheck, auto_check, strategy_advice
+from .standings import Standing, geometric, is_better, is_worse, standing, standings_of
+from .statistics import FASTER, SLOWER
 from .summary import ContestSummary, Row, Summary, SweepSummary
-from .wording import count, evidence, factor, listed, mebibytes, number, percent, ratio, where
+from .wording import count, evidence, factor, listed, mebibytes, number, ratio, where
 
-AUTO = "auto"
 CHECKOUT_SHARE = 0.1
 """Tasks that wait longer than this share of their run for a connection want a larger connection pool."""
 BY_LESS = 1.1
 """How much more throughput at the objective an arm must have to be mentioned against the choice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One thing to set."""
-
-    topic: str
-    choice: str
-    evidence: list[str]
-    limits: list[str]
-    """What would change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,49 +30,6 @@ class WorkloadAdvice:
     """Where what is written by hand is better than ours, and what the choice costs."""
     row: Row | None = None
     """The arm of the contest between worker pools that was chosen."""
-
-
-@dataclass(frozen=True, slots=True)
-class AutoCheck:
-    """Whether `auto` chooses under one worker pool what the evidence says."""
-
-    pool: str
-    took: str
-    agrees: bool | None
-    """None if nothing was measured."""
-    evidence: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How often a pattern was shown to be better or worse than ours by one metric."""
-
-    better: int = 0
-    worse: int = 0
-    neither: int = 0
-    """No difference shown."""
-    middle: float | None = None
-    """Geometric mean of the medians."""
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def contests(self) -> int:
-        """Contests with a ratio."""
-        return self.better + self.worse + self.neither
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A pattern over all contests: one line of the table in the README."""
-
-    pattern: str
-    pools: list[str]
-    cells: int
-    broken: int
-    broken_under: list[str]
-    """Worker pools."""
-    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +47,9 @@ class Recommendation:
 
 def recommend(summary: Summary) -> Recommendation:
     """Return what to use, as far as there is evidence."""
-    automatic = [_auto_check(summary, pool) for pool in _pools(summary)]
+    automatic = [auto_check(summary, pool) for pool in _pools(summary)]
     workloads = [_of_workload(summary, name, automatic) for name in summary.workloads] if summary.measured else []
-    standings = _standings(summary)
+    standings = standings_of(summary)
     overall = _overall(summary, workloads, automatic)
     return Recommendation(
         _in_short(summary, overall, workloads, automatic, standings),
@@ -116,14 +63,6 @@ def recommend(summary: Summary) -> Recommendation:
 
 def _pools(summary: Summary) -> list[str]:
     return list(dict.fromkeys(contest.pool for contest in summary.contests if contest.kind == "patterns"))
-
-
-def _is_better(found: Ratio | None) -> bool:
-    return found is not None and found.verdict in {"faster", "cheaper"}
-
-
-def _is_worse(found: Ratio | None) -> bool:
-    return found is not None and found.verdict in {"slower", "dearer"}
 
 
 # Worker pool and concurrency
@@ -143,7 +82,7 @@ def _of_workload(summary: Summary, workload: str, automatic: Sequence[AutoCheck]
         costs = [
             f"{where(chosen.arm)}: {evidence(found)}"
             for name in ("cpu", "database_cpu", "p95")
-            if _is_worse(found := chosen.ratio(name)) and found
+            if is_worse(found := chosen.ratio(name)) and found
         ]
         losses += costs
     elif contest:
@@ -156,21 +95,21 @@ def _of_workload(summary: Summary, workload: str, automatic: Sequence[AutoCheck]
     patterns = summary.contest(f"patterns/{pool}/{workload}")
     check = next((found for found in automatic if found.pool == pool), None)
     if patterns:
-        advice.append(_strategy_advice(patterns, check))
+        advice.append(strategy_advice(patterns, check))
         for row in patterns.rows:
             if row.arm.pattern == OURS:
                 continue
             for name in ("goodput", "cpu"):
                 found = row.ratio(name)
-                if _is_better(found) and found:
+                if is_better(found) and found:
                     losses.append(f"{row.arm.label} under {pool}: {evidence(found)} than celery-alchemy.")
-                elif _is_worse(found) and found:
+                elif is_worse(found) and found:
                     wins.append(f"{row.arm.label} under {pool}: {evidence(found)} than celery-alchemy.")
             if row.broken:
                 wins.append(f"{row.arm.label} under {pool} is broken: {row.breaches[0].name}: no.")
-    row = chosen or (patterns.reference if patterns else None)
-    if row and row.speed:
-        advice.append(_connection_advice(row))
+    used = chosen or (patterns.reference if patterns else None)
+    if used and used.speed:
+        advice.append(_connection_advice(used))
     return WorkloadAdvice(workload, advice, wins, losses, chosen)
 
 
@@ -179,17 +118,10 @@ def _best(contest: ContestSummary) -> Row | None:
     rows = [row for row in contest.rows if row.speed and not row.arm.copy]
     if not rows:
         return None
-    best = max(rows, key=lambda row: _standing(row))
+    best = max(rows, key=standing)
     level = [best, *(row for row in rows if row is not best and not _beats(contest, best, row))]
     reference = next((row for row in level if row.reference), None)
     return reference or min(level, key=_size)
-
-
-def _standing(row: Row) -> float:
-    found = row.ratio("goodput")
-    if found:
-        return found.estimate.median
-    return 1.0 if row.reference else row.speed.goodput_per_s.median if row.speed else 0.0
 
 
 def _beats(contest: ContestSummary, row: Row, other: Row) -> bool:
@@ -197,9 +129,9 @@ def _beats(contest: ContestSummary, row: Row, other: Row) -> bool:
     return found is not None and found.verdict == "faster"
 
 
-def _size(row: Row) -> tuple[int, int, float]:
+def _size(row: Row) -> tuple[int, float, float]:
     cpu = row.speed.worker_cpu_ms if row.speed else None
-    return row.arm.concurrency, row.promised_connections or row.peak_connections, cpu or math.inf
+    return row.arm.concurrency, row.pss_bytes, cpu or math.inf
 
 
 def _pool_advice(summary: Summary, contest: ContestSummary, chosen: Row) -> Advice:
@@ -231,7 +163,7 @@ def _pool_advice(summary: Summary, contest: ContestSummary, chosen: Row) -> Advi
         if row.speed and row is not chosen and not row.arm.copy and not _beats(contest, chosen, row)
     ]
     if level:
-        why = "the reference is kept" if chosen.reference else "the smallest of them is taken"
+        why = "the reference is kept" if chosen.reference else "the one with the least concurrency and memory is taken"
         limits.append(
             f"No difference is shown to {listed(where(row.arm) for row in level)}: {why}. More rounds may show one."
         )
@@ -260,8 +192,8 @@ def _sweep_lines(summary: Summary, sweeps: Sequence[SweepSummary], chosen: Row, 
             assert sweep.at_objective is not None
             limits.append(
                 f"Under open load {where(sweep.arm)} kept {summary.facts.objective} up to "
-                f"{number(sweep.at_objective.offered_per_s)} tasks/s, more than the choice. Each sweep is one run: this "
-                f"has no interval."
+                f"{number(sweep.at_objective.offered_per_s)} tasks/s, more than the choice. Each sweep is one run: "
+                f"this has no interval."
             )
     elif any((sweep.arm.pool, sweep.arm.concurrency) == (chosen.arm.pool, chosen.arm.concurrency) for sweep in sweeps):
         limits.append(f"Under open load no step of the choice met {summary.facts.objective}.")
@@ -289,96 +221,6 @@ def _concurrency_advice(contest: ContestSummary, chosen: Row) -> Advice:
     if not all(_beats(contest, chosen, row) for row in others):
         limits.append("Where no difference is shown, the smaller or the reference's is kept.")
     return Advice("concurrency", str(chosen.arm.concurrency), lines, limits)
-
-
-# Strategy
-
-
-def _strategies(contest: ContestSummary) -> list[Row]:
-    return [row for row in contest.rows if row.arm.pattern == OURS and not row.arm.copy and not row.reference]
-
-
-def _superior(row: Row) -> bool:
-    """Whether a strategy is better than `auto` in goodput or, at equal goodput, in CPU, and worse in neither."""
-    goodput, cpu = row.ratio("goodput"), row.ratio("cpu")
-    worse = _is_worse(goodput) or _is_worse(cpu)
-    return not worse and (_is_better(goodput) or _is_better(cpu))
-
-
-def _strategy_advice(contest: ContestSummary, check: AutoCheck | None) -> Advice:
-    reference = contest.reference
-    took = reference.strategy if reference else ""
-    if reference is None or reference.arm.pattern != OURS:
-        return Advice("strategy", "no evidence", ["celery-alchemy is not the reference of this contest."], [])
-    if reference.broken:
-        breach = reference.breaches[0]
-        return Advice("strategy", "no evidence", [f"auto took {took}, and is broken: {breach.name}: no."], [])
-    lines = []
-    for row in _strategies(contest):
-        if row.broken:
-            lines.append(f"{row.arm.strategy} is broken: {row.breaches[0].name}: no.")
-            continue
-        goodput, cpu = row.ratio("goodput"), row.ratio("cpu")
-        if goodput:
-            lines.append(f"{row.arm.strategy} to auto: {evidence(goodput)}.")
-        if cpu:
-            lines.append(f"{row.arm.strategy} to auto: {evidence(cpu)}.")
-    limits = list(reference.flags)
-    if not lines:
-        return Advice("strategy", f"auto ({took})", ["No other strategy was measured."], limits)
-    better = [row for row in _strategies(contest) if row.speed and _superior(row)]
-    if better:
-        best = max(better, key=_standing)
-        if check and check.agrees:
-            limits.append("In the other workloads under this worker pool auto is not shown to be worse.")
-        return Advice("strategy", best.arm.strategy, lines, limits)
-    limits.append("No strategy is shown to be better, so auto is kept: it follows the worker pool when that changes.")
-    return Advice("strategy", f"auto ({took})", lines, limits)
-
-
-def _auto_check(summary: Summary, pool: str) -> AutoCheck:
-    contests = [found for found in summary.contests if found.kind == "patterns" and found.pool == pool]
-    contests = [found for found in contests if (own := found.reference) and own.arm.strategy == AUTO]
-    took = next((found.reference.strategy for found in contests if found.reference), "")
-    broken = [
-        f"{found.workload}: auto is broken: {found.reference.breaches[0].name}: no."
-        for found in contests
-        if found.reference and found.reference.broken
-    ]
-    if broken:
-        return AutoCheck(pool, took, False, broken)
-    lines, compared, better, worse = [], 0, 0, 0
-    for contest in contests:
-        for row in _strategies(contest):
-            if not row.speed:
-                continue
-            compared += 1
-            told = [found for name in ("goodput", "cpu") if (found := row.ratio(name)) and found.shown]
-            better += _superior(row)
-            worse += any(_is_worse(found) for found in told)
-            lines += [f"{contest.workload}: {row.arm.strategy} to auto: {evidence(found)}." for found in told]
-    if not compared:
-        if took and any(found.reference and found.reference.speed for found in contests):
-            return AutoCheck(pool, took, None, ["No other strategy was measured under this worker pool."])
-        return AutoCheck(pool, took, None, ["Nothing was measured under this worker pool."])
-    unmoved = compared - better - worse
-    head = (
-        f"{count(compared, 'comparison')} of another strategy with auto in {count(len(contests), 'workload')}: better "
-        f"than auto in {better}, worse in {worse}"
-        + (f", no difference shown in {unmoved}" if unmoved > 0 else "")
-        + f"; goodput ratios from {_range(contests)}; A/A floor {_floor_range(contests, 'goodput')}."
-    )
-    return AutoCheck(pool, took, better == 0, [head, *lines])
-
-
-def _range(contests: Iterable[ContestSummary]) -> str:
-    medians = [found.estimate.median for one in contests for row in _strategies(one) if (found := row.ratio("goodput"))]
-    return f"{factor(min(medians))} to {factor(max(medians))}" if medians else "none"
-
-
-def _floor_range(contests: Iterable[ContestSummary], metric: str) -> str:
-    floors = [found.floors[metric] for found in contests if metric in found.floors]
-    return f"{percent(min(floors))} to {percent(max(floors))}" if floors else "unknown"
 
 
 # Connections
@@ -420,7 +262,7 @@ def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: S
     rows = _arms_right_everywhere(contests)
     if rows:
         name, ratios = max(
-            rows.items(), key=lambda item: (round(_geometric(item[1]), 2), item[0] == _reference_name(contests))
+            rows.items(), key=lambda item: (round(geometric(item[1]), 2), item[0] == _reference_name(contests))
         )
         advice += _overall_pool(contests, name, ratios, workloads)
     checked = [check for check in automatic if check.agrees is not None]
@@ -442,8 +284,8 @@ def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: S
                 "connection pool",
                 "the default" if not over else "to be checked: more were open than promised",
                 [
-                    f"Over {count(len(most), 'arm')} at most {factor(used)} connections per unit of concurrency were open "
-                    f"at a time, and in {len(over)} more than promised."
+                    f"Over {count(len(most), 'arm')} at most {factor(used)} connections per unit of concurrency were "
+                    f"open at a time, and in {len(over)} more than promised."
                 ],
                 ["Tasks with nested units of work, which take a second connection, were not measured."],
             )
@@ -463,14 +305,18 @@ def _arms_right_everywhere(contests: Sequence[ContestSummary]) -> dict[str, list
             continue
         for row in contest.rows:
             if row.speed and not row.arm.copy and (row.reference or row.ratio("goodput")):
-                found.setdefault(row.name, []).append(_standing(row))
+                found.setdefault(row.name, []).append(standing(row))
     return {name: ratios for name, ratios in found.items() if len(ratios) == len(contests)}
 
 
-def _geometric(ratios: Sequence[float]) -> float:
-    if any(value <= 0 for value in ratios):
-        return 0.0
-    return math.exp(sum(math.log(value) for value in ratios) / len(ratios))
+def _where_said(contests: Sequence[ContestSummary], name: str, word: str) -> list[str]:
+    """Return the workloads in which the goodput of an arm is said to be so."""
+    said = []
+    for contest in contests:
+        row = contest.row(name)
+        if row and (found := row.ratio("goodput")) and found.verdict == word:
+            said.append(contest.workload)
+    return said
 
 
 def _overall_pool(
@@ -479,22 +325,16 @@ def _overall_pool(
     rows = [row for contest in contests if (row := contest.row(name))]
     arm = rows[0].arm
     reference = next(contest.reference for contest in contests if contest.reference)
-    faster, slower = (
-        [
-            contest.workload
-            for contest in contests
-            if (row := contest.row(name)) and (found := row.ratio("goodput")) and found.verdict == word
-        ]
-        for word in ("faster", "slower")
-    )
+    faster, slower = (_where_said(contests, name, word) for word in (FASTER, SLOWER))
     lines = []
     if arm == reference.arm:
         lines.append(
-            f"{where(arm)} is the reference; no other arm has more goodput in the geometric mean of {count(len(ratios), 'workload')}."
+            f"{where(arm)} is the reference; no other arm has more goodput in the geometric mean of "
+            f"{count(len(ratios), 'workload')}."
         )
     else:
         lines.append(
-            f"{where(arm)} to {where(reference.arm)}: geometric mean of goodput {factor(_geometric(ratios))} over "
+            f"{where(arm)} to {where(reference.arm)}: geometric mean of goodput {factor(geometric(ratios))} over "
             f"{count(len(ratios), 'workload')}; faster in {listed(faster) if faster else 'none'}, slower in "
             f"{listed(slower) if slower else 'none'}."
         )
@@ -512,40 +352,6 @@ def _overall_pool(
         Advice("worker pool", f"{arm.pool}", lines, limits),
         Advice("concurrency", str(arm.concurrency), lines[:1], limits[-1:]),
     ]
-
-
-# Patterns written by hand
-
-
-def _standings(summary: Summary) -> list[Standing]:
-    contests = [found for found in summary.contests if found.kind == "patterns"]
-    labels: dict[str, list[tuple[ContestSummary, Row]]] = {}
-    for contest in contests:
-        for row in contest.rows:
-            if not row.arm.copy:
-                labels.setdefault(row.arm.label, []).append((contest, row))
-    return [
-        Standing(
-            label,
-            list(dict.fromkeys(contest.pool for contest, _ in found)),
-            len(found),
-            sum(row.broken for _, row in found),
-            list(dict.fromkeys(contest.pool for contest, row in found if row.broken)),
-            {name: _tally([row for _, row in found], name) for name in ("goodput", "cpu", "database_cpu", "p95")},
-        )
-        for label, found in labels.items()
-    ]
-
-
-def _tally(rows: Sequence[Row], metric: str) -> Tally:
-    ratios = [found for row in rows if (found := row.ratio(metric))]
-    if not ratios:
-        return Tally()
-    medians = [found.estimate.median for found in ratios]
-    better, worse = sum(map(_is_better, ratios)), sum(map(_is_worse, ratios))
-    return Tally(
-        better, worse, len(ratios) - better - worse, _geometric(medians), min(medians), max(medians)
-    )  # fmt: skip
 
 
 # In short
@@ -592,8 +398,8 @@ def _in_short(
         )
         lines.append(
             f"Patterns written by hand, where they are right, against celery-alchemy: faster in {faster}, slower in "
-            f"{slower}, no difference shown in {level} of {faster + slower + level} comparisons; less worker CPU per task "
-            f"in {cheaper}, more in {dearer}."
+            f"{slower}, no difference shown in {level} of {faster + slower + level} comparisons; less worker CPU per "
+            f"task in {cheaper}, more in {dearer}."
         )
     return lines
 
@@ -610,17 +416,17 @@ def _correctness_line(summary: Summary) -> str:
         return f"Every invariant held in all {count(len(cells), 'combination')} of worker pool, pattern and workload."
     names = list(dict.fromkeys(row.arm.label for _, row in broken))
     return (
-        f"{len(broken)} of {len(cells)} combinations of worker pool, pattern and workload broke an invariant and show no "
-        f"speed ({listed(names)}); {own}"
+        f"{len(broken)} of {len(cells)} combinations of worker pool, pattern and workload broke an invariant and show "
+        f"no speed ({listed(names)}); {own}"
     )
 
 
 def _limits(summary: Summary) -> list[str]:
     lines = [
-        "Worker, load generator, database and broker share one machine: where the database is elsewhere, waiting weighs "
-        "more and its CPU less.",
-        "Each interval is right in 95 of 100 cases: among many contests some will be wrong. A difference is claimed only "
-        "beyond the A/A floor, and only if the batches agree.",
+        "Worker, load generator, database and broker share one machine: where the database is elsewhere, waiting "
+        "weighs more and its CPU less.",
+        "Each interval is right in 95 of 100 cases: among many contests some will be wrong. A difference is claimed "
+        "only beyond the A/A floor, and only if the batches agree.",
         "Ratios hold for this hardware, these versions and these workloads. Measure your own task: "
         "celery -A proj alchemy bench --task proj.tasks.x",
     ]
