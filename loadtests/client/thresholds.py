@@ -27,7 +27,9 @@ class Thresholds:
     @classmethod
     def of(cls, options: Any) -> Thresholds:
         """Return what the command line says."""
-        return cls(options.fail_p95, options.fail_p99, options.fail_ratio, options.fail_goodput)
+        # Locust as a library has no options.
+        limits = (getattr(options, f"fail_{name}", None) for name in ("p95", "p99", "ratio", "goodput"))
+        return cls(*limits)
 
     @property
     def given(self) -> bool:
