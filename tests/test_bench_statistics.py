@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_alchemy.loadtests.bench.results import Batch, Percentiles, Slice
+from celery_alchemy.loadtests.bench.results import Batch, Slice
+from celery_alchemy.loadtests.percentiles import Percentiles, nearest_rank
 from celery_alchemy.loadtests.reports.statistics import (
     METRICS,
     NO_DIFFERENCE,
@@ -19,10 +20,8 @@ from celery_alchemy.loadtests.reports.statistics import (
     compare_pairs,
     interval_rank,
     median_interval,
-    nearest_rank,
     noise_floor,
     paired_ratios,
-    percentiles,
     ratio_interval,
     verdict,
 )
@@ -59,15 +58,15 @@ def test_nearest_rank_gives_the_textbook_values() -> None:
 def test_percentiles_of_one_to_a_hundred() -> None:
     values = [float(value) for value in range(1, 101)]
     random.Random(3).shuffle(values)
-    assert percentiles(values) == Percentiles(100, 50.0, 95.0, 99.0, 100.0)
+    assert Percentiles.of(values) == Percentiles(100, 50.0, 95.0, 99.0, 100.0)
 
 
 def test_percentiles_keep_hundredths_of_a_millisecond() -> None:
-    assert percentiles([2.396, 2.515]) == Percentiles(2, 2.4, 2.52, 2.52, 2.52)
+    assert Percentiles.of([2.396, 2.515]) == Percentiles(2, 2.4, 2.52, 2.52, 2.52)
 
 
 def test_there_are_no_percentiles_of_nothing() -> None:
-    assert percentiles([]) is None
+    assert Percentiles.of([]) is None
 
 
 @given(st.lists(positive, min_size=1, max_size=300), st.integers(1, 100))

@@ -2,3 +2,30 @@
 
 Everything here is computed from the files that `bench/results.py` describes, and from nothing else.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write_report(console: Console, directory: Path) -> list[Path]:
+    """Print the summary of a result directory, write its report, and return the paths of what was written."""
+    from .markdown import MARKDOWN_FILE, markdown
+    from .page import PAGE_FILE, page
+    from .recommendation import recommend
+    from .summary import summarise, write_json
+    from .terminal import print_summary_of
+
+    summary = summarise(directory)
+    found = recommend(summary)
+    written = [write_json(directory, summary)]
+    for name, text in ((PAGE_FILE, page(summary, found, directory)), (MARKDOWN_FILE, markdown(summary, found))):
+        path = directory / name
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    print_summary_of(console, summary, found)
+    return written

@@ -110,7 +110,7 @@ def _mark(axes: Axes, place: int, found: Ratio, far: float) -> None:
 
     better = found.verdict in {"faster", "cheaper"}
     colour = GOOD if better else BAD if found.shown else MUTED
-    marker = {"faster": ">", "slower": "<", "cheaper": "<", "dearer": ">"}.get(found.verdict, "o")
+    marker = "o" if not found.shown else "^" if better else "v"
     if found.estimate.low is not None and found.estimate.high is not None:
         axes.plot([inside(found.estimate.low), inside(found.estimate.high)], [place, place], color=colour, linewidth=2)
     axes.plot(
@@ -142,8 +142,8 @@ def _verdict_legend(drawn: object) -> None:
         )
 
     handles = [
-        mark(">", GOOD, GOOD, "shown to be better"),
-        mark("<", BAD, BAD, "shown to be worse"),
+        mark("^", GOOD, GOOD, "shown to be better"),
+        mark("v", BAD, BAD, "shown to be worse"),
         mark("o", MUTED, PAPER, "no difference shown"),
         Patch(facecolor=BAND, label="A/A floor"),
     ]

@@ -17,6 +17,18 @@ class Text:
 Content = str | Text
 
 
+class ChartNames:
+    """Gives each chart a name of its own: the ids in it must not be those of another."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def next(self) -> str:
+        """Return a name that was not returned before."""
+        self._count += 1
+        return f"chart{self._count}"
+
+
 def escape(content: Content) -> str:
     """Return the markup of some content."""
     return content.html if isinstance(content, Text) else html.escape(content)

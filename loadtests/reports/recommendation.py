@@ -11,10 +11,12 @@ from .automatic import Advice, AutoCheck, auto_check, strategy_advice
 from .standings import Standing, geometric, is_better, is_worse, standing, standings_of
 from .statistics import FASTER, SLOWER
 from .summary import ContestSummary, Row, Summary, SweepSummary
-from .wording import count, evidence, factor, listed, mebibytes, number, ratio, where
+from .wording import at, count, evidence, factor, listed, mebibytes, number, ratio, where
 
 CHECKOUT_SHARE = 0.1
 """Tasks that wait longer than this share of their run for a connection want a larger connection pool."""
+CLOSE = 0.95
+"""Means of goodput over workloads that are less apart than this are not told apart: they have no interval."""
 BY_LESS = 1.1
 """How much more throughput at the objective an arm must have to be mentioned against the choice."""
 
@@ -261,10 +263,8 @@ def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: S
     advice: list[Advice] = []
     rows = _arms_right_everywhere(contests)
     if rows:
-        name, ratios = max(
-            rows.items(), key=lambda item: (round(geometric(item[1]), 2), item[0] == _reference_name(contests))
-        )
-        advice += _overall_pool(contests, name, ratios, workloads)
+        name = _best_overall(contests, rows)
+        advice += _overall_pool(contests, name, rows[name], workloads)
     checked = [check for check in automatic if check.agrees is not None]
     if checked:
         wrong = [check for check in checked if not check.agrees]
@@ -293,8 +293,12 @@ def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: S
     return advice
 
 
-def _reference_name(contests: Sequence[ContestSummary]) -> str:
-    return next((contest.reference.name for contest in contests if contest.reference), "")
+def _best_overall(contests: Sequence[ContestSummary], ratios: dict[str, list[float]]) -> str:
+    """Return the arm with the best mean; of those close to it, the one that is seldom slower, or the smallest."""
+    best = max(geometric(values) for values in ratios.values())
+    close = [name for name, values in ratios.items() if geometric(values) >= CLOSE * best]
+    first = {row.name: row for contest in contests for row in contest.rows}
+    return min(close, key=lambda name: (len(_where_said(contests, name, SLOWER)), _size(first[name])))
 
 
 def _arms_right_everywhere(contests: Sequence[ContestSummary]) -> dict[str, list[float]]:
@@ -370,7 +374,7 @@ def _in_short(
     by_choice: dict[str, list[str]] = {}
     for found in workloads:
         if found.row:
-            by_choice.setdefault(where(found.row.arm), []).append(found.workload)
+            by_choice.setdefault(at(found.row.arm), []).append(found.workload)
     if by_choice:
         lines.append(
             "Worker pool and concurrency: "
@@ -383,7 +387,7 @@ def _in_short(
         checked = [check for check in automatic if check.agrees is not None]
         agree = [check for check in checked if check.agrees]
         lines.append(
-            f"Strategy: {strategy.choice}. What it takes is what the evidence says under {len(agree)} of "
+            f"Strategy: {strategy.choice}. Nothing is shown to be better than what auto takes under {len(agree)} of "
             f"{count(len(checked), 'worker pool')} ({', '.join(f'{check.pool}: {check.took}' for check in checked)})."
         )
     if connection := next((advice for advice in overall if advice.topic == "connection pool"), None):

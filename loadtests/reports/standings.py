@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..patterns import OURS
 from .statistics import CHEAPER, DEARER, FASTER, SLOWER, Ratio
 from .summary import ContestSummary, Row, Summary
 
@@ -70,6 +71,8 @@ def standings_of(summary: Summary) -> list[Standing]:
         for row in contest.rows:
             if not row.arm.copy:
                 labels.setdefault(row.arm.label, []).append((contest, row))
+    # Ours first.
+    labels = dict(sorted(labels.items(), key=lambda item: not item[0].startswith(OURS)))
     return [
         Standing(
             label,

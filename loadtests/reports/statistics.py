@@ -9,29 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from ..bench.results import Batch, Percentiles, Slice
+from ..bench.results import Batch, Slice
 
 CONFIDENCE = 0.95
 ENOUGH = 6
 """With fewer values, not even the interval from the smallest to the largest covers the median in 95 of 100 runs."""
 
 FASTER, SLOWER, CHEAPER, DEARER, NO_DIFFERENCE = "faster", "slower", "cheaper", "dearer", "no difference shown"
-
-
-def nearest_rank(ordered: Sequence[float], percent: float) -> float:
-    """Return the smallest value that at least `percent` of a sorted, non-empty sequence do not exceed."""
-    # Rounded first: 0.07 * 100 is 7.000000000000001, which would be rank 8.
-    rank = math.ceil(round(percent / 100 * len(ordered), 9))
-    return ordered[max(rank, 1) - 1]
-
-
-def percentiles(values: Iterable[float]) -> Percentiles | None:
-    """Return nearest-rank percentiles of raw values, rounded to 0.01; None if there are no values."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    p50, p95, p99 = (round(nearest_rank(ordered, percent), 2) for percent in (50, 95, 99))
-    return Percentiles(len(ordered), p50, p95, p99, round(ordered[-1], 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ li { margin: .25rem 0; }
 a { color: var(--link); }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .92rem; }
 code, pre { font-family: ui-monospace, "SF Mono", "DejaVu Sans Mono", monospace; font-size: .86em; }
-pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem; overflow-x: auto; }
+pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem;
+  overflow-x: auto; }
 .short { background: var(--raised); border: 1px solid var(--line); border-left: 4px solid var(--series-1);
   border-radius: 6px; padding: .7rem 1rem; margin: 1rem 0; }
 .short p { margin: .45rem 0; }
@@ -43,22 +44,29 @@ table { border-collapse: collapse; font-size: .88rem; line-height: 1.35; font-va
 caption { text-align: left; padding-bottom: .3rem; color: var(--muted); }
 th, td { padding: .36rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-weight: 600; }
-th[scope=row] { font-weight: 500; white-space: nowrap; }
+th[scope=row] { font-weight: 500; white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td.nowrap { white-space: nowrap; }
 .ok, .good { color: var(--good); font-weight: 600; }
 .broken, .bad { color: var(--bad); font-weight: 600; }
-td small { display: block; color: var(--muted); font-size: .92em; min-width: 8rem; max-width: 15rem; font-weight: 400; }
+td small, th small { display: block; color: var(--muted); font-size: .92em; font-weight: 400; }
+td small { min-width: 8rem; max-width: 15rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; padding: 0 .8rem; }
 details > summary { cursor: pointer; padding: .5rem 0; }
 details[open] > summary { border-bottom: 1px solid var(--line); margin-bottom: .6rem; }
 details details { margin-left: 0; }
-dl.facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr); gap: .2rem 1rem; margin: .6rem 0; }
+dl.facts { display: grid; grid-template-columns: minmax(5.5rem, max-content) minmax(0, 1fr); gap: .2rem 1rem;
+  margin: .6rem 0; }
 dl.facts dt { color: var(--muted); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
-.advice { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .6rem; margin: .8rem 0; }
+.advice { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .6rem;
+  margin: .8rem 0; }
 .advice > div { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; background: var(--raised); }
 .advice b { display: block; font-size: 1.05rem; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
+@media (max-width: 40rem) {
+  th[scope=row] { white-space: normal; max-width: 7.5rem; min-width: 5.5rem; }
+  details { padding: 0 .6rem; }
+}
 @media print { details > *:not(summary) { display: block; } }
 """

@@ -17,7 +17,6 @@ from ..bench.results import (
     Arm,
     Batch,
     Cell,
-    Percentiles,
     RunFacts,
     Slice,
     SweepStep,
@@ -25,6 +24,7 @@ from ..bench.results import (
     read_batches,
     read_sweep,
 )
+from ..percentiles import Percentiles
 from .statistics import METRICS, Estimate, Pairs, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
 
 SUMMARY_FILE = "summary.json"

@@ -97,7 +97,7 @@ def to_svg(drawn: Figure, name: str, label: str) -> str:
     said = html.escape(label, quote=True)
     head = (
         f'<svg class="chart" role="img" aria-label="{said}" style="max-width:{width:.0f}px;'
-        f'min-width:{min(width, 620):.0f}px" '
+        f'min-width:{width * 0.82:.0f}px" '
     )
     text = re.sub(r"\s(?:width|height)=\"[\d.]+pt\"", "", text, count=2)
     # The page's own font: what was measured with is a wide one, so there is room.

@@ -71,6 +71,11 @@ def where(arm: Arm) -> str:
     return f"{arm.pool} {arm.concurrency}{rest}"
 
 
+def at(arm: Arm) -> str:
+    """Return `threads at concurrency 16`: as `where`, for a sentence."""
+    return where(arm).replace(f"{arm.pool} {arm.concurrency}", f"{arm.pool} at concurrency {arm.concurrency}", 1)
+
+
 def listed(items: Iterable[object], last: str = "and") -> str:
     """Return `a, b and c`."""
     *first, final = [str(item) for item in items] or [""]

@@ -15,7 +15,6 @@ from celery_alchemy.loadtests.bench.results import (
     Arm,
     Batch,
     Cell,
-    Percentiles,
     RunFacts,
     Slice,
     SweepStep,
@@ -23,7 +22,7 @@ from celery_alchemy.loadtests.bench.results import (
     to_json,
 )
 from celery_alchemy.loadtests.patterns import OURS, PATTERNS, POOLS
-from celery_alchemy.loadtests.reports.statistics import percentiles
+from celery_alchemy.loadtests.percentiles import Percentiles
 from celery_alchemy.loadtests.workloads import WORKLOADS
 
 AUTOMATIC = {"prefork": "per_process", "threads": "scoped", "gevent": "scoped", "eventlet": "scoped", "solo": "local"}
@@ -186,7 +185,7 @@ def _slice(
     succeeded = max(1, round(rate))
     tasks = succeeded + arm.concurrency
     middle = 2 * arm.concurrency / rate * 1000
-    latency = percentiles(middle * math.exp(rng.gauss(0, 0.35)) for _ in range(succeeded))
+    latency = Percentiles.of(middle * math.exp(rng.gauss(0, 0.35)) for _ in range(succeeded))
     cost = 0.0042 * {"threads": 1.1, "gevent": 1.3, "eventlet": 1.4, "null_pool": 1.2}.get(arm.pool, 1.0)
     cost *= 1.25 if arm.pattern == "null_pool" else 0.97 if arm.pattern == "with_session" else 1.0
     database = 0.0009 * (9 if arm.pattern == "null_pool" else 1)
@@ -246,7 +245,7 @@ def _cell(rng: random.Random, plan: Plan, arm: Arm, workload: str, breaches: Map
 
 
 def _spread(rng: random.Random, middle: float, n: int) -> Percentiles:
-    found = percentiles(middle * math.exp(rng.gauss(0, 0.4)) for _ in range(300))
+    found = Percentiles.of(middle * math.exp(rng.gauss(0, 0.4)) for _ in range(300))
     assert found is not None
     return replace(found, n=n)
 

@@ -1,0 +1,190 @@
+"""The parts of the page that compare session patterns, and worker pools."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from . import charts
+from .markup import (
+    ChartNames,
+    Content,
+    bullets,
+    folded,
+    paragraph,
+    scroll,
+    styled,
+    table,
+    with_note,
+)
+from .recommendation import Recommendation
+from .standings import Standing
+from .summary import ContestSummary, Row, Summary
+from .wording import count, factor, interval, listed, mebibytes, number, percent, where
+
+
+def patterns(summary: Summary, found: Recommendation, names: ChartNames) -> str:
+    contests = [contest for contest in summary.contests if contest.kind == "patterns"]
+    if not contests:
+        return paragraph("No contest between patterns was run.")
+    if not any(row.speed for contest in contests for row in contest.rows):
+        return paragraph("Nothing was measured: the patterns were only checked, or all of them are broken.")
+    parts = [
+        paragraph(
+            f"Under each worker pool, all patterns on the same workload. The reference is {_references(contests)}: "
+            f"a ratio "
+            "above 1 means more of it than the reference. Losses of ours are printed as the wins are."
+        ),
+        standings_table(found.standings),
+    ]
+    for pool in dict.fromkeys(contest.pool for contest in contests):
+        parts.append(f"<h3>{html.escape(pool)}</h3>")
+        own = [contest for contest in contests if contest.pool == pool]
+        for contest in own:
+            opened = contest is contests[0]
+            parts.append(folded(f"{contest.workload}: {_outcome(contest)}", _contest(contest, names), opened))
+    return "".join(parts)
+
+
+def _references(contests: Sequence[ContestSummary]) -> str:
+    return listed(dict.fromkeys(row.arm.label for contest in contests if (row := contest.reference))) or "missing"
+
+
+def standings_table(standings: Sequence[Standing]) -> str:
+    """Return how each pattern stands against ours."""
+
+    def tally(standing: Standing, metric: str) -> Content:
+        one = standing.tallies[metric]
+        if not one.contests:
+            return "-"
+        words = ("faster", "slower") if metric == "goodput" else ("cheaper", "dearer")
+        said = [f"{n} {word}" for n, word in zip((one.better, one.worse), words, strict=True) if n]
+        style = "bad" if one.better < one.worse else "good" if one.better else "muted"
+        level = f"no difference shown in {one.neither}" if one.neither else ""
+        return with_note(styled(style, ", ".join(said)), level) if said else level
+
+    def middle(standing: Standing, metric: str) -> Content:
+        one = standing.tallies[metric]
+        if not one.contests:
+            return "-"
+        return with_note(factor(one.middle), f"{factor(one.least)} to {factor(one.most)}")
+
+    rows: list[Sequence[Content]] = [
+        (
+            standing.pattern,
+            with_note(styled("broken", f"{standing.broken} of {standing.cells}"), listed(standing.broken_under))
+            if standing.broken
+            else styled("ok", f"0 of {standing.cells}"),
+            tally(standing, "goodput"),
+            middle(standing, "goodput"),
+            tally(standing, "cpu"),
+            middle(standing, "cpu"),
+            middle(standing, "database_cpu"),
+        )
+        for standing in standings
+    ]
+    columns = (
+        "pattern", "broken", "goodput", "mean ratio (range)", "worker CPU per task", "mean ratio (range)",
+        "database CPU per task, mean ratio (range)",
+    )  # fmt: skip
+    caption = "Each pattern against the reference, over all worker pools and workloads where it is right"
+    return table(caption, columns, rows)
+
+
+def _outcome(contest: ContestSummary) -> str:
+    rows = [row for row in contest.rows if not row.arm.copy and not row.reference]
+    words = []
+    for verdict in ("faster", "slower"):
+        if n := sum((one := row.ratio("goodput")) is not None and one.verdict == verdict for row in rows):
+            words.append(f"{n} {verdict}")
+    if level := sum((one := row.ratio("goodput")) is not None and not one.shown for row in rows):
+        words.append(f"no difference shown in {level}")
+    if broken := sum(row.broken for row in contest.rows):
+        words.append(f"{broken} broken")
+    return ", ".join(words) or "nothing to compare"
+
+
+def _contest(contest: ContestSummary, names: ChartNames) -> str:
+    parts = [paragraph(contest.note, "bad")] if contest.note else []
+    chart = charts.forest(contest, names.next())
+    if chart:
+        parts.append(scroll(chart, f"Forest plot of {contest.name}"))
+    else:
+        parts.append(paragraph("There is no ratio to draw."))
+    parts.append(_contest_table(contest))
+    flags = [f"{row.arm.label}, {where(row.arm)}: {flag}." for row in contest.rows for flag in row.flags]
+    if flags:
+        parts.append(folded(f"{count(len(flags), 'flag')}: read these rows with care", bullets(flags)))
+    return "".join(parts)
+
+
+def _contest_table(contest: ContestSummary) -> str:
+    columns = (
+        "arm", "goodput /s", "ratio", "goodput is", "worker CPU ms/task", "ratio", "worker CPU is", "database CPU "
+        "ms/task",
+        "p50 ms", "p95 ms", "p99 ms", "connections: seen / promised", "PSS MiB",
+    )  # fmt: skip
+    return table(
+        f"{contest.name}: {contest.rounds} rounds in {count(contest.batches, 'batch', 'batches')}; A/A floor of "
+        f"goodput "
+        f"{percent(contest.floors.get('goodput'))}, of worker CPU {percent(contest.floors.get('cpu'))}",
+        columns,
+        [_contest_row(contest, row) for row in contest.rows],
+        (1, 4, 7, 8, 9, 10, 11, 12),
+    )
+
+
+def _contest_row(contest: ContestSummary, row: Row) -> list[Content]:
+    name = row.arm.label if contest.kind == "patterns" else where(row.arm)
+    took = f"strategy: {row.strategy}" if row.strategy and row.strategy != row.arm.strategy else ""
+    flagged = "flagged, see below" if row.flags else ""
+    head = with_note(name, "the reference" if row.reference else "", took, flagged)
+    if row.broken:
+        said = with_note(styled("broken", "broken"), f"{row.breaches[0].name}: no")
+        return [head, "-", said, *["-"] * 10]
+    if not (speed := row.speed):
+        return [head, "-", "not measured", *["-"] * 10]
+    latency = speed.latency
+    promised = "-" if row.promised_connections is None else row.promised_connections
+    return [
+        head,
+        number(speed.goodput_per_s.median),
+        *_ratio_cells(row, "goodput"),
+        number(speed.worker_cpu_ms),
+        *_ratio_cells(row, "cpu"),
+        number(speed.database_cpu_ms),
+        *(number(getattr(latency, name)) if latency else "-" for name in ("p50", "p95", "p99")),
+        f"{row.peak_connections} / {promised}",
+        mebibytes(row.pss_bytes),
+    ]
+
+
+def _ratio_cells(row: Row, metric: str) -> tuple[Content, Content]:
+    found = row.ratio(metric)
+    if not found:
+        return ("1" if row.reference else "-"), "-"
+    batches = f"batches: {', '.join(factor(median) for median in found.batches.values())}"
+    good = {"faster": "good", "cheaper": "good", "slower": "bad", "dearer": "bad"}.get(found.verdict, "muted")
+    value = with_note(
+        f"{factor(found.estimate.median)} {interval(found.estimate)}", f"n = {found.estimate.n}; {batches}"
+    )
+    return value, with_note(styled(good, found.verdict), found.reason)
+
+
+def pools(summary: Summary, names: ChartNames) -> str:
+    contests = [contest for contest in summary.contests if contest.kind == "pools"]
+    if not contests:
+        return paragraph("Worker pools were not compared with each other.")
+    if not any(row.speed for contest in contests for row in contest.rows):
+        return paragraph("Nothing was measured: the worker pools were only checked, or all of them are broken.")
+    reference = contests[0].reference
+    parts = [
+        paragraph(
+            "All worker pools and concurrencies, each with celery-alchemy and the strategy auto. The reference is "
+            f"{where(reference.arm) if reference else 'missing'}."
+        )
+    ]
+    for contest in contests:
+        said = f"{contest.workload}: {_outcome(contest)}"
+        parts.append(folded(said, _contest(contest, names), contest is contests[0]))
+    return "".join(parts)
