@@ -39,6 +39,8 @@ class DatabaseServer:
     """Product, version and where it comes from, for people."""
     pid: int | None = None
     """The server's main process, if it runs on this machine where we can see it."""
+    max_connections: int = 0
+    """The most it accepts."""
 
     @contextmanager
     def fresh_database(self, run: RunDirectory, suffix: str) -> Iterator[URL]:
@@ -101,11 +103,13 @@ def connect_server(url: URL, origin: str) -> DatabaseServer:
             product = "MariaDB" if getattr(dialect, "is_mariadb", False) else DISPLAY_NAMES[dialect.name]
             version = ".".join(str(part) for part in (dialect.server_version_info or ())[:3])
             pid = _server_pid(connection)
+            setting = "SHOW max_connections" if dialect.name == "postgresql" else "SELECT @@max_connections"
+            max_connections = int(connection.exec_driver_sql(setting).scalar_one())
     except ImportError as error:
         raise ServiceError(f"{origin}: the driver for {url.drivername} is not installed: {error}") from error
     except DBAPIError as error:
         raise ServiceError(f"{origin}: cannot connect to {url.render_as_string()}: {error.orig}") from error
-    return DatabaseServer(url, f"{product} {version} ({origin}, {dialect.driver})", pid)
+    return DatabaseServer(url, f"{product} {version} ({origin}, {dialect.driver})", pid, max_connections)
 
 
 def _server_pid(connection: Connection) -> int | None:

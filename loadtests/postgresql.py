@@ -26,7 +26,7 @@ from .processes import StopStep, SystemUser, child_process
 from .rundir import RunDirectory
 
 START_S = 30.0
-MAX_CONNECTIONS = 200
+MAX_CONNECTIONS = 500
 SETTINGS = {
     "listen_addresses": "",
     "max_connections": str(MAX_CONNECTIONS),

@@ -115,6 +115,10 @@ class Sampler:
         self._thread.join()
         self._observer.close()
 
+    def forget(self) -> None:
+        """Begin anew: the most seen from now on."""
+        self.peaks = dict.fromkeys(self.peaks, Connections())
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Look away during the block: connections of our own do not count."""

@@ -23,7 +23,7 @@ def database_server(run: RunDirectory, database_url: str | None = None) -> Itera
         if database_url:
             yield connect_server(parse_database_url(database_url), "DATABASE_URL")
         else:
-            yield connect_server(stack.enter_context(embedded_postgresql(run)), "embedded")
+            yield connect_server(stack.enter_context(embedded_postgresql(run)), "embedded: Unix socket, fsync off")
 
 
 @contextmanager

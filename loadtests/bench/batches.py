@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ..errors import LoadTestError
 from ..rows import TaskRow
 from ..sampler import Sampler
 from .cells import Bench, RunningCell
@@ -23,8 +24,8 @@ CHECKED_S = 20.0
 """How long a checked load may take."""
 CHECKED_SLICE = 0
 """The slice that checked loads count as: it is in no ratio."""
-WARM_UP_TASKS = 5
-"""For each slot, in a batch after the first: enough to connect every pool process."""
+WARM_UP_TASKS = 10
+"""For each slot, in a batch after the first: every pool process connects, and psycopg prepares what it sends often."""
 
 Progress = Callable[[str], None]
 
@@ -60,6 +61,7 @@ def run_batch(
         without: Names of the arms that were broken in an earlier batch: they are left out.
         first_slice: Number of the first slice; numbers are unique in a run.
     """
+    _require_connections(bench, contest)
     begun, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     arms = [arm for arm in contest.arms if arm.name not in without]
     with running_cells(bench, contest.workload, arms, progress) as cells, sampler_of(bench, cells) as sampler:
@@ -80,6 +82,8 @@ def run_batch(
                 if not by_arm[arm].out:
                     where = (first_slice + len(slices), turn, position)
                     slices.append(run_slice(bench, by_arm[arm], options, *where))
+                    if by_arm[arm].out:
+                        by_arm[arm].abandon()
         progress("checking and stopping the workers")
         finished = finish(cells, sampler, at_once=number > 1)
     rows = [row for cell in cells for row in cell.rows]
@@ -94,6 +98,18 @@ def run_batch(
         seconds=round(time.monotonic() - clock, 1),
     )
     return batch, rows
+
+
+def _require_connections(bench: Bench, contest: Contest) -> None:
+    """Refuse a contest whose workers, all up at once, cannot all connect: they would look broken."""
+    # One for each task that runs, and one for whoever looks: ours, and the server's own.
+    needed = sum(arm.concurrency + 1 for arm in contest.arms) + 10
+    if bench.server and not bench.user_task and needed > bench.server.max_connections:
+        raise LoadTestError(
+            f"{contest.name} has {len(contest.arms)} workers, which need about {needed} connections at once; the "
+            f"database server accepts {bench.server.max_connections}. Lower --concurrency, compare fewer patterns, or "
+            f"raise max_connections."
+        )
 
 
 @contextmanager
@@ -187,6 +203,9 @@ def finish(cells: Sequence[RunningCell], sampler: Sampler | None, *, at_once: bo
         peak = sampler.peaks.get(str(cell.database.database)) if sampler and cell.database else None
         return cell.finish(peak, sampler.error if sampler else None, at_once=at_once)
 
+    for cell in () if at_once else cells:
+        # All while all still run: they share pages, and each counts its share.
+        cell.measure_memory()
     # Stopping is mostly waiting.
     with ThreadPoolExecutor(max(1, len(cells))) as threads:
         return list(threads.map(one, cells))

@@ -28,12 +28,17 @@ from .measure import memory_bytes
 from .results import Arm, Cell, Percentiles, Verdict
 from .user_task import UserTask
 
+START_S = 90.0
 SETTLE_S = 1.0
 STOP_SETTLE_S = 3.0
 # A worker whose sessions are broken can ignore both; each batch waits for its slowest.
 STOP_STEPS = (StopStep(signal.SIGTERM, 8.0), StopStep(signal.SIGQUIT, 2.0))
 DRAIN_S = 5.0
-"""How long to wait for the last tasks of a load. A task takes well under a second; one that takes longer hangs."""
+"""How long to wait for the next reply. A task of ours takes well under a second; one that takes longer hangs."""
+USER_DRAIN_S = 60.0
+"""The same for a task of the user's, which may take long."""
+BACKLOG_S = 120.0
+"""The longest a backlog can take after a load, however steadily it is worked off."""
 LOG_LINES = 40
 GREEN = ("gevent", "eventlet")
 STARTED = "the worker started"
@@ -69,6 +74,7 @@ class RunningCell:
         self._environment: WorkerEnvironment | None = None
         self._failed_start = ""
         self._preflight: list[Verdict] = []
+        self._memory = 0
         self._abandoned: list[Verdict] = []
         self.database: URL | None = None
 
@@ -105,6 +111,8 @@ class RunningCell:
                     name=f"{self._number}-{self.arm.name}",
                     app=bench.user_task.app if bench.user_task else OWN_APP,
                     app_environ=bench.user_task.environ if bench.user_task else None,
+                    # All the workers of a contest start at once.
+                    start_timeout_s=START_S,
                     stop_steps=STOP_STEPS,
                 )
             )
@@ -132,11 +140,11 @@ class RunningCell:
             {"task": task.task, "args": task.args, "kwargs": task.kwargs} if task else {"workload": self._workload}
         )
         answer, rows = self._bench.generator.slice(
-            within_s=within_s + DRAIN_S,
+            within_s=within_s + BACKLOG_S,
             number=number,
             arm=self.arm.name,
             first_number=len(self.rows),
-            drain_s=DRAIN_S,
+            drain_s=USER_DRAIN_S if task else DRAIN_S,
             **subject,
             **command,
         )
@@ -176,6 +184,11 @@ class RunningCell:
             self._abandoned = self.check(None, None)
             self._worker.process.stop(at_once=True)
 
+    def measure_memory(self) -> None:
+        """Note the worker's memory now."""
+        if self._worker is not None and not self._abandoned:
+            self._memory = memory_bytes(self._worker.process.pid)
+
     def finish(self, peak: Connections | None, sampling_error: str | None, *, at_once: bool = False) -> Cell:
         """Check everything, stop the worker, and return what there is to keep.
 
@@ -186,8 +199,6 @@ class RunningCell:
         worker = self._worker
         if worker is None:
             return Cell(self.arm, verdicts)
-        # Reading it takes the kernel longer than the checks take us.
-        memory = 0 if at_once else memory_bytes(worker.process.pid)
         if at_once:
             worker.process.stop(at_once=True)
         elif not self._abandoned:
@@ -202,8 +213,8 @@ class RunningCell:
             promised_connections=worker.ready.max_connections,
             peak_connections=peak.total if peak else 0,
             peak_idle_in_transaction=peak.idle_in_transaction if peak else 0,
-            pss_bytes=memory,
-            phases=phases(self.rows),
+            pss_bytes=self._memory,
+            phases=phases([row for row in self.rows if row.slice] or self.rows),
             errors=self._errors(),
             tasks=len(self.rows),
             log=worker.process.log_tail(LOG_LINES) if broken else "",

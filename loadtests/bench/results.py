@@ -10,11 +10,12 @@ tasks/*.csv.gz   every task of every batch (`rows.TaskRow`)
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from ..percentiles import Percentiles as Percentiles
 
 RUN_FILE, BATCHES_FILE, SWEEP_FILE, ROUND_TRIPS_FILE, TASKS_DIRECTORY = (
     "run.json", "batches.jsonl", "sweep.jsonl", "round_trips.json", "tasks",
@@ -58,29 +59,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Nearest-rank percentiles over raw values, in milliseconds, rounded to 0.01 ms."""
-
-    n: int
-    p50: float
-    p95: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, values_ms: Iterable[float]) -> Self | None:
-        """Return the percentiles of raw values; None of nothing."""
-        ordered = sorted(values_ms)
-        if not ordered:
-            return None
-
-        def rank(percent: int) -> float:
-            return round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 2)
-
-        return cls(len(ordered), rank(50), rank(95), rank(99), round(ordered[-1], 2))
-
-
-@dataclass(frozen=True, slots=True)
 class Cell:
     """One arm in one batch: a worker of its own on a database, a queue and a reply list of its own."""
 
@@ -97,7 +75,7 @@ class Cell:
     pss_bytes: int = 0
     """Proportional set size of the worker's processes, after the load of the first batch; 0: not measured."""
     phases: dict[str, Percentiles] = field(default_factory=dict)
-    """`queue`, `checkout`, `database`, `run`, `latency`: of the successful tasks of its whole load."""
+    """`queue`, `checkout`, `database`, `run`, `latency`: of the successful tasks of its slices."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failures by class that the workload did not intend."""
     tasks: int = 0
@@ -183,7 +161,7 @@ class SweepStep:
     peak_connections: int
     send_lag_p99_ms: float
     met: bool
-    """Whether the objective held: the latency percentile within the limit, no error, and what was offered achieved."""
+    """Whether the objective held: the latency percentile within the limit, no error, nothing unanswered."""
     verdicts: list[Verdict] = field(default_factory=list)
     """Of the whole sweep of this arm, on its last step only."""
 

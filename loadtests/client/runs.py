@@ -14,11 +14,12 @@ import gevent
 from locust import events
 from locust.runners import MasterRunner, WorkerRunner
 
+from ..percentiles import Percentiles
 from ..rows import RowWriter, TaskRow
 from ..workloads import Workload
+from .buckets import install_buckets
 from .hub import Pending, ReplyHub
 from .outcomes import failure_of, row_of
-from .percentiles import install_buckets, summary
 from .records import LATENCY, PHASES, Records, phases_of
 from .thresholds import EXIT_BREACH, Thresholds
 
@@ -218,9 +219,9 @@ def report(records: Records) -> list[str]:
     lines += ["", f"{'Exact, in ms':{width}}{'':9} {'n':>8} {'p50':>10} {'p95':>10} {'p99':>10} {'max':>10}"]
     for name in names:
         for phase in (LATENCY, *PHASES):
-            if found := summary(records.values(phase, name)):
-                cells = " ".join(f"{found[key]:10.2f}" for key in ("p50", "p95", "p99", "max"))
-                lines.append(f"{name:{width}}{phase:9} {found['n']:8} {cells}")
+            if found := Percentiles.of(records.values(phase, name)):
+                cells = " ".join(f"{value:10.2f}" for value in (found.p50, found.p95, found.p99, found.max))
+                lines.append(f"{name:{width}}{phase:9} {found.n:8} {cells}")
     return lines
 
 

@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import IO, Any, ClassVar, Self
 
@@ -17,15 +17,18 @@ from gevent.event import Event
 from locust import User, constant, task
 from locust.env import Environment
 
+from ..percentiles import Percentiles, nearest_rank
 from ..replies import Outcome
 from ..rows import RowWriter, TaskRow
 from ..workloads import WORKLOADS, Workload
 from .arrivals import ARRIVALS, gaps
 from .hub import Pending, ReplyHub, Target
 from .outcomes import failure_of, row_of
-from .percentiles import percentile, summary
 
 DRAIN_S = 10.0
+DRAIN_STEP_S = 0.1
+BACKLOG_S = 120.0
+"""The longest wait for a backlog, however steadily it is worked off."""
 GATE_S = 1.0
 UNBOUNDED_S = 1e9
 UNSENT_S = 0.05
@@ -317,8 +320,13 @@ class Slices:
         gevent.sleep(max(0.0, load.high - time.monotonic()))
 
     def _drain(self, load: Load) -> bool:
-        # Nothing came for as long already.
-        drained = load.arm.hub.drain(0.0 if load.timed_out else load.plan.drain_s)
+        """Wait for what is in flight while replies come: a backlog takes its time, a worker that hangs answers none."""
+        limit = time.monotonic() + BACKLOG_S
+        if not load.timed_out:
+            load.last_progress = time.monotonic()
+        while not (drained := load.arm.hub.drain(DRAIN_STEP_S)):
+            if time.monotonic() > min(limit, load.last_progress + load.plan.drain_s):
+                break
         load.arm.hub.give_up([pending for _, pending in load.sent])
         return drained
 
@@ -359,8 +367,8 @@ def _answer(load: Load, rows: Sequence[TaskRow]) -> dict[str, Any]:
         "failed": len(failed),
         "unanswered": len(rows) - len(answered),
         "errors": dict(Counter(row.error_type or "WrongEnding" for row in failed)),
-        "latency_ms": summary(measured),
-        "send_lag_p99_ms": round(percentile(lags, 99), 3) if lags else 0.0,
-        "reply_lag_p99_ms": round(percentile(reply_lags, 99), 3) if reply_lags else 0.0,
+        "latency_ms": asdict(found) if (found := Percentiles.of(measured)) else None,
+        "send_lag_p99_ms": round(nearest_rank(lags, 99), 3) if lags else 0.0,
+        "reply_lag_p99_ms": round(nearest_rank(reply_lags, 99), 3) if reply_lags else 0.0,
         "timed_out": load.timed_out,
     }

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .percentiles import percentile
+from ..percentiles import nearest_rank
 from .records import LATENCY, Records
 
 EXIT_BREACH = 3
@@ -41,7 +41,7 @@ class Thresholds:
         ordered = sorted(records.values(LATENCY))
         found = []
         for percent, limit in ((95, self.p95_ms), (99, self.p99_ms)):
-            value = percentile(ordered, percent)
+            value = nearest_rank(ordered, percent)
             if limit is not None and (math.isnan(value) or value > limit):
                 shown = "unknown, for no task succeeded" if math.isnan(value) else f"{value:.2f} ms"
                 found.append(f"--fail-p{percent}: the p{percent} latency is {shown}; the limit is {limit:g} ms.")

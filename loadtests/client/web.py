@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
+from ..percentiles import Percentiles
 from .helper import Helper
-from .percentiles import summary
 from .records import LATENCY, PHASES
 from .runs import Run
 
@@ -63,6 +64,6 @@ def sessions_table(run: Run, sample: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     rows = [{**BLANK, "name": label, "safe_name": label, "value": value} for label, value in facts]
     for phase in (LATENCY, *PHASES):
-        if found := summary(run.records.values(phase)):
-            rows.append({**BLANK, "name": phase, "safe_name": phase, **found})
+        if found := Percentiles.of(run.records.values(phase)):
+            rows.append({**BLANK, "name": phase, "safe_name": phase, **asdict(found)})
     return rows
