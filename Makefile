@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-lowest lint bench-overhead clean
 
 demo: $(VENV)/installed
-	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --fresh $(if $(POOLS),--pools $(POOLS))
+	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
