@@ -119,6 +119,8 @@ class Comparison:
     caveats: list[str]
     """What else differs between the two."""
     conditions: list[Condition]
+    unchecked: list[Condition]
+    """Those for which no arm has both values: they neither hold nor fail."""
     failed: list[Failure]
     """Empty if all conditions are met: the exit code follows from it."""
 
@@ -143,11 +145,20 @@ def compare(first: Path, second: Path, conditions: Sequence[Condition] = ()) -> 
                 healed.append((old.name, now.arm))
             elif row.speed and now.speed and not row.arm.copy:
                 changes += _changes(old, new, row, now, slices_before[old.name], slices_after[new.name])
+    compared = {change.metric for change in changes}
     failed += [failure for change in changes for one in conditions if (failure := _failure(one, change))]
     return Comparison(
-        first, second, changes, broken, healed, _missing(before, after), _caveats(before.facts, after.facts),
-        list(conditions), failed,
-    )  # fmt: skip
+        first=first,
+        second=second,
+        changes=changes,
+        broken=broken,
+        healed=healed,
+        missing=_missing(before, after),
+        caveats=_caveats(before.facts, after.facts),
+        conditions=list(conditions),
+        unchecked=[one for one in conditions if one.metric not in compared],
+        failed=failed,
+    )
 
 
 def _batches(directory: Path) -> dict[str, list[Batch]]:
@@ -313,5 +324,8 @@ def print_comparison(console: Console, found: Comparison) -> None:
     for failure in found.failed:
         place = f"{failure.contest}, {_arm(failure.contest, failure.arm)}"
         console.print(f"Failed: {failure.condition}: {place}: {failure.detail}", style="bold red", markup=False)
-    if found.conditions and not found.failed:
-        console.print(f"Met: {', '.join(str(one) for one in found.conditions)}", style="green", markup=False)
+    for condition in found.unchecked:
+        console.print(f"Not checked: {condition}: no arm has it in both.", style="bold yellow", markup=False)
+    met = [one for one in found.conditions if one not in found.unchecked]
+    if met and not found.failed:
+        console.print(f"Met: {', '.join(str(one) for one in met)}", style="green", markup=False)

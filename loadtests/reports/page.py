@@ -132,7 +132,7 @@ def _environment(summary: Summary) -> str:
     for part, options in facts.options.items():
         shown = options.items() if isinstance(options, dict) else [("", options)]
         items.append((f"options: {part}", ", ".join(f"{name} {_plain(value)}".strip() for name, value in shown)))
-    flags = bullets(styled("bad", flag) for flag in summary.flags)
+    flags = bullets(styled("flag", flag) for flag in summary.flags)
     workloads = folded(
         "Workloads and patterns",
         "<h3>Workloads</h3>" + _facts(facts.workloads.items()) + "<h3>Patterns</h3>" + _facts(facts.patterns.items()),
@@ -203,7 +203,7 @@ def _recommendation(found: Recommendation) -> str:
         if advice.wins:
             inner += "<h3>What speaks for it</h3>" + bullets(advice.wins)
         parts.append(folded(Text(f"<b>{html.escape(advice.workload)}</b> {html.escape(choice)}"), inner))
-    if not parts:
+    if not found.overall and not found.workloads:
         parts.append(paragraph("Nothing was measured, so nothing is recommended."))
     return "".join(parts) + "<h3>How far it holds</h3>" + bullets(found.limits)
 

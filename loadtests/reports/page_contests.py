@@ -60,14 +60,15 @@ def standings_table(standings: Sequence[Standing]) -> str:
         words = ("faster", "slower") if metric == "goodput" else ("cheaper", "dearer")
         said = [f"{n} {word}" for n, word in zip((one.better, one.worse), words, strict=True) if n]
         style = "bad" if one.better < one.worse else "good" if one.better else "muted"
-        level = f"no difference shown in {one.neither}" if one.neither else ""
-        return with_note(styled(style, ", ".join(said)), level) if said else level
+        if not said:
+            return with_note(styled("muted nowrap", "no difference shown"), f"in {one.neither}")
+        return with_note(styled(style, ", ".join(said)), f"no difference shown in {one.neither}" if one.neither else "")
 
     def middle(standing: Standing, metric: str) -> Content:
         one = standing.tallies[metric]
         if not one.contests:
             return "-"
-        return with_note(factor(one.middle), f"{factor(one.least)} to {factor(one.most)}")
+        return with_note(factor(one.middle), f"{factor(one.least)} to {factor(one.most)}" if one.contests > 1 else "")
 
     rows: list[Sequence[Content]] = [
         (
@@ -112,10 +113,25 @@ def _contest(contest: ContestSummary, names: ChartNames) -> str:
     else:
         parts.append(paragraph("There is no ratio to draw."))
     parts.append(_contest_table(contest))
-    flags = [f"{row.arm.label}, {where(row.arm)}: {flag}." for row in contest.rows for flag in row.flags]
-    if flags:
-        parts.append(folded(f"{count(len(flags), 'flag')}: read these rows with care", bullets(flags)))
+    flagged = _flagged(contest)
+    if flagged:
+        parts.append(paragraph("Read with care:", "flag") + bullets(flagged))
     return "".join(parts)
+
+
+def _flagged(contest: ContestSummary) -> list[str]:
+    """Return each kind of flag once, with the rows that have it."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for row in contest.rows:
+        for flag in row.flags:
+            kind, _, rest = flag.partition(": ")
+            name = row.arm.label if contest.kind == "patterns" else where(row.arm)
+            kinds.setdefault(kind, []).append((name, rest))
+    measured = sum(row.speed is not None for row in contest.rows)
+    return [
+        f"{kind} in {len(found)} of {measured} rows: {listed(name for name, _ in found)}. The first: {found[0][1]}."
+        for kind, found in kinds.items()
+    ]
 
 
 def _contest_table(contest: ContestSummary) -> str:
@@ -137,7 +153,7 @@ def _contest_table(contest: ContestSummary) -> str:
 def _contest_row(contest: ContestSummary, row: Row) -> list[Content]:
     name = row.arm.label if contest.kind == "patterns" else where(row.arm)
     took = f"strategy: {row.strategy}" if row.strategy and row.strategy != row.arm.strategy else ""
-    flagged = "flagged, see below" if row.flags else ""
+    flagged = "flagged" if row.flags else ""
     head = with_note(name, "the reference" if row.reference else "", took, flagged)
     if row.broken:
         said = with_note(styled("broken", "broken"), f"{row.breaches[0].name}: no")
@@ -164,7 +180,7 @@ def _ratio_cells(row: Row, metric: str) -> tuple[Content, Content]:
     if not found:
         return ("1" if row.reference else "-"), "-"
     batches = f"batches: {', '.join(factor(median) for median in found.batches.values())}"
-    good = {"faster": "good", "cheaper": "good", "slower": "bad", "dearer": "bad"}.get(found.verdict, "muted")
+    good = {"faster": "good", "cheaper": "good", "slower": "bad", "dearer": "bad"}.get(found.verdict, "muted nowrap")
     value = with_note(
         f"{factor(found.estimate.median)} {interval(found.estimate)}", f"n = {found.estimate.n}; {batches}"
     )

@@ -266,7 +266,7 @@ def _overall(summary: Summary, workloads: Sequence[WorkloadAdvice], automatic: S
         name = _best_overall(contests, rows)
         advice += _overall_pool(contests, name, rows[name], workloads)
     checked = [check for check in automatic if check.agrees is not None]
-    if checked:
+    if checked and summary.measured:
         wrong = [check for check in checked if not check.agrees]
         choice = "auto" if not wrong else f"auto, except under {listed(check.pool for check in wrong)}"
         lines = [f"{check.pool}: auto takes {check.took}. {check.evidence[0]}" for check in checked]

@@ -18,7 +18,7 @@ STYLE = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
-main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
@@ -46,7 +46,8 @@ th, td { padding: .36rem .6rem; border-bottom: 1px solid var(--line); text-align
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-weight: 600; }
 th[scope=row] { font-weight: 500; white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td.nowrap { white-space: nowrap; }
+.nowrap { white-space: nowrap; }
+.flag { color: var(--bad); }
 .ok, .good { color: var(--good); font-weight: 600; }
 .broken, .bad { color: var(--bad); font-weight: 600; }
 td small, th small { display: block; color: var(--muted); font-size: .92em; font-weight: 400; }
@@ -65,8 +66,10 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 .advice b { display: block; font-size: 1.05rem; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
 @media (max-width: 40rem) {
-  th[scope=row] { white-space: normal; max-width: 7.5rem; min-width: 5.5rem; }
+  th[scope=row] { white-space: normal; max-width: 7.5rem; min-width: 6.3rem; }
   details { padding: 0 .6rem; }
+  dl.facts { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  dl.facts dd { margin-bottom: .4rem; }
 }
 @media print { details > *:not(summary) { display: block; } }
 """

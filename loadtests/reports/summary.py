@@ -25,7 +25,7 @@ from ..bench.results import (
     read_sweep,
 )
 from ..percentiles import Percentiles
-from .statistics import METRICS, Estimate, Pairs, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
+from .statistics import METRICS, Estimate, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
 
 SUMMARY_FILE = "summary.json"
 FOREIGN_CPUS = 0.3
@@ -208,7 +208,15 @@ def summarise(directory: Path) -> Summary:
     for batch in read_batches(directory):
         by_contest[batch.contest].append(batch)
     wanted = int(_option(facts.options, "restarts") or 0)
-    contests = [_contest(name, batches, wanted) for name, batches in by_contest.items()]
+    own = {name: _floors(batches) for name, batches in by_contest.items()}
+    usual = {
+        metric: statistics.median(floors[metric] for floors in own.values() if metric in floors)
+        for metric in METRICS
+        if any(metric in floors for floors in own.values())
+    }
+    # One pair of identical arms can be alike by luck: no contest is taken to be calmer than half of them are.
+    floors = {name: {metric: max(floor, usual[metric]) for metric, floor in own[name].items()} for name in own}
+    contests = [_contest(name, batches, floors[name], wanted) for name, batches in by_contest.items()]
     by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
     for step in read_sweep(directory):
         by_sweep[step.workload, step.arm].append(step)
@@ -248,24 +256,22 @@ def _option(options: Mapping[str, Any], name: str) -> Any:
     return part.get(name) if isinstance(part, dict) else options.get(name)
 
 
-def _contest(name: str, batches: Sequence[Batch], wanted: int) -> ContestSummary:
+def _contest(name: str, batches: Sequence[Batch], floors: dict[str, float], wanted: int) -> ContestSummary:
     kind, *middle = name.split("/")
     first = batches[0]
-    cells: defaultdict[Arm, list[tuple[int, Cell]]] = defaultdict(list)
-    for batch in batches:
-        for cell in batch.cells:
-            cells[cell.arm].append((batch.number, cell))
-    broken = {arm.name for arm, found in cells.items() if any(cell.broken for _, cell in found)}
-    slices: defaultdict[str, list[Slice]] = defaultdict(list)
-    for batch in batches:
-        for one in batch.slices:
-            # Broken arms look fast: what they did is nowhere from here on.
-            if one.arm not in broken:
-                slices[one.arm].append(one)
     reference = first.reference
-    floors = _floors(batches, cells, reference, broken)
+    cells, broken = _cells(batches), _broken(batches)
+    # Broken arms look fast: what they did is nowhere from here on.
+    right = [
+        Batch(**{**_shallow(batch), "slices": [one for one in batch.slices if one.arm not in broken]})
+        for batch in batches
+    ]
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    for batch in right:
+        for one in batch.slices:
+            slices[one.arm].append(one)
     rows = [
-        _row(arm, found, slices[arm.name], _ratios(batches, arm.name, reference, floors, broken), arm.name == reference)
+        _row(arm, found, slices[arm.name], _ratios(right, arm.name, reference, floors), arm.name == reference)
         for arm, found in cells.items()
     ]
     rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
@@ -278,47 +284,50 @@ def _contest(name: str, batches: Sequence[Batch], wanted: int) -> ContestSummary
         notes.append(f"The run is not finished: {len(batches)} of {wanted} batches.")
     rounds = sum(len({one.round for one in batch.slices}) for batch in batches)
     pool = middle[0] if kind == "patterns" and len(middle) > 1 else ""
-    kept = [
-        Batch(**{**_shallow(batch), "slices": [one for one in batch.slices if one.arm not in broken]})
-        for batch in batches
-    ]
     return ContestSummary(
-        name, kind, pool, first.workload, rows, len(batches), rounds, floors, " ".join(notes), kept
+        name, kind, pool, first.workload, rows, len(batches), rounds, floors, " ".join(notes), right
     )  # fmt: skip
+
+
+def _cells(batches: Sequence[Batch]) -> dict[Arm, list[tuple[int, Cell]]]:
+    """Return the cells of each arm, with the number of their batch."""
+    found: dict[Arm, list[tuple[int, Cell]]] = {}
+    for batch in batches:
+        for cell in batch.cells:
+            found.setdefault(cell.arm, []).append((batch.number, cell))
+    return found
+
+
+def _broken(batches: Sequence[Batch]) -> set[str]:
+    return {cell.arm.name for batch in batches for cell in batch.cells if cell.broken}
 
 
 def _shallow(batch: Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
 
 
-def _floors(
-    batches: Sequence[Batch], cells: Mapping[Arm, list[tuple[int, Cell]]], reference: str, broken: set[str]
-) -> dict[str, float]:
+def _floors(batches: Sequence[Batch]) -> dict[str, float]:
     """Return what arms that do as the reference does show: its copy, and what `auto` chose asked for by name."""
-    in_force = {arm.name: found[0][1].strategy for arm, found in cells.items()}
-    arms = {arm.name: arm for arm in cells}
-    if reference not in arms or reference in broken:
+    cells, broken, reference = _cells(batches), _broken(batches), batches[0].reference
+    in_force = {arm: found[0][1].strategy for arm, found in cells.items()}
+    own = next((arm for arm in cells if arm.name == reference), None)
+    if own is None or reference in broken:
         return {}
-    own = arms[reference]
 
     def same(arm: Arm) -> bool:
         alike = (arm.pool, arm.concurrency, arm.pattern) == (own.pool, own.concurrency, own.pattern)
-        return alike and arm.name != reference and in_force[arm.name] == in_force[reference]
+        return alike and arm != own and in_force[arm] == in_force[own] and arm.name not in broken
 
-    again = [arm.name for arm in cells if same(arm) and arm.name not in broken]
-    found: dict[str, float] = {}
-    for metric in METRICS.values():
-        copies: list[Pairs] = [paired_ratios(batches, name, reference, metric) for name in again]
-        floor = noise_floor(copies)
-        if floor is not None:
-            found[metric.name] = floor
-    return found
+    again = [arm.name for arm in cells if same(arm)]
+    found = {
+        metric.name: noise_floor(paired_ratios(batches, name, reference, metric) for name in again)
+        for metric in METRICS.values()
+    }
+    return {name: floor for name, floor in found.items() if floor is not None}
 
 
-def _ratios(
-    batches: Sequence[Batch], arm: str, reference: str, floors: Mapping[str, float], broken: set[str]
-) -> dict[str, Ratio]:
-    if arm == reference or {arm, reference} & broken:
+def _ratios(batches: Sequence[Batch], arm: str, reference: str, floors: Mapping[str, float]) -> dict[str, Ratio]:
+    if arm == reference:
         return {}
     compared = {
         name: compare_pairs(paired_ratios(batches, arm, reference, metric), metric, floors.get(name))
