@@ -13,7 +13,6 @@ from celery_alchemy.loadtests.bench.results import (
     Arm,
     Batch,
     Cell,
-    Percentiles,
     RunFacts,
     Slice,
     SweepStep,
@@ -22,6 +21,7 @@ from celery_alchemy.loadtests.bench.results import (
     read_sweep,
 )
 from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget
+from celery_alchemy.loadtests.percentiles import Percentiles
 from celery_alchemy.loadtests.rows import TaskRow, read_rows
 
 ARM = Arm("threads", 4, "celery-alchemy", "auto")
@@ -41,8 +41,8 @@ def batch(number: int, *, broken: bool = False) -> Batch:
     cells = [Cell(ARM, verdicts[:1], phases={"run": Percentiles(1, 1.0, 2.0, 3.0, 4.0)}), Cell(RECIPE, verdicts)]
     item = Slice(
         number=10 * number, round=1, position=0, arm=ARM.name, seconds=1.0, succeeded=9, failed=0,
-        unanswered=0, tasks=10, latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0), worker_cpu_s=0.1, database_cpu_s=None, generator_cpu_s=0.1,
-        foreign_cpus=0.0, wall_s=1.2,
+        unanswered=0, tasks=10, latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0), worker_cpu_s=0.1, database_cpu_s=None,
+        generator_cpu_s=0.1, foreign_cpus=0.0, wall_s=1.2,
     )  # fmt: skip
     return Batch(CONTEST.name, number, "select", ARM.name, cells, [item, replace(item, latency=None)])
 

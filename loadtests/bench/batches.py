@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import LoadTestError
+from ..percentiles import Percentiles
 from ..rows import TaskRow
 from ..sampler import Sampler
 from .cells import Bench, RunningCell
 from .contests import Contest, orders
 from .measure import CpuClock, spent
-from .results import Arm, Batch, Cell, Percentiles, Slice
+from .results import Arm, Batch, Cell, Slice
 
 STARTERS = 4
 """Workers that start at the same time: each is busy importing for a second or two."""

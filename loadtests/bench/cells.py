@@ -16,6 +16,7 @@ from ..databases import DatabaseServer, create_tables
 from ..environment import WorkerEnvironment
 from ..errors import WorkerError
 from ..patterns import OURS
+from ..percentiles import Percentiles
 from ..processes import StopStep
 from ..rows import TaskRow
 from ..rundir import RunDirectory
@@ -25,7 +26,7 @@ from ..workloads import ACCOUNTS, PREFLIGHT, WORKLOADS
 from . import checks
 from .generator import Generator
 from .measure import memory_bytes
-from .results import Arm, Cell, Percentiles, Verdict
+from .results import Arm, Cell, Verdict
 from .user_task import UserTask
 
 START_S = 90.0

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ..percentiles import Percentiles as Percentiles
+from ..percentiles import Percentiles
 
 RUN_FILE, BATCHES_FILE, SWEEP_FILE, ROUND_TRIPS_FILE, TASKS_DIRECTORY = (
     "run.json", "batches.jsonl", "sweep.jsonl", "round_trips.json", "tasks",

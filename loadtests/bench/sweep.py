@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+from ..percentiles import Percentiles
 from ..rows import TaskRow
 from .batches import BatchOptions, Progress, checked_load, finish, running_cells, sampler_of
 from .cells import Bench, RunningCell
 from .measure import CpuClock, spent
 from .objective import Objective
-from .results import Arm, Percentiles, SweepStep
+from .results import Arm, SweepStep
 
 FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
