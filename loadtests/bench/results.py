@@ -10,7 +10,7 @@ tasks/*.csv.gz   every task of every batch (`rows.TaskRow`)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -193,6 +193,16 @@ class RunFacts:
     def read(cls, directory: Path) -> Self:
         """Read `run.json`."""
         return cls(**json.loads((directory / RUN_FILE).read_text()))
+
+
+def knee_of(steps: Iterable[SweepStep]) -> tuple[SweepStep | None, SweepStep | None]:
+    """Return the last step that met the objective before any did not, and the first that did not: the knee."""
+    kept = None
+    for step in sorted(steps, key=lambda one: one.offered_per_s):
+        if not step.met:
+            return kept, step if step.offered_per_s else None
+        kept = step
+    return kept, None
 
 
 def to_json(item: Batch | SweepStep) -> str:

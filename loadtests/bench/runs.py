@@ -37,7 +37,7 @@ from .cells import Bench
 from .contests import AUTO, Contest, concurrency_of, patterns_contest, pools_contest
 from .generator import Generator
 from .matrix import MatrixOptions, remaining, run_matrix
-from .results import Arm, Batch, RunFacts
+from .results import Arm, Batch, RunFacts, knee_of
 from .store import Store, forget, machine, versions
 from .sweep import SweepOptions, run_sweep
 from .user_task import UserTask, find_user_task
@@ -113,10 +113,10 @@ def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
                 )
                 store.add_sweep(steps, rows)
                 progress.advance(bar)
-                best = max((step.offered_per_s for step in steps if step.met), default=None)
+                kept, _ = knee_of(steps)
                 wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
                 broken = broken or (bool(wrong) and arm.pattern == OURS)
-                found = "never" if best is None else f"up to {best:g} tasks/s"
+                found = f"up to {kept.offered_per_s:g} tasks/s" if kept else "at no rate"
                 verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else f"{chosen.objective} {found}"
                 console.print(f"{workload:12} {arm.name:45} {verdict}", highlight=False)
     write_report(console, given["out"])

@@ -128,15 +128,6 @@ def _twice_too_much(steps: Sequence[SweepStep]) -> bool:
 
 
 def _between(steps: Sequence[SweepStep]) -> float | None:
-    """Return the rate halfway between the last one that met the objective and the first above that did not."""
-    met = [step.offered_per_s for step in steps if step.met]
-    low = max(met, default=0.0)
-    above = [step.offered_per_s for step in steps if not step.met and step.offered_per_s > low]
-    if not met or not above:
-        return None
-    return round((low + min(above)) / 2, 1)
-
-
-def throughput_at_objective(steps: Sequence[SweepStep]) -> float | None:
-    """Return the highest offered rate that met the objective; None if none did."""
-    return max((step.offered_per_s for step in steps if step.met), default=None)
+    """Return the rate halfway between the last one that kept the objective and the first that did not."""
+    kept, knee = knee_of(steps)
+    return round((kept.offered_per_s + knee.offered_per_s) / 2, 1) if kept and knee else None

@@ -21,6 +21,7 @@ from ..bench.results import (
     Slice,
     SweepStep,
     Verdict,
+    knee_of,
     read_batches,
     read_sweep,
 )
@@ -363,7 +364,8 @@ def _row(
         speed=speed,
         peak_connections=max(cell.peak_connections for cell in cells),
         promised_connections=max(promised, default=None),
-        pss_bytes=statistics.median(cell.pss_bytes for cell in cells),
+        # Measured in the first batch only.
+        pss_bytes=max(cell.pss_bytes for cell in cells),
         start_s=statistics.median(cell.start_s for cell in cells),
         tasks=sum(cell.tasks for cell in cells),
         errors=dict(errors.most_common()),
@@ -430,9 +432,8 @@ def _sweep(arm: Arm, workload: str, steps: Sequence[SweepStep]) -> SweepSummary:
     measured = sorted((step for step in steps if step.offered_per_s > 0), key=lambda step: step.offered_per_s)
     if breaches or not measured:
         return SweepSummary(arm, workload, [], breaches, None, None, [])
-    missed = [step for step in measured if not step.met]
-    knee = missed[0] if missed else None
-    below = [step for step in measured if step.met and (knee is None or step.offered_per_s < knee.offered_per_s)]
+    kept, knee = knee_of(measured)
+    below = [step for step in measured if knee is None or step.offered_per_s < knee.offered_per_s]
     flags = []
     if (foreign := statistics.median(step.foreign_cpus for step in measured)) > FOREIGN_CPUS:
         flags.append(f"foreign CPU: something else kept {foreign:.1f} CPUs busy")
@@ -444,7 +445,7 @@ def _sweep(arm: Arm, workload: str, steps: Sequence[SweepStep]) -> SweepSummary:
     if late:
         worst = max(step.send_lag_p99_ms for step in late)
         flags.append(f"generator-bound: sends were up to {worst:.1f} ms late (p99)")
-    return SweepSummary(arm, workload, measured, [], below[-1] if below else None, knee, flags)
+    return SweepSummary(arm, workload, measured, [], kept, knee, flags)
 
 
 def _run_flags(facts: RunFacts, contests: Sequence[ContestSummary]) -> list[str]:
