@@ -13,7 +13,7 @@ from .batches import BatchOptions, Progress, checked_load, finish, running_cells
 from .cells import Bench, RunningCell
 from .measure import CpuClock, spent
 from .objective import Objective
-from .results import Arm, SweepStep
+from .results import Arm, SweepStep, knee_of
 
 FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
