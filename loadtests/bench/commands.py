@@ -158,12 +158,13 @@ def report(directory: Path) -> None:
 @click.option("--fail-if", "conditions", multiple=True, help="Such as goodput:-10% or p95:+20%; may be repeated.")
 def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
     """Compare result directory B with A: ratios with intervals, and what broke or healed."""
-    from ..reports import compare as comparing
+    from ..reports.compare import compare as compare_results
+    from ..reports.compare import parse_condition, print_comparison
 
     try:
-        parsed = [comparing.parse_condition(text) for text in conditions]
+        parsed = [parse_condition(text) for text in conditions]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--fail-if") from None
-    found = comparing.compare(a, b, parsed)
-    comparing.print_comparison(runs.console_of_run(), found)
+    found = compare_results(a, b, parsed)
+    print_comparison(runs.console_of_run(), found)
     sys.exit(1 if found.failed else 0)
