@@ -35,6 +35,11 @@ def _horizontal(axes: Axes, labels: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
+def _after(axes: Axes, end: float, place: float, text: str, colour: str = INK) -> None:
+    """Write something behind the end of a bar."""
+    axes.annotate(text, (end, place), xytext=(5, 0), textcoords="offset points", va="center", color=colour)
+
+
 def _name(row: Row, contest: ContestSummary) -> str:
     name = row.arm.label if contest.kind == "patterns" else where(row.arm)
     return f"{name} = 1" if row.reference else name
@@ -255,12 +260,12 @@ def throughput(workload: str, sweeps: Sequence[SweepSummary], summary: Summary, 
         for place, sweep in enumerate(rows):
             if sweep.at_objective is None:
                 said = "broken" if sweep.breaches else "kept at no rate"
-                axes.text(0, place, f" {said}", va="center", color=BAD if sweep.breaches else MUTED, fontweight="bold")
+                _after(axes, 0, place, said, BAD if sweep.breaches else MUTED)
                 continue
             rate = sweep.at_objective.offered_per_s
             axes.barh(place, rate, height=0.6, color=SERIES[0])
-            end = f" {number(rate)}" if sweep.knee else f" {number(rate)} or more: the sweep ended there"
-            axes.text(rate, place, end, va="center")
+            end = number(rate) if sweep.knee else f"{number(rate)} or more: the sweep ended there"
+            _after(axes, rate, place, end)
         axes.set_xlim(0, 1.25 * max(sweep.at_objective.offered_per_s for sweep in rows if sweep.at_objective))
         axes.set_xlabel(f"tasks/s offered within {summary.facts.objective}")
         told = "; ".join(f"{where(sweep.arm)}: {knee_words(sweep)}" for sweep in rows)
@@ -357,7 +362,7 @@ def memory(contests: Sequence[ContestSummary], name: str) -> str | None:
         middles = [sizes[len(sizes) // 2] / 2**20 for sizes in rows.values()]
         axes.barh(range(len(rows)), middles, height=0.6, color=SERIES[0])
         for place, size in enumerate(middles):
-            axes.text(size, place, f" {size:.0f}", va="center")
+            _after(axes, size, place, f"{size:.0f}")
         axes.set_xlim(0, max(middles) * 1.12)
         axes.set_xlabel("MiB (PSS), all processes of the worker, after the load")
         told = ", ".join(f"{label} {size:.0f} MiB" for label, size in zip(rows, middles, strict=True))
@@ -392,7 +397,7 @@ def phases(contest: ContestSummary, name: str) -> str | None:
                     linewidth=0.6,
                 )
                 left += parts[key]
-            axes.text(left, place, f" {number(left)}", va="center")
+            _after(axes, left, place, number(left))
             ends.append(left)
             told.append(f"{_name(row, contest)}: " + ", ".join(f"{key} {number(parts[key])}" for key, *_ in PHASES))
         axes.set_xlim(0, max(ends) * 1.12 or 1)

@@ -105,7 +105,7 @@ def errors(summary: Summary) -> str:
         return paragraph("No task failed that was not meant to.")
     logs = [
         folded(
-            f"{contest.name}, {where(row.arm)} {row.arm.label}: the end of the worker's log", f"<pre>{_tail(row)}</pre>"
+            f"{contest.name}, {row.arm.pool}, {row.arm.label}: the end of the worker's log", f"<pre>{_tail(row)}</pre>"
         )
         for contest, row in _once([(one, row) for one in summary.contests for row in one.rows if row.log])
     ]
