@@ -170,6 +170,37 @@ def test_a_step_that_held_by_luck_above_the_knee_does_not_count(tmp_path: Path) 
     assert summarise(directory).sweeps[0].at_objective == before
 
 
+def test_a_driver_that_blocks_is_not_called_a_broken_pattern(tmp_path: Path) -> None:
+    blocked = {("gevent", "with_session"): {CHECKS[0]: "HubBlocked: only 1 of 20 ticks"}}
+    plan = replace(PLAN, pools=("gevent",), workloads=("transfer",), broken=blocked)
+    directory = write_results(tmp_path, plan)
+    summary = summarise(directory)
+    contest = summary.contest("patterns/gevent/transfer")
+    assert contest
+    row = contest.row("gevent-4-with_session")
+    assert row
+    assert (row.broken, row.blocked, row.word, row.speed) == (True, True, "driver blocks", None)
+    found = recommend(summary)
+    assert "No combination of worker pool, pattern and workload that was run broke an invariant." in found.in_short[0]
+    assert "driver blocks the green hub (with_session under gevent)" in found.in_short[0]
+    (standing,) = [one for one in found.standings if one.pattern == "with_session"]
+    assert (standing.broken, standing.blocked) == (0, 1)
+    text = write_page(directory).read_text()
+    assert '<span class="broken">driver blocks</span>' in text
+    assert '<span class="broken">broken' not in text
+
+
+def test_memory_that_was_measured_once_counts_once(tmp_path: Path) -> None:
+    directory = write_results(tmp_path, replace(PLAN, pools=("prefork",), workloads=("transfer",), sweep=False))
+    batches = [json.loads(line) for line in (directory / BATCHES_FILE).read_text().splitlines()]
+    for batch in batches:
+        for cell in batch["cells"]:
+            cell["pss_bytes"] *= batch["number"] == 1
+    (directory / BATCHES_FILE).write_text("".join(f"{json.dumps(batch)}\n" for batch in batches))
+    sizes = {round(row.pss_bytes / 2**20) for contest in summarise(directory).contests for row in contest.rows}
+    assert sizes == {254, 830}
+
+
 def test_a_broken_sweep_shows_no_rate(tmp_path: Path) -> None:
     broken = {("prefork", OURS): {CHECKS[0]: "3: a"}}
     (sweep, *_) = summarise(write_results(tmp_path, replace(PLAN, pools=("prefork",), broken=broken))).sweeps

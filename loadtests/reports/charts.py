@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .statistics import METRICS, Ratio
-from .summary import ContestSummary, Row, Summary, SweepSummary
+from .summary import BLOCKED, BROKEN, ContestSummary, Row, Summary, SweepSummary
 from .svg import BAD, BAND, GOOD, GRID, INK, MUTED, PAPER, SERIES, drawing, figure, to_svg
 from .wording import factor, listed, number, percent, where
 
@@ -94,7 +94,7 @@ def _forest_panel(axes: Axes, rows: Sequence[Row], metric: str, floor: float | N
         if row.broken:
             frame = {"facecolor": PAPER, "edgecolor": BAD, "linewidth": 1, "boxstyle": "round,pad=0.15"}
             axes.text(
-                1, place, "broken", ha="center", va="center", color=BAD, fontweight="bold", fontsize=11, bbox=frame
+                1, place, row.word, ha="center", va="center", color=BAD, fontweight="bold", fontsize=11, bbox=frame
             )
         elif found:
             _mark(axes, place, found, far)
@@ -164,9 +164,9 @@ def _forest_words(contest: ContestSummary, rows: Sequence[Row], metrics: Sequenc
             if (found := row.ratio(metric))
         ]
         parts.append(f"{METRICS[metric].label}: {', '.join(told)}; A/A floor {percent(contest.floors.get(metric))}")
-    broken = [row.arm.label for row in rows if row.broken]
-    if broken:
-        parts.append(f"broken: {', '.join(broken)}")
+    for word in (BROKEN, BLOCKED):
+        if names := [_name(row, contest) for row in rows if row.broken and row.word == word]:
+            parts.append(f"{word}: {', '.join(names)}")
     return f"Forest plot of {contest.name}. {'. '.join(parts)}."
 
 

@@ -25,6 +25,8 @@ WORDS = {
     "goodput": ("faster", "slower"), "cpu": ("cheaper", "dearer"), "database_cpu": ("cheaper", "dearer"),
     "p50": ("faster", "slower"), "p95": ("faster", "slower"), "p99": ("faster", "slower"), PSS: ("smaller", "larger"),
 }  # fmt: skip
+MEMORY_FLOOR = 1.05
+"""Memory has no A/A floor of its own, and is measured once or a few times."""
 HALF = 0.975
 """Of each of the two intervals: the quotient then covers the true one in at least 95 of 100 cases."""
 
@@ -233,6 +235,8 @@ def _memory(contest: str, arm: Arm, before: list[float], after: list[float]) -> 
     median = _divide(statistics.median(after), statistics.median(before))
     apart = min(after) > max(before) or max(after) < min(before)
     reason = "" if apart else "the ranges of the batches overlap"
+    if apart and distance(median) <= MEMORY_FLOOR:
+        reason = f"less than {percent(MEMORY_FLOOR)}, as two identical workers may differ"
     estimate = Estimate(min(len(before), len(after)), median)
     return Change(contest, arm, PSS, estimate, _word(PSS, median, reason), reason)
 

@@ -66,7 +66,8 @@ def _verdicts(standings: Sequence[Standing]) -> str:
 
 def _broken(standing: Standing) -> str:
     under = f" ({listed(standing.broken_under)})" if standing.broken else ""
-    return f"{standing.broken} of {standing.cells}{under}"
+    blocked = f", driver blocks in {standing.blocked}" if standing.blocked else ""
+    return f"{standing.broken} of {standing.cells}{under}{blocked}"
 
 
 def _mean(tally: Tally) -> str:

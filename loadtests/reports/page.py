@@ -110,6 +110,7 @@ def _opening(summary: Summary) -> str:
             ("no difference shown", "The interval holds 1, or the ratio is within the floor, or the batches disagree. "
              "It does not say that there is none."),
             ("broken", "An invariant did not hold. No speed is shown, because broken arms look fast."),
+            ("driver blocks", "While one greenlet waits for the server no other runs: nothing was run."),
         )
     )  # fmt: skip
     return paragraph(text) + paragraph(size, "muted") + folded("What the words mean", f'<dl class="facts">{words}</dl>')

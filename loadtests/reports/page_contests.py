@@ -73,9 +73,11 @@ def standings_table(standings: Sequence[Standing]) -> str:
     rows: list[Sequence[Content]] = [
         (
             standing.pattern,
-            with_note(styled("broken", f"{standing.broken} of {standing.cells}"), listed(standing.broken_under))
-            if standing.broken
-            else styled("ok", f"0 of {standing.cells}"),
+            with_note(
+                styled("broken" if standing.broken else "ok", f"{standing.broken} of {standing.cells}"),
+                listed(standing.broken_under),
+                f"driver blocks in {standing.blocked}" if standing.blocked else "",
+            ),
             tally(standing, "goodput"),
             middle(standing, "goodput"),
             tally(standing, "cpu"),
@@ -100,8 +102,10 @@ def _outcome(contest: ContestSummary) -> str:
             words.append(f"{n} {verdict}")
     if level := sum((one := row.ratio("goodput")) is not None and not one.shown for row in rows):
         words.append(f"no difference shown in {level}")
-    if broken := sum(row.broken for row in contest.rows):
+    if broken := sum(row.broken and not row.blocked for row in contest.rows):
         words.append(f"{broken} broken")
+    if blocked := sum(row.blocked for row in contest.rows):
+        words.append(f"not comparable in {blocked}")
     return ", ".join(words) or "nothing to compare"
 
 
@@ -156,7 +160,7 @@ def _contest_row(contest: ContestSummary, row: Row) -> list[Content]:
     flagged = "flagged" if row.flags else ""
     head = with_note(name, "the reference" if row.reference else "", took, flagged)
     if row.broken:
-        said = with_note(styled("broken", "broken"), f"{row.breaches[0].name}: no")
+        said = with_note(styled("broken", row.word), f"{row.breaches[0].name}: no")
         return [head, "-", said, *["-"] * 10]
     if not (speed := row.speed):
         return [head, "-", "not measured", *["-"] * 10]

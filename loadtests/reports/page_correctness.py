@@ -15,7 +15,7 @@ from .markup import (
     table,
     with_note,
 )
-from .summary import ContestSummary, Row, Summary
+from .summary import BLOCKED, BROKEN, ContestSummary, Row, Summary
 from .wording import where
 
 
@@ -89,16 +89,22 @@ def _verdict_matrix(contests: Sequence[ContestSummary]) -> str:
     )
     key = (
         "ok: every invariant held. -: not run, because it is what auto takes there anyway, or the pattern is "
-        "nothing of "
-        "its own under that worker pool, or it was not asked for."
+        "nothing of its own under that worker pool, or it was not asked for."
     )
+    if any(row.blocked for found in by_label.values() for row in found.values()):
+        key += (
+            f" {BLOCKED}: while one greenlet waits for the server no other runs, so no load was run. That is the "
+            "driver's doing and not the pattern's; with a cooperative driver it can be compared."
+        )
     return paragraph(key, "small muted") + overview + details
 
 
 def _broken_words(contests: Sequence[ContestSummary], workload: str) -> str:
     rows = [row for one in contests if one.workload == workload for row in one.rows if not row.arm.copy]
-    broken = sum(row.broken for row in rows)
-    return f"{broken} of {len(rows)} broken" if broken else f"all {len(rows)} ok"
+    broken, blocked = sum(row.broken and not row.blocked for row in rows), sum(row.blocked for row in rows)
+    words = [f"{broken} of {len(rows)} broken"] if broken else []
+    words += [f"in {blocked} the driver blocks"] if blocked else []
+    return ", ".join(words) or f"all {len(rows)} ok"
 
 
 def _matrix_cell(rows: Sequence[Row]) -> Content:
@@ -108,7 +114,8 @@ def _matrix_cell(rows: Sequence[Row]) -> Content:
     if not broken:
         return styled("ok", "ok")
     names = list(dict.fromkeys(breach.name for row in broken for breach in row.breaches))
-    head = "broken" if len(rows) == 1 else f"broken in {len(broken)} of {len(rows)}"
+    word = BLOCKED if all(row.blocked for row in broken) else BROKEN
+    head = word if len(rows) == 1 else f"{word} in {len(broken)} of {len(rows)}"
     details = [broken[0].breaches[0].detail] if len(rows) == 1 else []
     return with_note(styled("broken", head), *(f"{name}: no" for name in names), *details)
 

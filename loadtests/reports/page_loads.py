@@ -78,7 +78,7 @@ def throughput(summary: Summary, names: ChartNames) -> str:
         paragraph(
             f"The highest rate offered at which {summary.facts.objective} held, no task failed, and what was "
             f"offered was "
-            "achieved. Each comes from one sweep and has no interval."
+            "achieved. Each comes from one sweep, one arm after the other, and has no interval."
         )
     ]
     for place, (workload, sweeps) in enumerate(_by_workload(summary.sweeps)):

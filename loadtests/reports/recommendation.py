@@ -108,7 +108,7 @@ def _of_workload(summary: Summary, workload: str, automatic: Sequence[AutoCheck]
                 elif is_worse(found) and found:
                     wins.append(f"{row.arm.label} under {pool}: {evidence(found)} than celery-alchemy.")
             if row.broken:
-                wins.append(f"{row.arm.label} under {pool} is broken: {row.breaches[0].name}: no.")
+                wins.append(f"{row.arm.label} under {pool}: {row.word}: {row.breaches[0].name}: no.")
     used = chosen or (patterns.reference if patterns else None)
     if used and used.speed:
         advice.append(_connection_advice(used))
@@ -149,7 +149,7 @@ def _pool_advice(summary: Summary, contest: ContestSummary, chosen: Row) -> Advi
         if row is chosen or row.arm.copy:
             continue
         if row.broken:
-            lines.append(f"{where(row.arm)} is broken: {row.breaches[0].name}: no.")
+            lines.append(f"{where(row.arm)}: {row.word}: {row.breaches[0].name}: no.")
         elif against := contest.compare(row.name, chosen.name, "goodput"):
             doubt = f" ({against.reason})" if against.reason else ""
             lines.append(
@@ -410,23 +410,36 @@ def _in_short(
 
 def _correctness_line(summary: Summary) -> str:
     cells = [(contest, row) for contest in summary.contests for row in contest.rows if not row.arm.copy]
-    broken = [(contest, row) for contest, row in cells if row.broken]
+    broken = [(contest, row) for contest, row in cells if row.broken and not row.blocked]
+    blocked = [row for _, row in cells if row.blocked]
     if not cells:
         return "No contest was run."
     ours = [(contest, row) for contest, row in cells if row.arm.pattern == OURS]
     wrong = sum(row.broken for _, row in ours)
     own = f"celery-alchemy kept every invariant in {len(ours) - wrong} of {len(ours)}."
+    rest = ""
+    if blocked:
+        names = listed(dict.fromkeys(row.arm.label for row in blocked))
+        pools = listed(dict.fromkeys(row.arm.pool for row in blocked))
+        rest = (
+            f" {len(blocked)} more were not run, because their driver blocks the green hub ({names} under {pools}): "
+            f"that is the driver's doing and not the pattern's."
+        )
+    if not broken and blocked:
+        return f"No combination of worker pool, pattern and workload that was run broke an invariant.{rest}"
     if not broken:
         return f"Every invariant held in all {count(len(cells), 'combination')} of worker pool, pattern and workload."
-    names = list(dict.fromkeys(row.arm.label for _, row in broken))
+    labels = list(dict.fromkeys(row.arm.label for _, row in broken))
     return (
         f"{len(broken)} of {len(cells)} combinations of worker pool, pattern and workload broke an invariant and show "
-        f"no speed ({listed(names)}); {own}"
+        f"no speed ({listed(labels)}); {own}{rest}"
     )
 
 
 def _limits(summary: Summary) -> list[str]:
     lines = [
+        "CPU per task contains what every arm pays alike: Celery, its log lines, the answer to the load generator. "
+        "Between the patterns themselves the ratios are farther from 1.",
         "Worker, load generator, database and broker share one machine: where the database is elsewhere, waiting "
         "weighs more and its CPU less.",
         "Each interval is right in 95 of 100 cases: among many contests some will be wrong. A difference is claimed "
@@ -435,5 +448,8 @@ def _limits(summary: Summary) -> list[str]:
         "celery -A proj alchemy bench --task proj.tasks.x",
     ]
     if any(sweep.steps for sweep in summary.sweeps):
-        lines.append("Throughput at the objective comes from one sweep for each arm, without an interval.")
+        lines.append(
+            "Throughput at the objective comes from one sweep for each arm, one after the other and not in turns, "
+            "without an interval."
+        )
     return [*summary.flags, *lines]

@@ -38,6 +38,8 @@ class Standing:
     pools: list[str]
     cells: int
     broken: int
+    blocked: int
+    """Cells whose driver blocks the green hub; not among the broken ones."""
     broken_under: list[str]
     """Worker pools."""
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -78,8 +80,9 @@ def standings_of(summary: Summary) -> list[Standing]:
             label,
             list(dict.fromkeys(contest.pool for contest, _ in found)),
             len(found),
-            sum(row.broken for _, row in found),
-            list(dict.fromkeys(contest.pool for contest, row in found if row.broken)),
+            sum(row.broken and not row.blocked for _, row in found),
+            sum(row.blocked for _, row in found),
+            list(dict.fromkeys(contest.pool for contest, row in found if row.broken and not row.blocked)),
             {name: _tally([row for _, row in found], name) for name in ("goodput", "cpu", "database_cpu", "p95")},
         )
         for label, found in labels.items()

@@ -26,9 +26,11 @@ from ..bench.results import (
     read_sweep,
 )
 from ..percentiles import Percentiles
+from ..workloads import HubBlocked
 from .statistics import METRICS, Estimate, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
 
 SUMMARY_FILE = "summary.json"
+BROKEN, BLOCKED = "broken", "driver blocks"
 FOREIGN_CPUS = 0.3
 """More than this many CPUs busy with something else, and a row is marked."""
 GENERATOR_SHARE = 0.8
@@ -87,7 +89,7 @@ class Row:
     """The most of all batches."""
     promised_connections: int | None
     pss_bytes: float
-    """The median of the batches."""
+    """Of the batch in which it was measured; 0 if in none."""
     start_s: float
     tasks: int
     errors: dict[str, int]
@@ -100,6 +102,17 @@ class Row:
     def broken(self) -> bool:
         """Whether an invariant did not hold."""
         return bool(self.breaches)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether all that is wrong is its driver, which lets no other greenlet run: no load was run, nothing was "
+        "lost."""
+        return self.broken and all(breach.detail.startswith(HubBlocked.__name__) for breach in self.breaches)
+
+    @property
+    def word(self) -> str:
+        """What is said instead of its speed."""
+        return BLOCKED if self.blocked else BROKEN
 
     @property
     def name(self) -> str:

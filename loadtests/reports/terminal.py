@@ -47,7 +47,8 @@ def print_summary_of(console: Console, summary: Summary, found: Recommendation) 
     if not few:
         console.print()
         console.print(standings_table(found.standings))
-        console.print(f"Over {len(summary.contests)} contests; the page has each of them.", style="dim")
+        blocked = " (+n): not run, the driver blocks." if any(one.blocked for one in found.standings) else ""
+        console.print(f"Over {len(summary.contests)} contests; the page has each of them.{blocked}", style="dim")
     if summary.measured:
         console.print("ours: celery-alchemy. No word: no difference shown. conn.: most seen / promised.", style="dim")
     if summary.sweeps:
@@ -95,7 +96,8 @@ def standings_table(standings: Sequence[Standing]) -> Table:
                    "cheaper / dearer\n/ not shown"):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for one in standings:
-        broken = Text(f"{one.broken} of {one.cells}", style="bold red" if one.broken else "green")
+        blocked = f" (+{one.blocked})" if one.blocked else ""
+        broken = Text(f"{one.broken}{blocked} of {one.cells}", style="bold red" if one.broken else "green")
         cells = [cell for name in ("goodput", "cpu") for cell in _tally(one.tallies[name])]
         table.add_row(Text(_short(one.pattern)), broken, *cells)
     return table
@@ -126,7 +128,7 @@ def _cells(row: Row) -> list[Text | str]:
     promised = "-" if row.promised_connections is None else row.promised_connections
     connections = f"{row.peak_connections}/{promised}"
     if row.broken:
-        return [Text("BROKEN", style="bold red"), *["-"] * 7]
+        return [Text("blocks" if row.blocked else "BROKEN", style="bold red"), *["-"] * 7]
     if not (speed := row.speed):
         return [Text("ok", style="green"), *["-"] * 5, connections, mebibytes(row.pss_bytes)]
     goodput, cpu = row.ratio("goodput"), row.ratio("cpu")
