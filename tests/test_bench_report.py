@@ -19,9 +19,10 @@ from celery_alchemy.loadtests.patterns import OURS
 from celery_alchemy.loadtests.reports import write_report
 from celery_alchemy.loadtests.reports.automatic import AutoCheck
 from celery_alchemy.loadtests.reports.page import write_page
+from celery_alchemy.loadtests.reports.reading import summarise
 from celery_alchemy.loadtests.reports.recommendation import Recommendation, recommend
 from celery_alchemy.loadtests.reports.style import STYLE
-from celery_alchemy.loadtests.reports.summary import Summary, summarise
+from celery_alchemy.loadtests.reports.summary import Summary
 
 PLAN = Plan(
     pools=("prefork", "threads", "gevent", "solo"),
@@ -463,7 +464,7 @@ def test_an_empty_directory_of_a_run_that_was_stopped_early_is_a_page_too(tmp_pa
     (directory / BATCHES_FILE).unlink()
     (directory / SWEEP_FILE).unlink()
     write_report(Console(file=StringIO()), directory)
-    assert "No contest was run." in (directory / "index.html").read_text()
+    assert "Nothing was compared: no contest was run." in (directory / "index.html").read_text()
 
 
 # The page, in a browser

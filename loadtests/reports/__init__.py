@@ -16,8 +16,8 @@ def write_report(console: Console, directory: Path) -> list[Path]:
     """Print the summary of a result directory, write its report, and return the paths of what was written."""
     from .markdown import MARKDOWN_FILE, markdown
     from .page import PAGE_FILE, page
+    from .reading import summarise, write_json
     from .recommendation import recommend
-    from .summary import summarise, write_json
     from .terminal import print_summary_of
 
     summary = summarise(directory)

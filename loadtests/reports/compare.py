@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bench.results import Arm, Batch, RunFacts, read_batches
+from .reading import summarise
 from .statistics import ENOUGH, METRICS, Estimate, distance, median_interval
-from .summary import ContestSummary, Row, Summary, summarise
+from .summary import ContestSummary, Row, Summary
 from .wording import factor, interval, listed, percent, where
 
 PSS = "pss"

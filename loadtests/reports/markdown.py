@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .reading import summarise
 from .recommendation import Recommendation, recommend
 from .standings import Standing, Tally
-from .summary import Summary, summarise
+from .summary import Summary
 from .wording import factor, listed, percent
 
 MARKDOWN_FILE = "summary.md"

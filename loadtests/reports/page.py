@@ -25,9 +25,10 @@ from .page_contests import patterns, pools
 from .page_correctness import correctness
 from .page_loads import latency, throughput
 from .page_resources import connections, errors, memory, phases, round_trips
+from .reading import SUMMARY_FILE, summarise
 from .recommendation import Recommendation, recommend
 from .style import STYLE
-from .summary import SUMMARY_FILE, Summary, summarise
+from .summary import Summary
 from .wording import count, number, percent
 
 PAGE_FILE = "index.html"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from ..patterns import OURS
 from .automatic import Advice, AutoCheck, auto_check, strategy_advice
+from .in_short import in_short
 from .standings import Standing, geometric, is_better, is_worse, standing, standings_of
 from .statistics import FASTER, SLOWER
 from .summary import ContestSummary, Row, Summary, SweepSummary
-from .wording import at, count, evidence, factor, listed, mebibytes, number, ratio, where
+from .wording import count, evidence, factor, listed, mebibytes, number, ratio, where
 
 CHECKOUT_SHARE = 0.1
 """Tasks that wait longer than this share of their run for a connection want a larger connection pool."""
@@ -53,8 +54,9 @@ def recommend(summary: Summary) -> Recommendation:
     workloads = [_of_workload(summary, name, automatic) for name in summary.workloads] if summary.measured else []
     standings = standings_of(summary)
     overall = _overall(summary, workloads, automatic)
+    choices = {found.workload: found.row.arm for found in workloads if found.row}
     return Recommendation(
-        _in_short(summary, overall, workloads, automatic, standings),
+        in_short(summary, overall, choices, automatic, standings),
         overall,
         workloads,
         automatic,
@@ -356,84 +358,6 @@ def _overall_pool(
         Advice("worker pool", f"{arm.pool}", lines, limits),
         Advice("concurrency", str(arm.concurrency), lines[:1], limits[-1:]),
     ]
-
-
-# In short
-
-
-def _in_short(
-    summary: Summary,
-    overall: Sequence[Advice],
-    workloads: Sequence[WorkloadAdvice],
-    automatic: Sequence[AutoCheck],
-    standings: Sequence[Standing],
-) -> list[str]:
-    lines = [_correctness_line(summary)]
-    if not summary.measured:
-        return [*lines, "No speed was measured, so nothing but that is recommended."]
-    by_choice: dict[str, list[str]] = {}
-    for found in workloads:
-        if found.row:
-            by_choice.setdefault(at(found.row.arm), []).append(found.workload)
-    if by_choice:
-        lines.append(
-            "Worker pool and concurrency: "
-            + "; ".join(f"{place} for {listed(names)}" for place, names in by_choice.items())
-            + "."
-        )
-    else:
-        lines.append("Worker pools were not compared with each other, so none is recommended.")
-    if strategy := next((advice for advice in overall if advice.topic == "strategy"), None):
-        checked = [check for check in automatic if check.agrees is not None]
-        agree = [check for check in checked if check.agrees]
-        lines.append(
-            f"Strategy: {strategy.choice}. Nothing is shown to be better than what auto takes under {len(agree)} of "
-            f"{count(len(checked), 'worker pool')} ({', '.join(f'{check.pool}: {check.took}' for check in checked)})."
-        )
-    if connection := next((advice for advice in overall if advice.topic == "connection pool"), None):
-        lines.append(f"Connection pool: {connection.choice}. {connection.evidence[0]}")
-    by_hand = [found for found in standings if not found.pattern.startswith(OURS) and found.tallies["goodput"].contests]
-    if by_hand:
-        faster, slower, level = (
-            sum(getattr(found.tallies["goodput"], name) for found in by_hand) for name in ("better", "worse", "neither")
-        )
-        cheaper, dearer = (
-            sum(getattr(found.tallies["cpu"], name) for found in by_hand) for name in ("better", "worse")
-        )
-        lines.append(
-            f"Patterns written by hand, where they are right, against celery-alchemy: faster in {faster}, slower in "
-            f"{slower}, no difference shown in {level} of {faster + slower + level} comparisons; less worker CPU per "
-            f"task in {cheaper}, more in {dearer}."
-        )
-    return lines
-
-
-def _correctness_line(summary: Summary) -> str:
-    cells = [(contest, row) for contest in summary.contests for row in contest.rows if not row.arm.copy]
-    broken = [(contest, row) for contest, row in cells if row.broken and not row.blocked]
-    blocked = [row for _, row in cells if row.blocked]
-    if not cells:
-        return "No contest was run."
-    ours = [(contest, row) for contest, row in cells if row.arm.pattern == OURS]
-    wrong = sum(row.broken for _, row in ours)
-    own = f"celery-alchemy kept every invariant in {len(ours) - wrong} of {len(ours)}."
-    rest = ""
-    if blocked:
-        names = listed(dict.fromkeys(row.arm.label for row in blocked))
-        pools = listed(dict.fromkeys(row.arm.pool for row in blocked))
-        rest = (
-            f" {len(blocked)} more were not run, because their driver blocks the green hub ({names} under {pools}): "
-            f"that is the driver's doing and not the pattern's."
-        )
-    if not broken and blocked:
-        return f"No combination of worker pool, pattern and workload that was run broke an invariant.{rest}"
-    if not broken:
-        return f"Every invariant held in all {count(len(cells), 'combination')} of worker pool, pattern and workload."
-    labels = list(dict.fromkeys(row.arm.label for _, row in broken))
-    return (
-        f"{len(broken)} of {len(cells)} combinations of worker pool, pattern and workload broke an invariant and show "
-        f"no speed ({listed(labels)}); {own}{rest}"
-    )
 
 
 def _limits(summary: Summary) -> list[str]:

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from ..patterns import OURS
 from .charts import knee_words
+from .reading import summarise
 from .recommendation import Recommendation, recommend
 from .standings import Standing, Tally
-from .summary import ContestSummary, Row, Summary, summarise
-from .wording import factor, interval, mebibytes, number, percent, where
+from .summary import ContestSummary, Row, Summary
+from .wording import count, factor, interval, mebibytes, number, percent, where
 
 FEW = 8
 """With more contests than this, only how each pattern stands over all of them is printed."""
@@ -56,6 +57,8 @@ def print_summary_of(console: Console, summary: Summary, found: Recommendation) 
         console.print(f"Objective {summary.facts.objective}, open load:", style="bold")
         for sweep in summary.sweeps:
             console.print(f"  {sweep.workload}, {where(sweep.arm)}: {knee_words(sweep)}", markup=False, highlight=False)
+            for breach in sweep.breaches:
+                console.print(f"    {breach.name}: no. {breach.detail}", style="red", markup=False)
     console.print()
     console.print("In short", style="bold")
     for line in [*found.in_short, *summary.flags]:
@@ -66,23 +69,12 @@ def print_summary_of(console: Console, summary: Summary, found: Recommendation) 
 def contest_table(contest: ContestSummary) -> Table:
     """Return a contest as a table that fits 110 columns."""
     floor = percent(contest.floors.get("goodput"))
-    title = f"{contest.name}: {contest.rounds} rounds in {contest.batches} batches, A/A floor {floor}"
-    table = Table(
-        box=box.HORIZONTALS, title=title, title_justify="left", pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for column in (
-        "arm",
-        "ok",
-        "goodput\n/s",
-        "ratio to the reference",
-        "CPU\nms/task",
-        "p50\nms",
-        "p95\nms",
-        "conn.",
-        "MiB",
-    ):
-        left = column in {"arm", "ok", "ratio to the reference"}
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    batches = count(contest.batches, "batch", "batches")
+    measured = f"{contest.rounds} rounds in {batches}, A/A floor {floor}" if contest.rounds else "checked only"
+    table = _table(f"{contest.name}: {measured}")
+    columns = ("arm", "ok", "ratio to the reference"), ("CPU\nms/task", "p50\nms", "p95\nms", "conn.", "MiB")
+    for column in (*columns[0][:2], "goodput\n/s", columns[0][2], *columns[1]):
+        table.add_column(column, justify="left" if column in columns[0] else "right", no_wrap=True)
     for row in contest.rows:
         table.add_row(Text(_name(contest, row)), *_cells(row))
     return table
