@@ -142,6 +142,9 @@ def plan(
         return Arm(pool, concurrency_of(pool, concurrency), pattern, strategy)
 
     contests = []
+    arms = list(dict.fromkeys(arm(pool, number) for pool in pools for number in concurrency))
+    if "pools" in kinds and (len(arms) > 1 or "patterns" not in kinds):
+        contests += [pools_contest(workload, arms) for workload in names]
     if "patterns" in kinds:
         contests += [
             patterns_contest(
@@ -154,9 +157,6 @@ def plan(
             for pool in pools
             for workload in names
         ]
-    arms = list(dict.fromkeys(arm(pool, number) for pool in pools for number in concurrency))
-    if "pools" in kinds and (len(arms) > 1 or "patterns" not in kinds):
-        contests += [pools_contest(workload, arms) for workload in names]
     return contests
 
 
