@@ -9,13 +9,14 @@ from ..patterns import OURS
 from .automatic import Advice, AutoCheck
 from .standings import Standing
 from .summary import Summary, SweepSummary
-from .wording import at, count, listed, number, where
+from .wording import at, count, listed, number, percent, where
 
 
 def in_short(
     summary: Summary,
     overall: Sequence[Advice],
     choices: Mapping[str, Arm],
+    undecided: Sequence[str],
     automatic: Sequence[AutoCheck],
     standings: Sequence[Standing],
 ) -> list[str]:
@@ -23,6 +24,7 @@ def in_short(
 
     Args:
         choices: The worker pool and concurrency for each workload, where there is one.
+        undecided: Workloads in which no difference to some other arm is shown.
     """
     lines = [_correctness_line(summary), *_sweep_summary(summary)]
     if not summary.measured:
@@ -35,6 +37,7 @@ def in_short(
             "Worker pool and concurrency: "
             + "; ".join(f"{place} for {listed(names)}" for place, names in by_choice.items())
             + "."
+            + (f" For {listed(undecided)} other arms may be as good: no difference is shown." if undecided else "")
         )
     else:
         lines.append("Worker pools were not compared with each other, so none is recommended.")
@@ -44,6 +47,7 @@ def in_short(
         lines.append(
             f"Strategy: {strategy.choice}. Nothing is shown to be better than what auto takes under {len(agree)} of "
             f"{count(len(checked), 'worker pool')} ({', '.join(f'{check.pool}: {check.took}' for check in checked)})."
+            f"{_unseen(summary)}"
         )
     if connection := next((advice for advice in overall if advice.topic == "connection pool"), None):
         lines.append(f"Connection pool: {connection.choice}. {connection.evidence[0]}")
@@ -61,6 +65,16 @@ def in_short(
             f"task in {cheaper}, more in {dearer}."
         )
     return lines
+
+
+def _unseen(summary: Summary) -> str:
+    """Return how small a difference in goodput could have been and gone unnoticed."""
+    floors = [found.floors["goodput"] for found in summary.contests if "goodput" in found.floors]
+    return (
+        f" Differences in goodput below {percent(min(floors))} to {percent(max(floors))} would not be seen."
+        if floors
+        else ""
+    )
 
 
 def _sweep_summary(summary: Summary) -> list[str]:

@@ -20,7 +20,7 @@ from .markup import (
 from .recommendation import Recommendation
 from .standings import Standing
 from .summary import ContestSummary, Row, Summary
-from .wording import count, factor, interval, listed, mebibytes, number, percent, where
+from .wording import count, factor, grouped_flags, interval, listed, mebibytes, name_in, number, percent, where
 
 
 def patterns(summary: Summary, found: Recommendation, names: ChartNames) -> str:
@@ -117,25 +117,9 @@ def _contest(contest: ContestSummary, names: ChartNames) -> str:
     else:
         parts.append(paragraph("There is no ratio to draw."))
     parts.append(_contest_table(contest))
-    flagged = _flagged(contest)
-    if flagged:
-        parts.append(paragraph("Read with care:", "flag") + bullets(flagged))
+    if flags := grouped_flags(contest):
+        parts.append(paragraph("Read with care:", "flag") + bullets(flags))
     return "".join(parts)
-
-
-def _flagged(contest: ContestSummary) -> list[str]:
-    """Return each kind of flag once, with the rows that have it."""
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for row in contest.rows:
-        for flag in row.flags:
-            kind, _, rest = flag.partition(": ")
-            name = row.arm.label if contest.kind == "patterns" else where(row.arm)
-            kinds.setdefault(kind, []).append((name, rest))
-    measured = sum(row.speed is not None for row in contest.rows)
-    return [
-        f"{kind} in {len(found)} of {measured} rows: {listed(name for name, _ in found)}. The first: {found[0][1]}."
-        for kind, found in kinds.items()
-    ]
 
 
 def _contest_table(contest: ContestSummary) -> str:
@@ -155,7 +139,7 @@ def _contest_table(contest: ContestSummary) -> str:
 
 
 def _contest_row(contest: ContestSummary, row: Row) -> list[Content]:
-    name = row.arm.label if contest.kind == "patterns" else where(row.arm)
+    name = name_in(contest, row)
     took = f"strategy: {row.strategy}" if row.strategy and row.strategy != row.arm.strategy else ""
     flagged = "flagged" if row.flags else ""
     head = with_note(name, "the reference" if row.reference else "", took, flagged)

@@ -33,6 +33,8 @@ class WorkloadAdvice:
     """Where what is written by hand is better than ours, and what the choice costs."""
     row: Row | None = None
     """The arm of the contest between worker pools that was chosen."""
+    level: int = 0
+    """How many other arms it is not shown to be faster than."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ def recommend(summary: Summary) -> Recommendation:
     standings = standings_of(summary)
     overall = _overall(summary, workloads, automatic)
     choices = {found.workload: found.row.arm for found in workloads if found.row}
+    undecided = [found.workload for found in workloads if found.level]
     return Recommendation(
-        in_short(summary, overall, choices, automatic, standings),
+        in_short(summary, overall, choices, undecided, automatic, standings),
         overall,
         workloads,
         automatic,
@@ -114,7 +117,8 @@ def _of_workload(summary: Summary, workload: str, automatic: Sequence[AutoCheck]
     used = chosen or (patterns.reference if patterns else None)
     if used and used.speed:
         advice.append(_connection_advice(used))
-    return WorkloadAdvice(workload, advice, wins, losses, chosen)
+    level = len(_level(contest, chosen)) if contest and chosen else 0
+    return WorkloadAdvice(workload, advice, wins, losses, chosen, level)
 
 
 def _best(contest: ContestSummary) -> Row | None:
@@ -126,6 +130,12 @@ def _best(contest: ContestSummary) -> Row | None:
     level = [best, *(row for row in rows if row is not best and not _beats(contest, best, row))]
     reference = next((row for row in level if row.reference), None)
     return reference or min(level, key=_size)
+
+
+def _level(contest: ContestSummary, chosen: Row) -> list[Row]:
+    """Return the arms that the choice is not shown to be faster than."""
+    others = [row for row in contest.rows if row.speed and row is not chosen and not row.arm.copy]
+    return [row for row in others if not _beats(contest, chosen, row)]
 
 
 def _beats(contest: ContestSummary, row: Row, other: Row) -> bool:
@@ -161,11 +171,7 @@ def _pool_advice(summary: Summary, contest: ContestSummary, chosen: Row) -> Advi
     limits = list(chosen.flags)
     sweeps = [sweep for sweep in summary.sweeps if sweep.workload == contest.workload]
     lines += _sweep_lines(summary, sweeps, chosen, limits)
-    level = [
-        row
-        for row in contest.rows
-        if row.speed and row is not chosen and not row.arm.copy and not _beats(contest, chosen, row)
-    ]
+    level = _level(contest, chosen)
     if level:
         why = "the reference is kept" if chosen.reference else "the one with the least concurrency and memory is taken"
         limits.append(

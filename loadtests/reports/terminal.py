@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from .reading import summarise
 from .recommendation import Recommendation, recommend
 from .standings import Standing, Tally
 from .summary import ContestSummary, Row, Summary
-from .wording import count, factor, interval, mebibytes, number, percent, where
+from .wording import count, factor, grouped_flags, interval, mebibytes, name_in, number, percent, where
 
 FEW = 8
 """With more contests than this, only how each pattern stands over all of them is printed."""
+DETAIL = 200
+"""Characters of what was found wrong; the page has all of it."""
 STYLES = {"faster": "green", "cheaper": "green", "slower": "red", "dearer": "red"}
 
 
@@ -41,10 +44,11 @@ def print_summary_of(console: Console, summary: Summary, found: Recommendation) 
             console.print(contest.note, style="yellow", markup=False)
         for row in contest.rows:
             for breach in row.breaches if few or row.arm.pattern == OURS else []:
-                console.print(f"{_name(contest, row)}: {breach.name}: no. {breach.detail}", style="red", markup=False)
-        for flag in dict.fromkeys(f"{_name(contest, row)}: {flag}" for row in contest.rows for flag in row.flags):
-            if few:
-                console.print(flag, style="yellow", markup=False)
+                console.print(
+                    f"{_name(contest, row)}: {breach.name}: no. {_cut(breach.detail)}", style="red", markup=False
+                )
+        for flag in grouped_flags(contest) if few else []:
+            console.print(flag, style="yellow", markup=False, highlight=False)
     if not few:
         console.print()
         console.print(standings_table(found.standings))
@@ -109,7 +113,11 @@ def _tally(tally: Tally) -> tuple[str, str]:
 
 
 def _name(contest: ContestSummary, row: Row) -> str:
-    return _short(row.arm.label) if contest.kind == "patterns" else where(row.arm)
+    return _short(name_in(contest, row))
+
+
+def _cut(detail: str) -> str:
+    return textwrap.shorten(detail, DETAIL, placeholder=" ...")
 
 
 def _short(label: str) -> str:

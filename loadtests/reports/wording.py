@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ..bench.results import Arm
 from .statistics import METRICS, Estimate, Ratio
+from .summary import ContestSummary, Row
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -74,6 +75,27 @@ def where(arm: Arm) -> str:
 def at(arm: Arm) -> str:
     """Return `threads at concurrency 16`: as `where`, for a sentence."""
     return where(arm).replace(f"{arm.pool} {arm.concurrency}", f"{arm.pool} at concurrency {arm.concurrency}", 1)
+
+
+def name_in(contest: ContestSummary, row: Row) -> str:
+    """Return what tells an arm from the others of its contest."""
+    return row.arm.label if contest.kind == "patterns" else where(row.arm)
+
+
+def grouped_flags(contest: ContestSummary) -> list[str]:
+    """Return each kind of flag once, with the rows that have it."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for row in contest.rows:
+        for flag in row.flags:
+            kind, _, rest = flag.partition(": ")
+            kinds.setdefault(kind, []).append((name_in(contest, row), rest))
+    measured = sum(row.speed is not None for row in contest.rows)
+    return [
+        f"{kind} in {'all' if len(found) == measured else f'{len(found)} of {measured}'} rows"
+        + (f" ({listed(name for name, _ in found)})" if len(found) < measured else "")
+        + f"; {found[0][0]}: {found[0][1]}."
+        for kind, found in kinds.items()
+    ]
 
 
 def listed(items: Iterable[object], last: str = "and") -> str:
