@@ -157,7 +157,10 @@ def report(directory: Path) -> None:
 @click.argument("b", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--fail-if", "conditions", multiple=True, help="Such as goodput:-10% or p95:+20%; may be repeated.")
 def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
-    """Compare result directory B with A: ratios with intervals, and what broke or healed."""
+    """Compare result directory B with A: ratios with intervals, and what broke or healed.
+
+    Exits with 1 if a condition fails, or cannot be checked: what nobody measured is no success.
+    """
     from ..reports.compare import compare as compare_results
     from ..reports.compare import parse_condition, print_comparison
 
@@ -167,4 +170,4 @@ def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
         raise click.BadParameter(str(error), param_hint="--fail-if") from None
     found = compare_results(a, b, parsed)
     print_comparison(runs.console_of_run(), found)
-    sys.exit(1 if found.failed else 0)
+    sys.exit(1 if found.failed or found.unchecked else 0)
