@@ -153,7 +153,7 @@ def test_a_fan_out_that_fails_is_answered_once(bench: load.Bench) -> None:
 
 
 def test_connections_are_promised_for_baselines_too(bench: load.Bench) -> None:
-    for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2)):
+    for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2 * 2)):
         with load.load_worker(bench, "prefork", pattern, concurrency=concurrency) as worker:
             assert worker.worker.ready.max_connections == promised
             assert worker.worker.ready.strategy == ""
