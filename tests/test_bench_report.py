@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from support.bench_results import AUTOMATIC, CHECKS, Plan, write_results
 
 from celery_alchemy.loadtests.bench.results import BATCHES_FILE, SWEEP_FILE, Arm
 from celery_alchemy.loadtests.patterns import OURS
-from celery_alchemy.loadtests.reports import write_report
+from celery_alchemy.loadtests.reports import write_chart, write_report
 from celery_alchemy.loadtests.reports.automatic import AutoCheck
 from celery_alchemy.loadtests.reports.page import write_page
 from celery_alchemy.loadtests.reports.reading import summarise
@@ -558,3 +559,24 @@ def test_wide_content_scrolls_in_its_own_box(tab: chromium.Page, page: Path) -> 
     )
     assert widest > 200
     assert tab.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "auto"
+
+
+def test_a_chart_stands_alone(directory: Path, tmp_path: Path) -> None:
+    """It is an SVG image that brings every colour it uses, for light and dark; a README shows it as a file."""
+    path = tmp_path / "chart.svg"
+    write_chart(directory, "patterns/threads/transfer", path)
+    drawn = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(drawn)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(root.attrib["width"]) > float(root.attrib["height"]) > 50
+    used, defined = set(re.findall(r"var\((--[\w-]+)\)", drawn)), set(re.findall(r"(--[\w-]+):", drawn))
+    assert used
+    assert used <= defined
+    assert "prefers-color-scheme: dark" in drawn
+    assert "with_session" in drawn
+
+
+def test_a_chart_of_an_unknown_contest_is_refused_with_the_known_ones(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="'patterns/threads/x' is not a contest of .* patterns/threads/transfer"):
+        write_chart(directory, "patterns/threads/x", tmp_path / "chart.svg")
+    assert not (tmp_path / "chart.svg").exists()

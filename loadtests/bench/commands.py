@@ -147,9 +147,18 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: tuple[float, ...],
 
 @bench.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def report(directory: Path) -> None:
+@click.option("--chart", metavar="CONTEST", help="Write this contest's ratios as chart.svg instead, for a README.")
+def report(directory: Path, chart: str | None) -> None:
     """Write the report of a results directory again."""
-    runs.write_report(runs.console_of_run(), directory)
+    if chart is None:
+        runs.write_report(runs.console_of_run(), directory)
+        return
+    from ..reports import write_chart
+
+    try:
+        write_chart(directory, chart, directory / "chart.svg")
+    except LookupError as error:
+        raise click.BadParameter(str(error), param_hint="--chart") from None
 
 
 @bench.command()

@@ -29,3 +29,24 @@ def write_report(console: Console, directory: Path) -> list[Path]:
         written.append(path)
     print_summary_of(console, summary, found)
     return written
+
+
+def write_chart(directory: Path, contest: str, path: Path) -> None:
+    """Write the forest plot of one contest as an SVG file of its own.
+
+    Raises:
+        LookupError: There is no such contest, or it has no ratio to draw.
+    """
+    from .charts import forest
+    from .reading import summarise
+    from .svg import standalone
+
+    summary = summarise(directory)
+    found = summary.contest(contest)
+    if found is None:
+        known = ", ".join(one.name for one in summary.contests) or "none"
+        raise LookupError(f"{contest!r} is not a contest of {directory}. Known: {known}.")
+    drawn = forest(found, "chart")
+    if drawn is None:
+        raise LookupError(f"{contest} has no ratio to draw.")
+    path.write_text(standalone(drawn), encoding="utf-8")

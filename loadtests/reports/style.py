@@ -1,6 +1,6 @@
 """How the page looks: one style sheet, for light and dark, for a wide window and a telephone."""
 
-STYLE = """
+COLOURS = """
 :root {
   color-scheme: light dark;
   --paper: #ffffff; --raised: #f5f6f8; --ink: #1b1f24; --muted: #59626d; --grid: #e1e4e8; --line: #d3d8de;
@@ -14,7 +14,11 @@ STYLE = """
     --series-1: #56b4e9; --series-2: #e69f00; --series-3: #2fc19a; --series-4: #d48fc0; --series-5: #a7b0bd;
   }
 }
-* { box-sizing: border-box; }
+"""
+
+STYLE = (
+    COLOURS
+    + """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
@@ -73,3 +77,4 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
 }
 @media print { details > *:not(summary) { display: block; } }
 """
+)

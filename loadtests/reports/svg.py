@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .style import COLOURS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -105,3 +107,12 @@ def to_svg(drawn: Figure, name: str, label: str) -> str:
     text = text.replace("<svg ", head, 1)
     start = text.index(">") + 1
     return re.sub(r"\n\s*", "\n", f"{text[:start]}<title>{said}</title>{text[start:]}").strip()
+
+
+def standalone(chart: str) -> str:
+    """Return a chart of `to_svg` as a file of its own: it brings the colours, for light and dark, and its size."""
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', chart)[0]
+    chart = re.sub(r' style="max-width[^"]*"', f' width="{width}" height="{height}"', chart, count=1)
+    start = chart.index(">") + 1
+    font = 'text { font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }'
+    return f"{chart[:start]}<style>{COLOURS}{font}</style>{chart[start:]}\n"
