@@ -577,6 +577,6 @@ def test_a_chart_stands_alone(directory: Path, tmp_path: Path) -> None:
 
 
 def test_a_chart_of_an_unknown_contest_is_refused_with_the_known_ones(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(LookupError, match="'patterns/threads/x' is not a contest of .* patterns/threads/transfer"):
+    with pytest.raises(LookupError, match=r"'patterns/threads/x' is not a contest of .* patterns/threads/transfer"):
         write_chart(directory, "patterns/threads/x", tmp_path / "chart.svg")
     assert not (tmp_path / "chart.svg").exists()
