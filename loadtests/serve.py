@@ -43,7 +43,6 @@ from .workloads import ACCOUNTS, WORKLOADS
 
 SAMPLE_S = 1.0
 SETTLE_S = 2.0
-STOP_SETTLE_S = 3.0
 BALANCES = 2
 
 
@@ -158,8 +157,7 @@ class OwnSetup(Setup):
         }
 
     def finish(self, tasks: int) -> list[Verdict]:
-        name, process = str(self._database.database), self._worker.process
-        died = not self._worker.alive
+        name = str(self._database.database)
         left = self._observer.settle(name, idle_in_transaction=0, within_s=SETTLE_S)
         facts = checks.ConnectionFacts(
             peak=self._sampler.peaks[name].total,
@@ -168,14 +166,7 @@ class OwnSetup(Setup):
             sampling_error=self._sampler.error,
         )
         verdicts = [*self._check_tasks(tasks), *checks.check_connections(facts)]
-        process.stop()
-        clean = not died and process.ended_by is signal.SIGTERM and process.exit_code == 0
-        wrong = "" if clean else f"it ended {'by itself' if died else f'by {process.ended_by}'}: {process.exit_code}"
-        verdicts.append(Verdict("the worker stopped when it was told to", clean, wrong))
-        outlived = self._observer.settle(name, total=0, within_s=STOP_SETTLE_S).total
-        verdicts.append(
-            Verdict("no connection outlived the worker", not outlived, f"{outlived} connections" if outlived else "")
-        )
+        verdicts += [checks.stop(self._worker), checks.check_end(self._observer, name)]
         return verdicts
 
     def _check_tasks(self, tasks: int) -> list[Verdict]:

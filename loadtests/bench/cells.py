@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import signal
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,6 @@ from .user_task import UserTask
 
 START_S = 90.0
 SETTLE_S = 1.0
-STOP_SETTLE_S = 3.0
 # A worker whose sessions are broken can ignore both; each batch waits for its slowest.
 STOP_STEPS = (StopStep(signal.SIGTERM, 8.0), StopStep(signal.SIGQUIT, 2.0))
 DRAIN_S = 5.0
@@ -168,7 +168,8 @@ class RunningCell:
         if workload is not None:
             assert self.database is not None
             verdicts += checks.check_ledger(self.database, self.rows, workload)
-            left = self._settle(idle_in_transaction=0, within_s=SETTLE_S)
+            with self._observing() as (observer, name):
+                left = observer.settle(name, idle_in_transaction=0, within_s=SETTLE_S)
             facts = checks.ConnectionFacts(
                 peak=peak.total if peak else 0,
                 promised=self._worker.ready.max_connections if self._worker else None,
@@ -222,16 +223,10 @@ class RunningCell:
         )
 
     def _stop(self, worker: Worker) -> list[Verdict]:
-        died = not worker.alive
-        worker.process.stop()
-        how = "by itself" if died else f"by {worker.process.ended_by.name if worker.process.ended_by else 'itself'}"
-        clean = not died and worker.process.ended_by is signal.SIGTERM and worker.process.exit_code == 0
-        wrong = "" if clean else f"it ended {how}, with code {worker.process.exit_code}"
-        verdicts = [Verdict("the worker stopped when it was told to", clean, wrong)]
+        verdicts = [checks.stop(worker)]
         if not self._bench.user_task:
-            left = self._settle(total=0, within_s=STOP_SETTLE_S).total
-            wrong = f"{left} connections" if left else ""
-            verdicts.append(Verdict("no connection outlived the worker", not left, wrong))
+            with self._observing() as (observer, name):
+                verdicts.append(checks.check_end(observer, name))
         return verdicts
 
     def disconnect(self) -> None:
@@ -243,13 +238,14 @@ class RunningCell:
         """Stop what still runs; drop the database and the queue."""
         self._stack.close()
 
-    def _settle(self, **wanted: Any) -> Connections:
+    @contextmanager
+    def _observing(self) -> Iterator[tuple[Observer, str]]:
         assert self._bench.server is not None
         assert self.database is not None
         name = str(self.database.database)
         observer = Observer(self._bench.server.url, name)
         try:
-            return observer.settle(name, **wanted)
+            yield observer, name
         finally:
             observer.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from sqlalchemy.pool import NullPool
 from ..models import INITIAL_BALANCE
 from ..replies import Outcome
 from ..rows import UNANSWERED, TaskRow
+from ..sampler import Observer
+from ..worker import Worker
 from ..workloads import Ending, Workload
 from .results import Verdict
 
 EXAMPLES = 3
+END_S = 3.0
+"""How long a server may take to notice that a client is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,21 @@ def check_connections(facts: ConnectionFacts) -> list[Verdict]:
         if facts.promised is None or facts.sampling_error
         else _holds(promise, facts.peak <= facts.promised, f"{facts.peak} instead of {facts.promised}"),
     ]
+
+
+def stop(worker: Worker) -> Verdict:
+    """Stop a worker, in bounded time, and say whether it did when it was told to."""
+    process, died = worker.process, not worker.alive
+    process.stop()
+    clean = not died and process.ended_by is signal.SIGTERM and process.exit_code == 0
+    how = "by itself" if died or process.ended_by is None else f"by {process.ended_by.name}"
+    return _holds("the worker stopped when it was told to", clean, f"it ended {how}, with code {process.exit_code}")
+
+
+def check_end(observer: Observer, database: str) -> Verdict:
+    """Check that no connection outlived the worker, which is gone."""
+    left = observer.settle(database, total=0, within_s=END_S).total
+    return _holds("no connection outlived the worker", not left, f"{left} connections")
 
 
 def _ledger(connection: Connection) -> dict[str, list[_Line]]:
