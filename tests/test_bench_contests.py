@@ -75,6 +75,7 @@ def test_rounds_are_spread_over_the_restarts() -> None:
         (["--args", "{}"], "'{}' is not a JSON list"),
         (["--kwargs", "[1"], "'[1' is not a JSON object"),
         (["--task", "proj.tasks.x"], "--task needs the app that has it: celery -A proj"),
+        (["--only", "pool/*", "--pools", "solo", "--workloads", "select"], "names no contest. There are: "),
         (["sweep", "--objective", "p90=1"], "'p90=1' is not a latency objective: write for example p95=50ms"),
         (["sweep", "--objective", "p95=0ms"], "is not a latency objective"),
         (["sweep", "--rates", "10,-1"], "write tasks per second, such as 10,20,40, or auto"),

@@ -85,6 +85,9 @@ COMMON = options(
 @click.option("--rounds", default=30, type=click.IntRange(1, 1000), help="Slices for each arm, over all restarts.")
 @click.option("--slice", "slice_s", default="1s", type=Seconds(0.1, 60), help="Length of a slice.")
 @click.option("--restarts", default=3, type=click.IntRange(1, 20), help="How often the workers start anew.")
+@click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Of these contests, such as 'pools/*', now; the rest another time."
+)
 @click.pass_context
 def bench(ctx: click.Context, /, **given: Any) -> None:
     """Compare worker pools and session patterns, in turns, on real workers, and write a report.
@@ -105,13 +108,21 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
         raise click.UsageError(f"Write the options after {ctx.invoked_subcommand!r}: they belong to it.", ctx)
 
 
-def _bench(ctx: click.Context, contests: list[str], rounds: int, slice_s: float, restarts: int, **given: Any) -> None:
+def _bench(
+    ctx: click.Context,
+    contests: list[str],
+    rounds: int,
+    slice_s: float,
+    restarts: int,
+    only: tuple[str, ...],
+    **given: Any,
+) -> None:
     matrix = MatrixOptions(
         rounds, restarts, slice_s, min(0.1, slice_s / 5), given["checked_tasks"], given["users_per_slot"]
     )
     if rounds < restarts:
         raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
-    failed = runs.matrix_run(ctx, contests, matrix, **given)
+    failed = runs.matrix_run(ctx, contests, matrix, only, **given)
     sys.exit(1 if failed else 0)
 
 
@@ -121,7 +132,7 @@ def _bench(ctx: click.Context, contests: list[str], rounds: int, slice_s: float,
 def check(ctx: click.Context, /, **given: Any) -> None:
     """Check correctness only, for CI: a load for each worker, every invariant, no timing."""
     matrix = MatrixOptions(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
-    sys.exit(1 if runs.matrix_run(ctx, ["patterns"], matrix, **given) else 0)
+    sys.exit(1 if runs.matrix_run(ctx, ["patterns"], matrix, (), **given) else 0)
 
 
 @bench.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from .batches import BatchOptions, run_batch
 from .cells import Bench
@@ -32,9 +33,16 @@ class MatrixOptions:
         return BatchOptions(rounds, self.slice_s, self.ramp_s, self.checked_tasks, self.users_per_slot)
 
 
-def remaining(store: Store, contests: Sequence[Contest], restarts: int) -> list[tuple[Contest, int]]:
-    """Return the batches that are still to run, in their order."""
-    batches = [(contest, number) for number in range(1, restarts + 1) for contest in contests]
+def remaining(
+    store: Store, contests: Sequence[Contest], restarts: int, only: Sequence[str] = ()
+) -> list[tuple[Contest, int]]:
+    """Return the batches that are still to run, in their order.
+
+    Args:
+        only: Patterns of the names of contests, as in a shell; none: all.
+    """
+    wanted = [contest for contest in contests if not only or any(fnmatchcase(contest.name, one) for one in only)]
+    batches = [(contest, number) for number in range(1, restarts + 1) for contest in wanted]
     return [(contest, number) for contest, number in batches if (contest.name, number) not in store.done]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,20 +49,25 @@ AS_IT_IS = "as-it-is"
 """The pattern of a user's task whose app has no Alchemy: whatever it does."""
 
 
-def matrix_run(ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, **given: Any) -> bool:
-    """Run the matrix and write the report; return whether one of our own arms is broken."""
+def matrix_run(
+    ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, only: Sequence[str], **given: Any
+) -> bool:
+    """Run the matrix, or what `only` names of it, and write the report; return whether an arm of our own is broken."""
     console = console_of_run()
     user_task = find_user_task(ctx, **given) if given["task"] else None
     contests = plan(kinds, user_task, **given)
+    if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
+        names = ", ".join(contest.name for contest in contests)
+        raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
     with _running(console, user_task, **given) as (bench_, services):
         recorded = {"contests": list(kinds), **asdict(matrix), **_recorded(given)}
         if given["fresh"]:
             forget(given["out"])
         store = Store(given["out"], "matrix", _facts(recorded, services, contests))
-        batches = remaining(store, contests, matrix.restarts)
+        batches = remaining(store, contests, matrix.restarts, only)
         if store.resumed:
             total = len(contests) * matrix.restarts
-            console.print(f"Going on in {given['out']}: {total - len(batches)} of {total} batches are there.")
+            console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
         with _progress(console) as progress:
             bar = progress.add_task("", total=len(batches), stage="")
 
