@@ -3,8 +3,8 @@
 Signals, not task hooks: they reach every way to define a task, and nothing here goes near `self.db`, so that
 reporting never opens a connection of its own.
 
-A user's own worker is measured with `celery -A proj worker -I celery_alchemy.loadtests.reporting`, and the variables
-of `user_environ`: it then answers for every task that carries the header `loadtest_reply`.
+A user's own worker is measured with `celery -A proj worker -I celery_alchemy.loadtests.reporting`, and the variable
+LOADTEST_REPLY_URL: it then answers for every task that carries the header `loadtest_reply`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .patterns import Pattern
 from .replies import Outcome, Reply, ReplyList
 
 ERROR_LENGTH = 300
-REPLY_URL, READY_KEY = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY"
+REPLY_URL, READY_KEY, QUEUE = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY", "LOADTEST_QUEUE"
 
 
 def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
@@ -37,7 +37,9 @@ def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
     return {REPLY_URL: reply_url, READY_KEY: ready_key}
 
 
-def connect(reply_url: str, ready_key: str, reply_key: str | None = None, pattern: Pattern | None = None) -> None:
+def connect(
+    reply_url: str, ready_key: str | None, reply_key: str | None = None, pattern: Pattern | None = None
+) -> None:
     """Report readiness, and every ended attempt of a task.
 
     Args:
@@ -59,7 +61,7 @@ def connect(reply_url: str, ready_key: str, reply_key: str | None = None, patter
 class Reporter:
     """The receivers of the signals."""
 
-    def __init__(self, reply_url: str, ready_key: str, reply_key: str | None, pattern: Pattern | None) -> None:
+    def __init__(self, reply_url: str, ready_key: str | None, reply_key: str | None, pattern: Pattern | None) -> None:
         self._reply_url, self._ready_key, self._reply_key = reply_url, ready_key, reply_key
         self._pattern = pattern
         self._replies = ReplyList(reply_url, reply_key or "")
@@ -71,7 +73,9 @@ class Reporter:
             db.on_engine(phases.instrument)
 
     def announce(self, sender: Any, **_: Any) -> None:
-        """Tell that the worker consumes, and what it is."""
+        """Tell that the worker consumes, and what it is, if somebody waits for that."""
+        if not self._ready_key:
+            return
         ready = ReplyList(self._reply_url, self._ready_key)
         ready.push(json.dumps({"pid": os.getpid(), **self._described(sender.app, sender.controller)}))
         ready.close()
@@ -137,6 +141,6 @@ class Reporter:
         return int(per_process * worker_pool.process_count)
 
 
-if os.environ.get(READY_KEY) and os.environ.get(REPLY_URL):
-    # Loaded into a user's worker, by its -I; our own app calls `connect` itself, and has no such variable.
-    connect(os.environ[REPLY_URL], os.environ[READY_KEY])
+if os.environ.get(REPLY_URL) and not os.environ.get(QUEUE):
+    # Loaded into a user's worker, by its -I. Our own app has a queue in its environment, and calls `connect` itself.
+    connect(os.environ[REPLY_URL], os.environ.get(READY_KEY))

@@ -116,7 +116,7 @@ def test_a_worker_that_has_loaded_the_replies_needs_no_events(shop: Shop) -> Non
     reply_url = redis_url(shop.broker_url)
     assert reply_url is not None
     loaded = ("-I", "celery_alchemy.loadtests.reporting")
-    with shop.worker(*loaded, LOADTEST_REPLY_URL=reply_url, LOADTEST_READY_KEY="shop.ready"):
+    with shop.worker(*loaded, LOADTEST_REPLY_URL=reply_url):
         done = shop.locust("--task", "shop.import_twice", "--args", "[1]", "--replies", "list", "--fail-ratio", "0")
         assert done.returncode == 0, done.stdout
         assert "switched on" not in done.stdout
