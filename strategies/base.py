@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from . import connection_pool, forks
+from . import checkouts, connection_pool, forks
 from .engines import EngineSource
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
@@ -169,13 +169,7 @@ class SessionStrategy(ABC):
         pool = self.engine.pool
         if not (shield.applies and isinstance(pool, connection_pool.ReservedQueuePool)):
             return 0  # only a signal strikes between two bytecodes; SQLAlchemy itself minds every other interruption
-        taken = 0
-        for record in pool.held():
-            reference = getattr(record, "fairy_ref", None)
-            fairy = reference() if reference is not None else None
-            if fairy is not None and fairy.is_valid:
-                fairy.invalidate()
-                taken += 1
+        taken = len(checkouts.take_back(pool.held()))
         if pool.checkedout() > 0 and threading.active_count() == 1:
             # One thread, its one task is over: what is still counted as out was lost in the interruption.
             self.engine.dispose()

@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.util import queue as sa_queue
 
+from .checkouts import checkouts, forget, is_noted, note
 from .errors import ReservedSlotsInUse
 from .interrupts import shield
 from .liveness import is_dead
-from .scope import ScopeStack, describe_current_scope
+from .scope import describe_current_scope
 from .sizing import PoolSize
 from .worker_pool import NO_WORKER, WorkerPool
 
@@ -49,7 +50,8 @@ class ReservedQueuePool(QueuePool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._held: ScopeStack[ConnectionPoolEntry] = ScopeStack()
+        self._family: object = object()
+        """The same for every connection pool that one Engine has had: what a thread holds of an old one counts."""
 
     def connect(self) -> PoolProxiedConnection:
         if not shield.installed:
@@ -60,19 +62,18 @@ class ReservedQueuePool(QueuePool):
 
     def held(self) -> list[ConnectionPoolEntry]:
         """Return what the current thread or greenlet has checked out of this pool, oldest first."""
-        return list(self._held.get() or ())
+        return [record for record in checkouts.get() or () if record.__dict__.get("family") is self._family]
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if self._held.get():
+        if checkouts.get() and self.held():
             record = self._get_nested()
         elif self.reserve and not self.queues():
             record = self._get_without_waiting() or super()._do_get()
         else:
             record = super()._do_get()
-        if "holder" not in record.__dict__:  # QueuePool calls itself again when it lost a race
-            self._held.push(record)
-            # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
-            record.__dict__["holder"] = self._held.get()
+        if not is_noted(record):  # QueuePool calls itself again when it lost a race
+            record.__dict__["family"] = self._family
+            note(record)
             try:
                 self._replace_if_dead(record)
             except BaseException:  # killed while asking: SQLAlchemy does not know of this record yet
@@ -115,9 +116,7 @@ class ReservedQueuePool(QueuePool):
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        holder = record.__dict__.pop("holder", None)
-        if holder is not None and record in holder:
-            holder.remove(record)
+        forget(record)
         if self._max_overflow > -1 and self._overflow > self._max_overflow:
             # An extra connection is out. Shrink back rather than let the queue hand a reserved slot to anybody.
             try:
@@ -150,7 +149,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     new.reserve = reserve
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
-        new.who, new.queues, new._held = pool.who, pool.queues, pool._held
+        new.who, new.queues, new._family = pool.who, pool.queues, pool._family
     return new
 
 
@@ -159,8 +158,7 @@ def unlock_after_fork(pool: Pool) -> None:
     if isinstance(pool, QueuePool):
         pool._pool = pool._queue_class(pool._pool.maxsize, use_lifo=pool._pool.use_lifo)
         pool._overflow_lock = threading.Lock()
-    if isinstance(pool, ReservedQueuePool):
-        pool._held.forget()
+    checkouts.forget()
 
 
 class _Retired:

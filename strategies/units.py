@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import forks
 from .base import SessionStrategy
 from .callbacks import Callback
+from .checkouts import checkouts, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
 from .scope import ScopeStack, describe_current_scope
@@ -32,6 +34,8 @@ class Frame:
     """The asyncio task that opened a block; None outside an event loop."""
     left = False
     """True once it has been taken off the stack."""
+    held: Sequence[ConnectionPoolEntry] = ()
+    """What its thread or greenlet had checked out when it began."""
 
     def __init__(
         self, owner: UnitsOfWork, unit: UnitOfWork, owns: bool, ends: bool, kind: str, holder: Any, request: Any
@@ -137,6 +141,8 @@ class UnitsOfWork:
         unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback)
         strategy.enter(unit)
         frame = Frame(self, unit, True, True, kind, holder, request)
+        if held := checkouts.get():
+            frame.held = list(held)
         frames.push(frame)
         return frame
 
@@ -159,6 +165,8 @@ class UnitsOfWork:
             return
         if unit.opened is None:
             frames.remove(frame)
+            if checkouts.get():
+                _take_back(frame)
             unit.strategy.leave(unit)
             return
         if not shield.installed:
@@ -166,6 +174,8 @@ class UnitsOfWork:
                 unit.close()
             finally:
                 frames.remove(frame)
+                if checkouts.get():
+                    _take_back(frame)
                 unit.strategy.leave(unit)
             return
         with shield:
@@ -173,6 +183,8 @@ class UnitsOfWork:
                 unit.close()
             finally:
                 frames.remove(frame)
+                if checkouts.get():
+                    _take_back(frame)
                 unit.strategy.leave(unit)
             if unit.outermost and error is not None and is_interrupt(error):
                 taken = unit.strategy.take_back()
@@ -213,6 +225,20 @@ class UnitsOfWork:
         label = f"on_commit callback {getattr(callback, '__qualname__', callback)!s}"
         with self.open(label, commits=True, kind="callback"):
             callback()
+
+
+def _take_back(frame: Frame) -> None:
+    """Give back what the code of a task request has checked out, and kept: in the request it ends with nobody else may
+    ever give it back, and the connection pool would lose a slot for each."""
+    if frame.kind not in _TASK_KINDS or not frame.unit.outermost:
+        return
+    kept = [record for record in checkouts.get() or () if record not in frame.held]
+    for place in take_back(kept):
+        logger.warning(
+            "%s has ended, and a connection is still checked out. It is taken back and closed. It was checked out at "
+            "%s: close it there, or use `with`.",
+            frame.unit.label, place,
+        )  # fmt: skip
 
 
 def _taking_turns(what: str, frame: Frame) -> str:

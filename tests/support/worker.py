@@ -70,7 +70,7 @@ class Worker:
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
-    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits")
+    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks")
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
 
     def __post_init__(self) -> None:
