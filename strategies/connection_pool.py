@@ -26,6 +26,10 @@ def _always() -> bool:
     return True
 
 
+def _never() -> bool:
+    return False
+
+
 def _unnamed() -> str:
     return describe_current_scope()
 
@@ -47,6 +51,8 @@ class ReservedQueuePool(QueuePool):
     """Names the holder for the message; set by the unit-of-work layer."""
     queues: Callable[[], bool] = staticmethod(_always)
     """Tells whether this thread or greenlet runs a task, which queues for its first connection; set like `who`."""
+    is_own: Callable[[], bool] = staticmethod(_never)
+    """Tells whether it is a unit of work that connects now, which gives back what it takes; set like `who`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,7 +79,7 @@ class ReservedQueuePool(QueuePool):
             record = super()._do_get()
         if not is_noted(record):  # QueuePool calls itself again when it lost a race
             record.__dict__["family"] = self._family
-            note(record)
+            note(record, with_place=not self.is_own())
             try:
                 self._replace_if_dead(record)
             except BaseException:  # killed while asking: SQLAlchemy does not know of this record yet
@@ -149,7 +155,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     new.reserve = reserve
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
-        new.who, new.queues, new._family = pool.who, pool.queues, pool._family
+        new.who, new.queues, new.is_own, new._family = pool.who, pool.queues, pool.is_own, pool._family
     return new
 
 

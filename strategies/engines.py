@@ -41,6 +41,9 @@ class Scope(Protocol):
     def runs_task(self) -> bool:
         """Tell whether it runs a task request."""
 
+    def connects(self) -> bool:
+        """Tell whether the Session of its innermost unit of work is connecting now."""
+
 
 class EngineSource:
     """Where Engines come from: the user's own, or a URL with options.
@@ -198,7 +201,7 @@ class EngineSource:
         connection_pool.retire(old)
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
-        pool.who, pool.queues = self._scope.labels, self._scope.runs_task
+        pool.who, pool.queues, pool.is_own = self._scope.labels, self._scope.runs_task, self._scope.connects
 
 
 def _in_memory(url: URL) -> bool:

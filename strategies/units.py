@@ -51,6 +51,9 @@ class Frame:
         self.request = request
 
 
+#: From the connection pool through Engine.connect up to the Session that called it, in SQLAlchemy 2.0 and 2.1.
+_SESSIONS_FRAME = 9
+
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
 frames: ScopeStack[Frame] = ScopeStack(lasting=True)
 _TASK_KINDS = frozenset({"run", "call", "hook"})
@@ -64,6 +67,18 @@ class RunningScope:
         stack = frames.get() or ()
         labels = list(dict.fromkeys(frame.unit.label for frame in reversed(stack)))
         return " inside ".join(labels) or describe_current_scope()
+
+    def connects(self) -> bool:
+        """Tell whether the Session of its innermost unit of work is connecting now; called by the connection pool."""
+        top = frames.top()
+        session = top.unit.opened if top is not None else None
+        if session is None or not session.in_transaction() or connections_of(session):
+            return False
+        try:
+            # Code of the task's that connects by itself does not come through a Session.
+            return sys._getframe(_SESSIONS_FRAME).f_code.co_name == "_connection_for_bind"
+        except ValueError:  # a script that calls `raw_connection` is not as deep
+            return False
 
     def runs_task(self) -> bool:
         """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
