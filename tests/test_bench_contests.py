@@ -5,10 +5,13 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
+from celery_alchemy.loadtests.bench.batches import slice_length
+from celery_alchemy.loadtests.bench.cells import RunningCell
 from celery_alchemy.loadtests.bench.commands import bench
 from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
 from celery_alchemy.loadtests.bench.matrix import MatrixOptions
 from celery_alchemy.loadtests.bench.results import Arm
+from celery_alchemy.loadtests.rows import TaskRow
 from celery_alchemy.workers.selection import automatic
 
 REFERENCE = Arm("threads", 4, "celery-alchemy", "auto")
@@ -89,3 +92,21 @@ def test_a_bad_argument_is_refused_before_anything_starts(arguments: list[str], 
     assert result.exit_code == 2
     # click wraps at the terminal's width.
     assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("latencies_ms", "seconds"),
+    [([10, 50], 1.0), ([10, 500], 2.0), ([10, 60_000], 5.0), ([], 1.0)],
+)
+def test_slices_are_long_enough_for_the_slowest_arm(latencies_ms: list[float], seconds: float) -> None:
+    """Of those that are not out: a hanging worker does not hold up the others."""
+    cells = [cell_with(latency) for latency in latencies_ms] + [cell_with(90_000, out=True)]
+    assert slice_length(cells, 1.0) == seconds
+
+
+def cell_with(latency_ms: float, *, out: bool = False) -> RunningCell:
+    cell = RunningCell(None, REFERENCE, "select")  # type: ignore[arg-type]
+    ended = 1 + latency_ms / 1000
+    cell.rows = [TaskRow(0, "arm", "select", 1, "id", 1.0, 1.0, 1.0, ended, "success", 1, 0.0, 0.0)] * 3
+    cell.out = out
+    return cell

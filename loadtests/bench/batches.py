@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import LoadTestError
 from ..percentiles import Percentiles
 from ..rows import TaskRow
 from ..sampler import Sampler
-from .cells import Bench, RunningCell
+from .cells import Bench, RunningCell, phases
 from .contests import Contest, orders
 from .measure import CpuClock, spent
 from .results import Arm, Batch, Cell, Slice
@@ -23,6 +23,8 @@ STARTERS = 4
 """Workers that start at the same time: each is busy importing for a second or two."""
 CHECKED_S = 20.0
 """How long a checked load may take."""
+TASKS_IN_A_ROW = 4
+LONGEST_SLICE_S = 5.0
 CHECKED_SLICE = 0
 """The slice that checked loads count as: it is in no ratio."""
 WARM_UP_TASKS = 10
@@ -74,6 +76,7 @@ def run_batch(
                 cell.check(None, None)
             if cell.out:
                 cell.abandon()
+        options = replace(options, slice_s=slice_length(cells, options.slice_s))
         slices: list[Slice] = []
         seed = f"{contest.name}/{number}"
         for turn, order in enumerate(orders(arms, options.rounds, seed), start=1):
@@ -157,6 +160,17 @@ def checked_load(cell: RunningCell, options: BatchOptions, tasks_per_slot: int) 
             tasks=tasks_per_slot * cell.arm.concurrency,
             users=options.users_per_slot * cell.arm.concurrency,
         )
+
+
+def slice_length(cells: Sequence[RunningCell], wanted_s: float) -> float:
+    """Return how long the slices of a contest are: long enough for several tasks of its slowest arm in a row.
+
+    A slice counts what ends within it; tasks that take as long as it would hardly ever be counted.
+    """
+    slowest_ms = max(
+        (found["latency"].p50 for cell in cells if (found := phases(cell.rows)) and not cell.out), default=0
+    )
+    return max(wanted_s, min(TASKS_IN_A_ROW * slowest_ms / 1000, LONGEST_SLICE_S))
 
 
 def run_slice(bench: Bench, cell: RunningCell, options: BatchOptions, number: int, turn: int, position: int) -> Slice:
