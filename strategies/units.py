@@ -179,28 +179,19 @@ class UnitsOfWork:
             frames.remove(frame)
             return
         if unit.opened is None:
-            frames.remove(frame)
-            if checkouts.get():
-                _take_back(frame)
-            unit.strategy.leave(unit)
+            _end(frame)
             return
         if not shield.installed:
             try:
                 unit.close()
             finally:
-                frames.remove(frame)
-                if checkouts.get():
-                    _take_back(frame)
-                unit.strategy.leave(unit)
+                _end(frame)
             return
         with shield:
             try:
                 unit.close()
             finally:
-                frames.remove(frame)
-                if checkouts.get():
-                    _take_back(frame)
-                unit.strategy.leave(unit)
+                _end(frame)
             if unit.outermost and error is not None and is_interrupt(error):
                 taken = unit.strategy.take_back()
                 if taken:
@@ -242,6 +233,16 @@ class UnitsOfWork:
             callback()
 
 
+@shield.covers
+def _end(frame: Frame) -> None:
+    """Take `frame`, whose Session is closed, off the stack, with whatever its code has kept."""
+    frames.remove(frame)
+    if checkouts.get():
+        _take_back(frame)
+    frame.unit.strategy.leave(frame.unit)
+
+
+@shield.covers
 def _take_back(frame: Frame) -> None:
     """Give back what the code of a task request has checked out, and kept: in the request it ends with nobody else may
     ever give it back, and the connection pool would lose a slot for each."""
