@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest lint bench-overhead clean
+.PHONY: demo test test-faults test-lowest lint bench-overhead clean
 
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What `make test` does of the fault tests, and thousands of times more.
+test-faults: $(VENV)/installed
+	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 # The built wheel, with the oldest versions it allows, away from the checkout.
 test-lowest: $(VENV)-lowest/installed

@@ -1,18 +1,13 @@
 """A proxy between a database server and its clients that writes down what each of them says."""
 
-import contextlib
-import os
-import selectors
-import socket
-import threading
-from typing import Any
-
 from sqlalchemy import URL
+
+from celery_alchemy.loadtests.proxy import Conversation, Proxy
 
 GOODBYE = "<goodbye>"
 
 
-class Recorder:
+class Recorder(Proxy):
     """A TCP proxy before a database server that writes down what each of its clients says.
 
     A socket that two processes share is one client: what a child says on its parent's connection is in the parent's
@@ -20,79 +15,24 @@ class Recorder:
     """
 
     def __init__(self, server: URL) -> None:
-        postgresql = server.get_backend_name() == "postgresql"
-        self._parse = _postgresql if postgresql else _mysql
-        port = server.port or (5432 if postgresql else 3306)
-        folder = str(server.query.get("host", ""))  # of the Unix socket, as libpq spells it
-        self._family = socket.AF_UNIX if folder else socket.AF_INET
-        self._server: Any = f"{folder}/.s.PGSQL.{port}" if folder else (server.host or "127.0.0.1", port)
+        self._parse = _postgresql if server.get_backend_name() == "postgresql" else _mysql
         self._said: dict[int, bytearray] = {}
-        self._selector = selectors.DefaultSelector()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self.port = self._listener.getsockname()[1]
-        self._stop_reader, self._stop_writer = os.pipe()
-        self._selector.register(self._stop_reader, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="recorder")
+        super().__init__(server)
 
     def __enter__(self) -> "Recorder":
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.write(self._stop_writer, b".")
-        self._thread.join()
-        os.close(self._stop_reader)
-        os.close(self._stop_writer)
+        self.close()
+
+    def heard(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
+        """Write down what clients say."""
+        if from_client:
+            self._said.setdefault(talk.client_port, bytearray()).extend(data)
 
     def statements(self, client_port: int) -> list[str]:
         """Return the statements of the client with this local port; `GOODBYE` where it ended the conversation."""
         return self._parse(bytes(self._said[client_port]))
-
-    def _run(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.fileobj == self._stop_reader:
-                    self._close()
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._pass_on(key)
-
-    def _accept(self) -> None:
-        client, address = self._listener.accept()
-        server = socket.socket(self._family)
-        server.connect(self._server)
-        for one in (client, server):
-            if one.family == socket.AF_INET:
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        record = self._said[address[1]] = bytearray()
-        self._selector.register(client, selectors.EVENT_READ, (server, record))
-        self._selector.register(server, selectors.EVENT_READ, (client, None))
-
-    def _pass_on(self, key: selectors.SelectorKey) -> None:
-        here: Any = key.fileobj
-        there, record = key.data
-        try:
-            data = here.recv(65536)
-            if data and record is not None:
-                record += data
-            if data:
-                there.sendall(data)
-                return
-        except OSError:
-            pass
-        for one in (here, there):
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(one)
-            one.close()
-
-    def _close(self) -> None:
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
-        self._selector.close()
 
 
 def _postgresql(stream: bytes) -> list[str]:

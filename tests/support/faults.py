@@ -1,0 +1,16 @@
+"""How much the fault tests do: a short form in `make test`, all of it in `make test-faults`."""
+
+import os
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FULL = os.environ.get("CELERY_ALCHEMY_FAULTS") == "full"
+"""Every strategy, every driver, thousands of times."""
+SEED = int(os.environ.get("CELERY_ALCHEMY_SEED", "20261125"))
+"""Of all randomness; printed where a test fails."""
+
+
+def amount(short: T, full: T) -> T:
+    """Return how much to do: `short` in `make test`, `full` in `make test-faults`."""
+    return full if FULL else short
