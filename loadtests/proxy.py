@@ -134,8 +134,7 @@ class Proxy:
         with contextlib.ExitStack() as stack:
             stack.callback(self._selector.close)
             stack.callback(self._woken.close)
-            stack.callback(lambda: self._listener.close())
-            stack.callback(lambda: [self._hang_up(talk) for talk in self._talks()])
+            stack.callback(self._end)
             while True:
                 for key, _ in self._selector.select():
                     if key.fileobj is self._woken:
@@ -146,6 +145,11 @@ class Proxy:
                         self._accept()
                     elif isinstance(key.fileobj, socket.socket) and key.fd != -1:
                         self._pass_on(key.fileobj, key.data)
+
+    def _end(self) -> None:
+        self._listener.close()  # another one than at first, after `refuse` and `recover`
+        for talk in self._talks():
+            self._hang_up(talk)
 
     def _obey(self) -> None:
         while self._orders:
