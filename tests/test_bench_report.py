@@ -270,7 +270,8 @@ def test_losses_are_printed_beside_wins(tmp_path: Path) -> None:
     (of_workload,) = [one for one in found.workloads if one.workload == "transfer"]
     assert any(re.match("with_session under prefork: goodput 1.*: faster than", line) for line in of_workload.losses)
     assert any(re.match("null_pool under prefork: goodput 0.*: slower than", line) for line in of_workload.wins)
-    assert "faster in 2, slower in 2" in found.in_short[-1]
+    assert "faster in 2, slower in 2" in found.in_short[-2]
+    assert found.in_short[-1].startswith("A plain `with Session(engine)` against celery-alchemy")
 
 
 def test_connections_are_what_was_seen_and_what_was_promised(found: Recommendation) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..patterns import OURS
 from .standings import is_better, is_worse, standing
+from .statistics import CHEAPER, DEARER, FASTER, SLOWER
 from .summary import ContestSummary, Row, Summary
-from .wording import count, evidence, factor, percent
+from .together import PoolStanding
+from .wording import count, evidence, factor, percent, together
 
 AUTO = "auto"
 
@@ -77,7 +79,7 @@ def strategy_advice(contest: ContestSummary, check: AutoCheck | None) -> Advice:
     return Advice("strategy", f"auto ({took})", lines, limits)
 
 
-def auto_check(summary: Summary, pool: str) -> AutoCheck:
+def auto_check(summary: Summary, pool: str, by_pool: Sequence[PoolStanding]) -> AutoCheck:
     contests = [found for found in summary.contests if found.kind == "patterns" and found.pool == pool]
     contests = [found for found in contests if (own := found.reference) and own.arm.strategy == AUTO]
     took = next((found.reference.strategy for found in contests if found.reference), "")
@@ -109,7 +111,15 @@ def auto_check(summary: Summary, pool: str) -> AutoCheck:
         + (f", no difference shown in {unmoved}" if unmoved > 0 else "")
         + f"; goodput ratios from {_range(contests)}; A/A floor {_floor_range(contests, 'goodput')}."
     )
-    return AutoCheck(pool, took, better == 0, [head, *lines])
+    over_all = [found for found in by_pool if found.pool == pool and found.pattern == OURS]
+    lines += [f"Over all workloads, {found.label} to auto: {together(found)}." for found in over_all]
+    agrees = better == 0 and not any(_superior_over_all(found) for found in over_all)
+    return AutoCheck(pool, took, agrees, [head, *lines])
+
+
+def _superior_over_all(found: PoolStanding) -> bool:
+    words = {ratio.verdict for ratio in found.ratios.values()}
+    return bool(words & {FASTER, CHEAPER}) and not words & {SLOWER, DEARER}
 
 
 def _range(contests: Iterable[ContestSummary]) -> str:

@@ -9,7 +9,8 @@ from ..patterns import OURS
 from .automatic import Advice, AutoCheck
 from .standings import Standing
 from .summary import Summary, SweepSummary
-from .wording import at, count, listed, number, percent, where
+from .together import PoolStanding
+from .wording import at, count, listed, number, percent, pool_ratio, where
 
 
 def in_short(
@@ -19,6 +20,7 @@ def in_short(
     undecided: Sequence[str],
     automatic: Sequence[AutoCheck],
     standings: Sequence[Standing],
+    by_pool: Sequence[PoolStanding],
 ) -> list[str]:
     """Return the recommendation in short.
 
@@ -64,7 +66,21 @@ def in_short(
             f"{slower}, no difference shown in {level} of {faster + slower + level} comparisons; less worker CPU per "
             f"task in {cheaper}, more in {dearer}."
         )
+    lines += _plain_session(by_pool)
     return lines
+
+
+def _plain_session(by_pool: Sequence[PoolStanding]) -> list[str]:
+    """Return what is saved without us, by the pattern that does the least; nothing if it was not measured."""
+    found = [one for one in by_pool if one.pattern == "with_session"]
+    if not found:
+        return []
+    told = "; ".join(
+        f"{one.pool}: goodput {pool_ratio(one.ratios.get('goodput'))}, worker CPU per task "
+        f"{pool_ratio(one.ratios.get('cpu'))}"
+        for one in found
+    )
+    return [f"A plain `with Session(engine)` against celery-alchemy, over all workloads of a worker pool: {told}."]
 
 
 def _unseen(summary: Summary) -> str:

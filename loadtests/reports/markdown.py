@@ -8,8 +8,10 @@ from pathlib import Path
 from .reading import summarise
 from .recommendation import Recommendation, recommend
 from .standings import Standing, Tally
+from .statistics import METRICS
 from .summary import Summary
-from .wording import factor, listed, percent
+from .together import PoolStanding
+from .wording import factor, listed, percent, pool_ratio
 
 MARKDOWN_FILE = "summary.md"
 
@@ -27,7 +29,9 @@ def markdown(summary: Summary, found: Recommendation) -> str:
     parts = ["\n".join(f"- {_escape(line)}" for line in found.in_short)]
     if found.standings and summary.measured:
         parts.append(_standings(found.standings))
-    elif found.standings:
+    if found.by_pool:
+        parts.append(_by_pool(found.by_pool))
+    elif found.standings and not summary.measured:
         parts.append(_verdicts(found.standings))
     if choices := [advice for advice in found.workloads if advice.advice]:
         topics = list(dict.fromkeys(one.topic for advice in choices for one in advice.advice))
@@ -59,6 +63,29 @@ def _standings(standings: Sequence[Standing]) -> str:
             for standing in standings
         ],
     )
+
+
+def _by_pool(standings: Sequence[PoolStanding]) -> str:
+    pools = list(dict.fromkeys(one.pool for one in standings))
+    cells = {(one.label, one.pool): one for one in standings}
+    tables = []
+    for metric in dict.fromkeys(name for one in standings for name in one.ratios):
+        rows = [
+            (label, *(_shown(cells.get((label, pool)), metric) for pool in pools))
+            for label in dict.fromkeys(one.label for one in standings)
+        ]
+        tables.append(
+            f"{METRICS[metric].label.capitalize()}, ratio to celery-alchemy with auto over all workloads of a worker "
+            f"pool: median of the batches [95 % interval]; bold where a difference is shown\n\n"
+            + _table(("pattern", *pools), rows)
+        )
+    return "\n\n".join(tables)
+
+
+def _shown(standing: PoolStanding | None, metric: str) -> str:
+    found = standing.ratios.get(metric) if standing else None
+    text = pool_ratio(found)
+    return f"**{text}**" if found and found.shown else text
 
 
 def _verdicts(standings: Sequence[Standing]) -> str:

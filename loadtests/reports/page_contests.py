@@ -19,8 +19,22 @@ from .markup import (
 )
 from .recommendation import Recommendation
 from .standings import Standing
+from .statistics import METRICS
 from .summary import ContestSummary, Row, Summary
-from .wording import count, factor, grouped_flags, interval, listed, mebibytes, name_in, number, percent, where
+from .together import PoolStanding
+from .wording import (
+    count,
+    factor,
+    grouped_flags,
+    interval,
+    listed,
+    mebibytes,
+    name_in,
+    number,
+    percent,
+    pool_ratio,
+    where,
+)
 
 
 def patterns(summary: Summary, found: Recommendation, names: ChartNames) -> str:
@@ -36,6 +50,7 @@ def patterns(summary: Summary, found: Recommendation, names: ChartNames) -> str:
             "above 1 means more of it than the reference. Losses of ours are printed as the wins are."
         ),
         standings_table(found.standings),
+        *by_pool_tables(found.by_pool),
     ]
     for pool in dict.fromkeys(contest.pool for contest in contests):
         parts.append(f"<h3>{html.escape(pool)}</h3>")
@@ -92,6 +107,32 @@ def standings_table(standings: Sequence[Standing]) -> str:
     )  # fmt: skip
     caption = "Each pattern against the reference, over all worker pools and workloads where it is right"
     return table(caption, columns, rows)
+
+
+def by_pool_tables(standings: Sequence[PoolStanding]) -> list[str]:
+    """Return how each pattern stands against ours under each worker pool, a table for each metric."""
+    pools = list(dict.fromkeys(one.pool for one in standings))
+    cells = {(one.label, one.pool): one for one in standings}
+
+    def cell(label: str, pool: str, metric: str) -> Content:
+        found = cells[label, pool].ratios.get(metric) if (label, pool) in cells else None
+        if not found:
+            return "-"
+        good = {"faster": "good", "cheaper": "good", "slower": "bad", "dearer": "bad"}.get(found.verdict, "muted")
+        return with_note(styled(good, pool_ratio(found)), f"n = {found.estimate.n}; {found.verdict}", found.reason)
+
+    return [
+        table(
+            f"{METRICS[metric].label.capitalize()} over all workloads of a worker pool: the median of the batches, "
+            "with its 95 % interval",
+            ("pattern", *pools),
+            [
+                [label, *(cell(label, pool, metric) for pool in pools)]
+                for label in dict.fromkeys(one.label for one in standings)
+            ],
+        )
+        for metric in dict.fromkeys(name for one in standings for name in one.ratios)
+    ]
 
 
 def _outcome(contest: ContestSummary) -> str:

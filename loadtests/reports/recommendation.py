@@ -12,6 +12,7 @@ from .in_short import in_short
 from .standings import Standing, geometric, is_better, is_worse, standing, standings_of
 from .statistics import FASTER, SLOWER
 from .summary import ContestSummary, Row, Summary, SweepSummary
+from .together import PoolStanding, pool_standings
 from .wording import count, evidence, factor, listed, mebibytes, number, ratio, where
 
 CHECKOUT_SHARE = 0.1
@@ -46,24 +47,28 @@ class Recommendation:
     workloads: list[WorkloadAdvice]
     automatic: list[AutoCheck]
     standings: list[Standing]
+    by_pool: list[PoolStanding]
+    """Each pattern under each worker pool, over all workloads."""
     limits: list[str]
     """How far all of it holds."""
 
 
 def recommend(summary: Summary) -> Recommendation:
     """Return what to use, as far as there is evidence."""
-    automatic = [auto_check(summary, pool) for pool in _pools(summary)]
+    by_pool = pool_standings(summary)
+    automatic = [auto_check(summary, pool, by_pool) for pool in _pools(summary)]
     workloads = [_of_workload(summary, name, automatic) for name in summary.workloads] if summary.measured else []
     standings = standings_of(summary)
     overall = _overall(summary, workloads, automatic)
     choices = {found.workload: found.row.arm for found in workloads if found.row}
     undecided = [found.workload for found in workloads if found.level]
     return Recommendation(
-        in_short(summary, overall, choices, undecided, automatic, standings),
+        in_short(summary, overall, choices, undecided, automatic, standings, by_pool),
         overall,
         workloads,
         automatic,
         standings,
+        by_pool,
         _limits(summary),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ..bench.results import Arm
 from .statistics import METRICS, Estimate, Ratio
 from .summary import ContestSummary, Row
+from .together import PoolRatio, PoolStanding
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -52,6 +53,20 @@ def evidence(found: Ratio) -> str:
         f"{METRICS[found.metric].label} {ratio(found)}, n = {found.estimate.n} rounds{batches}{sure}{floor}: "
         f"{found.verdict}{doubt}"
     )
+
+
+def together(found: PoolStanding) -> str:
+    """Return what is said of a pattern over all workloads of a worker pool."""
+    return "; ".join(
+        f"{METRICS[name].label} {pool_ratio(one)}, n = {one.estimate.n} batches of {count(one.workloads, 'workload')}, "
+        f"A/A floor {percent(one.floor)}: {one.verdict}" + (f" ({one.reason})" if one.reason else "")
+        for name, one in found.ratios.items()
+    )
+
+
+def pool_ratio(found: PoolRatio | None) -> str:
+    """Return `0.92 [0.88, 0.97]`."""
+    return f"{factor(found.estimate.median)} {interval(found.estimate)}" if found else "-"
 
 
 def percent(floor: float | None) -> str:
