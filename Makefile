@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
+# Two at a time: most of a test is waiting for its worker. Tests that share a worker stay in one process.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 # What `make test` does of the fault tests, and thousands of times more.
 test-faults: $(VENV)/installed

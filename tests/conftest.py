@@ -35,12 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop the pairs a test is not meant for; a skip would have to be explained to nobody."""
+    """Drop the pairs a test is not meant for; a skip would have to be explained to nobody. Keep together, where
+    several processes share the tests, those that share a worker or a module's fixtures."""
     kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
         marker = item.get_closest_marker("worker_pools")
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         pools = {parameter.pool for parameter in parameters if hasattr(parameter, "pool")}
+        pair = item.callspec.params.get("worker") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
         kept[marker is None or pools <= set(marker.args)].append(item)
     items[:] = kept[True]
     config.hook.pytest_deselected(items=kept[False])
