@@ -16,6 +16,7 @@ from . import connection_pool, forks
 from .drivers import cancel_statement, server_rolled_back, shown
 from .errors import CeleryAlchemyError, InvalidSetting
 from .interrupts import is_interrupt
+from .lost_clients import notice_lost_clients
 from .sizing import PoolSize
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class EngineSource:
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
         _listen(engine, self._observe, fresh=True)
+        notice_lost_clients(engine)
         if self.url.get_backend_name() == "sqlite":
             _listen_sqlite(engine, self)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import redis
 from celery import Celery, Signature, chain
 
@@ -22,9 +23,11 @@ from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 40
+END_TIMEOUT_S = 20
 TASK_TIMEOUT_S = 30
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
-KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated"}  # nothing comes after these: the attempt does not end
+# Nothing comes after these: the attempt does not end.
+KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated", "TaskRevokedError"}
 T = TypeVar("T")
 ALIVE: list["Worker"] = []  # for the log tails of failure reports
 
@@ -70,8 +73,9 @@ class Worker:
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
-    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks")
+    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks", "enqueueing")
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
+    expected_code: int | None = 0  # of a warm shutdown; None: the test looks at it itself
 
     def __post_init__(self) -> None:
         self.concurrency = self.concurrency or CONCURRENCY.get(self.pool, 2)
@@ -122,6 +126,34 @@ class Worker:
 
     def exit_code(self) -> int | None:
         return self._process.poll() if self._process else None
+
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def pool_processes(self) -> set[int]:
+        """Return the pids of prefork's pool processes."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {child.pid for child in psutil.Process(self.pid).children()}
+        return set()
+
+    def control(self, command: str, **arguments: Any) -> None:
+        """Send a remote-control command to this worker alone."""
+        destination = [f"{self.name}@here"]
+        self._client.control.broadcast(command, destination, connection=self._connection, arguments=arguments)
+
+    def end(self, number: int) -> int:
+        """Send a signal to the main process, and return the exit code it ends with."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self.expected_code = None  # the test looks at it
+        for _ in range(END_TIMEOUT_S):
+            self._wake()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(1)
+        raise AssertionError(f"the worker did not end within {END_TIMEOUT_S} s\n{self.log_tail()}")
 
     def stop(self) -> int | None:
         """Stop the worker: warm, then cold, then by force; return the exit code."""
@@ -214,10 +246,10 @@ class Worker:
 
     def _stored_kill(self, task_id: str) -> Outcome | None:
         """Return what the result backend says of a killed task; Celery before 5.7 sends no signal for all of them."""
-        stored = self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}")
-        result = json.loads(stored)["result"] if stored else None
+        stored = json.loads(self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}") or "{}")
+        result = stored.get("result")
         if isinstance(result, dict) and result.get("exc_type") in KILLED:
-            return Outcome("FAILURE", error=result["exc_type"])
+            return Outcome(stored["status"], error=result["exc_type"])
         return None
 
     def _wake(self) -> None:
@@ -231,14 +263,15 @@ class Worker:
 
 @contextlib.contextmanager
 def running(worker: Worker) -> Iterator[Worker]:
-    """Run a worker for the time of the block; it must obey a warm shutdown."""
+    """Run a worker for the time of the block; it must obey a warm shutdown, unless the block has ended it."""
     worker.start()
     try:
         worker.wait_ready()
         yield worker
     finally:
         code = worker.stop()
-    assert code == 0, f"the worker did not end with 0 after a warm shutdown, but with {code}\n{worker.log_tail()}"
+    if worker.expected_code is not None:
+        assert code == worker.expected_code, f"the worker ended with {code}\n{worker.log_tail()}"
 
 
 def start_process(command: Sequence[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

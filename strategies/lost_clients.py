@@ -1,0 +1,47 @@
+"""Let PostgreSQL notice within a second that its client is gone.
+
+A pool process that is killed in the middle of a query (hard time limit, `revoke(terminate=True)`, the out-of-memory
+killer) leaves that query to the server, which goes on with it, and holds the row locks of the transaction, until it has
+something to send. Since PostgreSQL 14 it looks at the socket meanwhile, if it is told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool
+
+CHECK_INTERVAL_MS = 1000
+_PARAMETER = "client_connection_check_interval"
+_SINCE = 140000
+_DRIVERS = frozenset({"psycopg", "psycopg2"})
+# Nothing where somebody has set it on the server (postgresql.conf, ALTER ROLE), and no error where nobody knows it.
+_ASK_FOR_CHECKS = (
+    f"SELECT set_config('{_PARAMETER}', '{CHECK_INTERVAL_MS}', false) WHERE current_setting('{_PARAMETER}', true) = '0'"
+)
+
+
+def notice_lost_clients(engine: Engine) -> None:
+    """Let each connection of `engine`, on PostgreSQL 14 and newer, ask for a look at its socket once a second.
+
+    One round trip per connection made, none per task. Not as a start-up parameter (`options=-c ...`), which PgBouncer
+    and older servers refuse. A connection pool that connects for each task (NullPool) is left alone.
+    """
+    if engine.dialect.driver in _DRIVERS and not isinstance(engine.pool, NullPool):
+        event.listen(engine, "connect", _on_connect)
+
+
+def _on_connect(connection: Any, record: object) -> None:
+    # What the user says wins, be it in the URL, in connect_args or in PGOPTIONS: libpq knows.
+    if connection.info.server_version < _SINCE or _PARAMETER in (connection.info.options or ""):
+        return
+    autocommit, connection.autocommit = connection.autocommit, True
+    try:
+        # Refused on platforms that cannot look, and by what only resembles PostgreSQL: all works without.
+        with contextlib.suppress(connection.Error), connection.cursor() as cursor:
+            cursor.execute(_ASK_FOR_CHECKS)
+    finally:
+        connection.autocommit = autocommit
