@@ -11,13 +11,14 @@ from .strategies import (
     SessionStrategy,
     WorkerPool,
 )
-from .workers import Alchemy, ConfigurationError, DatabaseTask
+from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask
 
 __all__ = [
     "Alchemy",
     "BrokenTransaction",
     "CeleryAlchemyError",
     "ConfigurationError",
+    "CurrentSession",
     "DatabaseTask",
     "LocalStrategy",
     "NoUnitOfWork",

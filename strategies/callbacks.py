@@ -15,6 +15,12 @@ Callback = Callable[[], object]
 Runner = Callable[[Callback], None]
 
 
+def heir_of(savepoint: SessionTransaction) -> SessionTransaction | None:
+    """Return the savepoint that takes over what waits in `savepoint` when that is released; None: the root does."""
+    parent = savepoint.parent
+    return parent if parent is not None and parent.nested else None
+
+
 class CommitCallbacks:
     """The callables that one unit of work runs after its COMMIT, each beside the savepoint it was registered in.
 
@@ -26,13 +32,18 @@ class CommitCallbacks:
 
     def __init__(self, run: Runner) -> None:
         self._run = run
-        self._waiting: list[tuple[Callback, SessionTransaction | None]] = []
-        self._ready: list[Callback] = []
+        self._waiting: list[tuple[Callback, bool, SessionTransaction | None]] = []
+        self._ready: list[tuple[Callback, bool]] = []
         self.held_back = 0
         """Above 0, what a COMMIT sets free waits for `run_ready`: until the shield is left, the Session is gone."""
 
-    def add(self, callback: Callback, savepoint: SessionTransaction | None) -> None:
-        self._waiting.append((callback, savepoint))
+    def add(self, callback: Callback, savepoint: SessionTransaction | None, *, raises: bool = False) -> None:
+        """Let `callback` wait, for the root transaction or for `savepoint`.
+
+        Args:
+            raises: Its error is raised to whoever commits, once all have run; otherwise it is logged only.
+        """
+        self._waiting.append((callback, raises, savepoint))
 
     def drop(self) -> int:
         """Forget all that wait; return how many there were."""
@@ -43,11 +54,10 @@ class CommitCallbacks:
     def ended(self, transaction: SessionTransaction, *, committed: bool) -> None:
         """`transaction` (root or savepoint) is over, committed or not."""
         if transaction.nested:
-            parent = transaction.parent
-            heir = parent if parent is not None and parent.nested else None
+            heir = heir_of(transaction)
             self._waiting = [
-                (callback, heir if savepoint is transaction else savepoint)
-                for callback, savepoint in self._waiting
+                (callback, raises, heir if savepoint is transaction else savepoint)
+                for callback, raises, savepoint in self._waiting
                 if committed or savepoint is not transaction
             ]
         elif not committed:
@@ -55,9 +65,9 @@ class CommitCallbacks:
         else:
             self._release()
 
-    def run_now(self, callback: Callback) -> None:
+    def run_now(self, callback: Callback, *, raises: bool = False) -> None:
         """Run `callback` as one whose COMMIT has just succeeded."""
-        self._ready.append(callback)
+        self._ready.append((callback, raises))
         self.run_ready()
 
     @shield.covers
@@ -68,21 +78,24 @@ class CommitCallbacks:
     @shield.covers
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._ready.extend(callback for callback, _ in waiting)
+        self._ready.extend((callback, raises) for callback, raises, _ in waiting)
         self.run_ready()
 
     @shield.covers
     def run_ready(self) -> None:
-        """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other; a time limit is
-        raised once all have run."""
+        """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other; once all have run,
+        a time limit is raised, or else the first error of those that were to raise."""
         interrupt: BaseException | None = None
+        wanted: Exception | None = None
         while self._ready and not self.held_back:
-            callback = self._ready.pop(0)
+            callback, raises = self._ready.pop(0)
             try:
                 self._run(callback)
             except Exception as error:
                 logger.exception("on_commit callback %r failed; the transaction it waited for is committed", callback)
                 if is_interrupt(error):
                     interrupt = error
-        if interrupt is not None:
-            raise interrupt
+                elif raises:
+                    wanted = wanted or error
+        if interrupt is not None or wanted is not None:
+            raise interrupt or wanted  # type: ignore[misc]

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
-from .callbacks import Callback, CommitCallbacks, Runner
+from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
@@ -97,24 +97,27 @@ class UnitOfWork:
         """The Session if it has been used, else None."""
         return self._session
 
-    def on_commit(self, callback: Callback) -> None:
-        """Run `callback()` after the next real COMMIT; at once where that is just being reported."""
+    def on_commit(self, callback: Callback, *, raises: bool = False) -> None:
+        """Run `callback()` after the next real COMMIT; at once where that is just being reported.
+
+        Args:
+            raises: Its error is raised to whoever commits; otherwise it is logged only.
+        """
         session = self._session
         savepoint = session.get_nested_transaction() if session is not None else None
         releasing = session is not None and is_committing(session)
         if releasing and savepoint is None:
-            (self.waiting or CommitCallbacks(self._run_callback)).run_now(callback)
+            (self.waiting or CommitCallbacks(self._run_callback)).run_now(callback, raises=raises)
             return
         if self.waiting is None:
             self.waiting = CommitCallbacks(self._run_callback)
             self._unwatched = True
         if releasing and savepoint is not None:
             # SQLAlchemy's list of listeners is in use just now; and what is registered here, the parent owns.
-            parent = savepoint.parent
-            savepoint = parent if parent is not None and parent.nested else None
+            savepoint = heir_of(savepoint)
         else:
             self._watch()
-        self.waiting.add(callback, savepoint)
+        self.waiting.add(callback, savepoint, raises=raises)
 
     def _watch(self) -> None:
         # Not while SQLAlchemy calls the listeners of this event.

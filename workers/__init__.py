@@ -2,6 +2,7 @@
 
 from .errors import ConfigurationError
 from .extension import Alchemy
+from .injection import CurrentSession
 from .task import DatabaseTask
 
-__all__ = ["Alchemy", "ConfigurationError", "DatabaseTask"]
+__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask"]

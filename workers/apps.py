@@ -54,7 +54,10 @@ def find(app: Celery) -> Alchemy | None:
         return db
     alike = [candidate for candidate in _all if candidate.app is not None and candidate.app.main == app.main]
     if len(alike) == 1 and _is_rebuilt(app, alike[0]):
+        from .enqueue import attach
+
         setattr(app, _ATTRIBUTE, alike[0])
+        attach(app)
         return alike[0]
     return None
 

@@ -17,6 +17,7 @@ from sqlalchemy.util import ScopedRegistry
 from ..strategies import SessionStrategy, WorkerPool, forks, green
 from ..strategies.drivers import parse_url
 from ..strategies.engines import EngineListener, EngineSource
+from ..strategies.foreign import on_commit_of
 from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
 from ..strategies.units import RunningScope, UnitsOfWork, place
@@ -162,18 +163,25 @@ class Alchemy:
         with self.units.open(f"unit_of_work() at {place(3)}", commits=commit, kind="block") as unit:
             yield unit.session
 
-    def on_commit(self, callback: Hook) -> Hook:
+    def on_commit(self, callback: Hook, *, session: Any = None, raises: bool = False) -> Hook:
         """Run `callback()` after the next real COMMIT of the current unit of work, its connection given back.
 
         Dropped when the transaction, or the savepoint it was registered in, is rolled back. A unit of work that ends
         well without a transaction runs it at its end; outside any unit of work it runs at once. It has a unit of work
         of its own; what it raises is logged and undoes nothing. May be used as a decorator.
+
+        Args:
+            session: Wait for the COMMIT of this Session instead, which somebody else opened and will commit: a web
+                application's Session, its `scoped_session` or AsyncSession.
+            raises: What `callback` raises is raised to whoever commits, once all others have run. The transaction is
+                committed all the same; in a task that means a failed task whose work is done.
         """
-        frame = self.units.current_frame()
-        if frame is None:
-            callback()
+        if session is not None:
+            on_commit_of(session, callback, raises=raises)
+        elif (frame := self.units.current_frame()) is not None:
+            frame.unit.on_commit(callback, raises=raises)
         else:
-            frame.unit.on_commit(callback)
+            callback()
         return callback
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------

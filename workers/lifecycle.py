@@ -12,7 +12,7 @@ from celery import Celery, bootsteps, signals
 from celery.app import base as celery_base
 
 from ..strategies.interrupts import register_interrupt
-from . import apps, detection
+from . import apps, detection, enqueue
 from .errors import ConfigurationError
 from .selection import OPTION
 
@@ -80,7 +80,9 @@ def _refuse_tasks_without_alchemy(app: Celery) -> None:
 
 
 def attach(app: Celery) -> None:
-    """Add the bootstep and the command-line option to `app`, once, and connect the signals, once per process."""
+    """Add the bootstep, the command-line option and the sending on commit to `app`, once, and connect the signals, once
+    per process."""
+    enqueue.attach(app)
     app.steps["worker"].add(SessionStrategyStep)
     options = app.user_options["worker"]
     if not any(OPTION in getattr(option, "opts", ()) for option in options):

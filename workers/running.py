@@ -22,6 +22,7 @@ from ..strategies.sessions import shield_mapper_configuration
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
 from . import apps
+from .injection import Place, hidden, injected_parameters, injecting, places_of
 
 if TYPE_CHECKING:
     from .extension import Alchemy
@@ -36,6 +37,7 @@ _BEGUN = "_celery_alchemy_begun"
 _CALLED = "_celery_alchemy_called"
 _SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 _OURS = "_celery_alchemy_wrapper"
+_PLACES = "_celery_alchemy_places"
 
 #: Opens or joins a unit of work for the task; None: it runs in the one that is open already, whoever ends that.
 Enter = Callable[["Alchemy", "DatabaseTask", Any, bool], "Frame | None"]
@@ -49,7 +51,20 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
     def run(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
         return _run(_enter_run, call, self, args, kwargs)
 
-    return _like(run, raw)
+    wrapper = _like(run, raw)
+    if names := injected_parameters(raw):
+        signature = inspect.signature(wrapper)
+        places = places_of(signature, names)
+        call = injecting(call, places)
+        wrapper.__signature__ = hidden(signature, names)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {name: one for name, one in wrapper.__annotations__.items() if name not in names}
+        setattr(wrapper, _PLACES, places)
+    return wrapper
+
+
+def injected_places(run: Callable[..., Any]) -> list[Place]:
+    """Return where `wrap_run` passes the Session to what it has wrapped."""
+    return getattr(run, _PLACES, [])
 
 
 def wrap_call(raw: Any) -> Callable[..., Any]:

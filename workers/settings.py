@@ -73,11 +73,6 @@ def read_settings(app: Celery) -> Settings:
             if key == "alchemy_engine_options":
                 _check_engine_options(value, spelling)
         values[key.removeprefix(PREFIX)] = value
-    if values.get("enqueue_on_commit"):
-        raise ConfigurationError(
-            f"{_spelling(app, 'alchemy_enqueue_on_commit')}=True is not available in this version. Send with "
-            f"db.on_commit(functools.partial(task.delay, ...)) where a task must wait for the commit."
-        )
     return Settings(**values)
 
 

@@ -6,11 +6,13 @@ import inspect
 from typing import Any, ClassVar
 
 from celery import Task
+from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
 from ..strategies.units import no_unit_of_work
-from . import apps, running
+from . import apps, enqueue, running
 from .errors import ConfigurationError
+from .injection import hide_from_callers
 
 _HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
@@ -32,6 +34,10 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
     commit_on_success: ClassVar[bool | None] = None
     """Commit when the task returns; False rolls back instead. None: as `alchemy_commit_on_success` says (True)."""
+
+    enqueue_on_commit: ClassVar[bool | None] = None
+    """Let `delay` and `apply_async` of this task, called inside a unit of work, wait for its COMMIT; False sends at
+    once. None: as `alchemy_enqueue_on_commit` says (False). A call may differ: `apply_async(enqueue_on_commit=...)`."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -59,6 +65,43 @@ class DatabaseTask(Task):  # type: ignore[misc]
         if frame is None:
             raise no_unit_of_work(f"self.db of {self.name}")
         return frame.unit.session
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
+        return self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        *,
+        session: Any = None,
+        raises: bool = False,
+        **options: Any,
+    ) -> AsyncResult:
+        """Send this task after the next real COMMIT, so that it finds what was written.
+
+        Dropped when the transaction, or the savepoint it was called in, is rolled back. A unit of work that ends well
+        without a transaction sends at its end; outside any unit of work it is sent at once. Arguments are checked and
+        serialised now. A broker that fails after the COMMIT is logged with the name and id of the task.
+
+        Args:
+            session: Wait for the COMMIT of this Session instead, which somebody else opened and will commit: a web
+                application's Session, its `scoped_session` or AsyncSession.
+            raises: Raise the broker's error to whoever commits, the transaction being committed all the same.
+            options: Of `apply_async`. A countdown counts from the COMMIT; a producer is not used.
+
+        Returns:
+            The AsyncResult whose id the task will have.
+        """
+        with enqueue.on_commit(session, raises=raises):
+            return self.apply_async(args, kwargs, **options)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
+        if self._get_app().conf.task_always_eager:
+            return enqueue.eagerly(self, super().apply_async, args, kwargs, more, options)
+        return super().apply_async(args, kwargs, *more, **options)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
@@ -95,6 +138,8 @@ def _wrap(cls: type[DatabaseTask]) -> None:
     if not running.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
         _refuse_async(cls, run)
         cls.run = running.wrap_run(run)
+        if places := running.injected_places(cls.run):
+            hide_from_callers(cls, places)
     call = inspect.getattr_static(cls, "__call__")
     if not running.is_wrapped(call) and call is not inspect.getattr_static(Task, "__call__"):
         cls.__call__ = running.wrap_call(call)

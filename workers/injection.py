@@ -1,0 +1,167 @@
+"""The Session as an argument: a parameter that callers do not see, and that the task finds filled."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from celery.utils.functional import head_from_fun
+from sqlalchemy.orm import Session, scoped_session
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .task import DatabaseTask
+
+
+class _Injected:
+    """Marks a parameter that the task's Session is passed for."""
+
+    def __repr__(self) -> str:
+        return "CurrentSession"
+
+
+CurrentSession = Annotated[Session, _Injected()]
+"""Annotation of a task's parameter that receives the Session of the task request:
+
+    @app.task(base=DatabaseTask)
+    def create(name: str, session: CurrentSession) -> int: ...
+
+    create.delay("ada")
+
+Callers do not see it: it is no part of the task's signature, and not to be sent. Where the task is called like a
+function, in a test for example, it may be passed by hand, by name or at its place."""
+
+
+def injected_parameters(run: Any) -> list[str]:
+    """Return the names of the parameters of `run` that are annotated with `CurrentSession`."""
+    function = inspect.unwrap(getattr(run, "__func__", run))
+    annotations = _annotations(function)
+    if any(isinstance(value, str) for value in annotations.values()):
+        annotations = _evaluated(function, annotations)
+    return [name for name, annotation in annotations.items() if name != "return" and _is_injected(annotation)]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter that is filled stands among those of the function, the task not counted."""
+
+    name: str
+    index: int | None
+    """None: it is passed by name only."""
+
+
+def places_of(signature: inspect.Signature, names: list[str]) -> list[Place]:
+    """Return where the parameters in `names` stand in `signature`, whose first parameter is the task.
+
+    Raises:
+        ConfigurationError: one of them is `*args` or `**kwargs`.
+    """
+    places = []
+    for index, parameter in enumerate(list(signature.parameters.values())[1:]):
+        if parameter.name in names:
+            if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+                raise ConfigurationError(
+                    f"*{parameter.name} is annotated with CurrentSession, but a Session is passed for one parameter."
+                )
+            places.append(Place(parameter.name, None if parameter.kind is parameter.KEYWORD_ONLY else index))
+    return places
+
+
+def injecting(call: Callable[..., Any], places: list[Place]) -> Callable[..., Any]:
+    """Return `call`, a function that takes the task first, with the task's Session passed at `places`."""
+
+    def call_with_session(task: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
+        for place in places:
+            if not _is_passed(place, args, kwargs):
+                args, kwargs = _filled(place, args, kwargs, task.db)
+        return call(task, *args, **kwargs)
+
+    return call_with_session
+
+
+def _is_passed(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a caller has passed it by hand: by name, or a Session at its place."""
+    at_place = args[place.index] if place.index is not None and place.index < len(args) else None
+    return place.name in kwargs or isinstance(at_place, Session | scoped_session)
+
+
+def _filled(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> tuple[tuple[Any, ...], Any]:
+    if place.index is not None and place.index <= len(args):
+        return (*args[: place.index], value, *args[place.index :]), kwargs
+    return args, {**kwargs, place.name: value}
+
+
+def hidden(signature: inspect.Signature, names: list[str]) -> inspect.Signature:
+    """Return `signature` as callers see it, without the parameters in `names`."""
+    return signature.replace(parameters=[one for one in signature.parameters.values() if one.name not in names])
+
+
+def hide_from_callers(cls: type[DatabaseTask], places: list[Place]) -> None:
+    """Give the task the signature that `run` shows, and Celery its check of a caller's arguments from that.
+
+    Celery has made its checks before the class, from the function with all its parameters.
+    """
+    bare = inspect.signature(cls.run)
+    shown = bare.replace(parameters=list(bare.parameters.values())[1:])
+    cls.__signature__ = shown
+    if "__header__" in cls.__dict__:
+
+        def visible(*args: Any, **kwargs: Any) -> None:
+            """Stands for the task: only its signature is looked at."""
+
+        visible.__signature__ = shown  # type: ignore[attr-defined]
+        visible.__name__ = cls.__name__
+        cls.__header__ = staticmethod(head_from_fun(visible, bound=False))
+    if cls.__dict__.get("_dump_pydantic_arguments") is not None:
+        # Celery 5.7 binds a caller's arguments to all parameters before it dumps the models among them.
+        cls._dump_pydantic_arguments = staticmethod(_dumping(cls._dump_pydantic_arguments, places))
+
+
+def _dumping(dump: Callable[..., Any], places: list[Place]) -> Callable[..., Any]:
+    def dump_arguments(args: Any, kwargs: Any) -> Any:
+        if not isinstance(args, list | tuple | None) or not isinstance(kwargs, dict | None):
+            return dump(args, kwargs)
+        filled_args, filled_kwargs = tuple(args or ()), dict(kwargs or {})
+        for place in places:
+            filled_args, filled_kwargs = _filled(place, filled_args, filled_kwargs, None)
+        dumped_args, dumped_kwargs = dump(filled_args, filled_kwargs)
+        left_out = {place.index for place in places if place.name not in filled_kwargs}
+        names = {place.name for place in places}
+        return (
+            tuple(value for index, value in enumerate(dumped_args) if index not in left_out),
+            {name: value for name, value in dumped_kwargs.items() if name not in names},
+        )
+
+    return dump_arguments
+
+
+def _is_injected(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Annotated and any(
+        isinstance(found, _Injected) for found in annotation.__metadata__
+    )
+
+
+def _annotations(function: Any) -> dict[str, Any]:
+    try:
+        return getattr(function, "__annotations__", None) or {}
+    except NameError:  # Python 3.14 evaluates them now, and one is imported for type checkers only
+        library: Any = importlib.import_module("annotationlib")
+        return dict(library.get_annotations(function, format=library.Format.FORWARDREF))
+
+
+def _evaluated(function: Any, annotations: dict[str, Any]) -> dict[str, Any]:
+    """Return the annotations of a module with `from __future__ import annotations`, each for itself: one that is only
+    imported for type checkers must not hide the others."""
+    names = getattr(function, "__globals__", {})
+    found = {}
+    for name, annotation in annotations.items():
+        try:
+            found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation  # noqa: S307
+        except Exception:
+            found[name] = None
+    return found
