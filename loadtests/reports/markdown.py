@@ -10,7 +10,7 @@ from .recommendation import Recommendation, recommend
 from .standings import Standing, Tally
 from .statistics import METRICS
 from .summary import Summary
-from .together import PoolStanding
+from .together import PoolStanding, labels_of
 from .wording import factor, listed, percent, pool_ratio
 
 MARKDOWN_FILE = "summary.md"
@@ -71,15 +71,18 @@ def _by_pool(standings: Sequence[PoolStanding]) -> str:
     tables = []
     for metric in dict.fromkeys(name for one in standings for name in one.ratios):
         rows = [
-            (label, *(_shown(cells.get((label, pool)), metric) for pool in pools))
-            for label in dict.fromkeys(one.label for one in standings)
+            (label, *(_shown(cells.get((label, pool)), metric) for pool in pools)) for label in labels_of(standings)
         ]
         tables.append(
-            f"{METRICS[metric].label.capitalize()}, ratio to celery-alchemy with auto over all workloads of a worker "
+            f"{_upper(METRICS[metric].label)}, ratio to celery-alchemy with auto over all workloads of a worker "
             f"pool: median of the batches [95 % interval]; bold where a difference is shown\n\n"
             + _table(("pattern", *pools), rows)
         )
     return "\n\n".join(tables)
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _shown(standing: PoolStanding | None, metric: str) -> str:

@@ -21,7 +21,7 @@ from .recommendation import Recommendation
 from .standings import Standing
 from .statistics import METRICS
 from .summary import ContestSummary, Row, Summary
-from .together import PoolStanding
+from .together import PoolStanding, labels_of
 from .wording import (
     count,
     factor,
@@ -123,13 +123,10 @@ def by_pool_tables(standings: Sequence[PoolStanding]) -> list[str]:
 
     return [
         table(
-            f"{METRICS[metric].label.capitalize()} over all workloads of a worker pool: the median of the batches, "
+            f"Over all workloads of a worker pool, {METRICS[metric].label}: the median of the batches, "
             "with its 95 % interval",
             ("pattern", *pools),
-            [
-                [label, *(cell(label, pool, metric) for pool in pools)]
-                for label in dict.fromkeys(one.label for one in standings)
-            ],
+            [[label, *(cell(label, pool, metric) for pool in pools)] for label in labels_of(standings)],
         )
         for metric in dict.fromkeys(name for one in standings for name in one.ratios)
     ]

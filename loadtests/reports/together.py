@@ -69,6 +69,11 @@ def pool_standings(summary: Summary) -> list[PoolStanding]:
     return found
 
 
+def labels_of(standings: Sequence[PoolStanding]) -> list[str]:
+    """Return the labels of all worker pools, each once, ours first."""
+    return list(dict.fromkeys(one.label for one in sorted(standings, key=lambda one: one.pattern != OURS)))
+
+
 def _copies(contests: Sequence[ContestSummary]) -> set[str]:
     return {row.arm.label for one in contests for row in one.rows if row.arm.copy}
 
