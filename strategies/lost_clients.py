@@ -39,9 +39,15 @@ def _on_connect(connection: Any, record: object) -> None:
     if connection.info.server_version < _SINCE or _PARAMETER in (connection.info.options or ""):
         return
     autocommit, connection.autocommit = connection.autocommit, True
+    cursor = connection.cursor()
     try:
         # Refused on platforms that cannot look, and by what only resembles PostgreSQL: all works without.
-        with contextlib.suppress(connection.Error), connection.cursor() as cursor:
+        with contextlib.suppress(connection.Error):
             cursor.execute(_ASK_FOR_CHECKS)
-    finally:
+        cursor.close()
         connection.autocommit = autocommit
+    except (
+        BaseException
+    ):  # killed in between: the driver is in the middle of an answer, and nobody knows the connection
+        connection.close()
+        raise

@@ -27,7 +27,7 @@ class Shop:
         self.engine = create_engine(f"sqlite:///{path}")
         Base.metadata.create_all(self.engine)
 
-        @self.app.task(base=DatabaseTask, bind=True)
+        @self.app.task(base=DatabaseTask, bind=True, shared=False)
         def rename(task: Any, name: str) -> str:
             self.ran.append(name)
             return str(task.request.id)
