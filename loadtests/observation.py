@@ -35,6 +35,7 @@ def options(workload: Workload) -> dict[str, Any]:
         "bind": True,
         "throws": (TransferRefused,),
         "ignore_result": not workload.keeps_result,
+        **workload.options,
     }
 
 
