@@ -35,7 +35,6 @@ def options(workload: Workload) -> dict[str, Any]:
         "bind": True,
         "throws": (TransferRefused,),
         "ignore_result": not workload.keeps_result,
-        **workload.options,
     }
 
 

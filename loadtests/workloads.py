@@ -6,8 +6,8 @@ Imports neither the Celery app nor Locust: worker, load generator, checks and re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -89,8 +89,6 @@ class Workload:
     """In turn, by the number of the task."""
     keeps_result: bool = False
     """A part of a chord: its result is stored for the task that collects."""
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Celery options of its task, whatever the pattern."""
 
     @property
     def task_name(self) -> str:
@@ -146,11 +144,11 @@ def _fan_out_entries(number: int) -> Entries:
 
 
 def _select(session: Session, call: Call) -> None:
-    read(session, account_of(call.number))
+    _read(session, account_of(call.number))
 
 
 def _insert(session: Session, call: Call) -> None:
-    write(session, call, account_of(call.number))
+    _write(session, call, account_of(call.number))
 
 
 def _transfer(session: Session, call: Call) -> None:
@@ -163,7 +161,7 @@ def _transfer(session: Session, call: Call) -> None:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
-    expect(sorted((source, target)), [account.id for account in accounts])
+    _expect(sorted((source, target)), [account.id for account in accounts])
     for account in accounts:
         change = amount if account.id == target else -amount
         account.balance += change
@@ -173,8 +171,8 @@ def _transfer(session: Session, call: Call) -> None:
 
 def _statements(session: Session, call: Call) -> None:
     for offset in range(STATEMENTS):
-        read(session, account_of(call.number, offset))
-    write(session, call, account_of(call.number))
+        _read(session, account_of(call.number, offset))
+    _write(session, call, account_of(call.number))
 
 
 def _slow_query(session: Session, call: Call) -> None:
@@ -182,34 +180,34 @@ def _slow_query(session: Session, call: Call) -> None:
 
 
 def _slow_io(session: Session, call: Call) -> None:
-    read(session, account_of(call.number))
+    _read(session, account_of(call.number))
     time.sleep(WAIT_S)
-    write(session, call, account_of(call.number))
+    _write(session, call, account_of(call.number))
 
 
 def _cpu(session: Session, call: Call) -> None:
     value = call.number & 0xFFFF
     for _ in range(CPU_ROUNDS):
         value = (value * 1103515245 + 12345) & 0x7FFFFFFF
-    write(session, call, account_of(call.number))
+    _write(session, call, account_of(call.number))
 
 
 def _fan_out(session: Session, call: Call) -> None:
     from .fan_out import send_parts
 
-    read(session, account_of(call.number))
+    _read(session, account_of(call.number))
     send_parts(call)
 
 
 def _fan_out_part(session: Session, call: Call) -> int:
     account = account_of(call.number, call.part)
-    write(session, call, account)
+    _write(session, call, account)
     return account
 
 
 def _fan_out_collect(session: Session, call: Call) -> None:
-    expect([account_of(call.number, part) for part in range(PARTS)], list(call.results))
-    write(session, call, account_of(call.number, PARTS))
+    _expect([account_of(call.number, part) for part in range(PARTS)], list(call.results))
+    _write(session, call, account_of(call.number, PARTS))
 
 
 MIX = (
@@ -239,29 +237,22 @@ def _preflight(session: Session, call: Call) -> None:
     require_free_hub(lambda: _sleep_on_server(session, 0.0, call.number), lambda s: _sleep_on_server(session, s, 0))
 
 
-def read(session: Session, account_id: int) -> None:
-    """Read an account.
-
-    Raises:
-        WrongResult: The answer is not the one to this question.
-    """
+def _read(session: Session, account_id: int) -> None:
     found = session.execute(select(Account.id, Account.balance).where(Account.id == account_id)).all()
-    expect([account_id], [row.id for row in found])
+    _expect([account_id], [row.id for row in found])
 
 
-def write(session: Session, call: Call, account_id: int) -> None:
-    """Write a ledger line."""
+def _write(session: Session, call: Call, account_id: int) -> None:
     session.add(Entry(transfer_id=call.task_id, account_id=account_id, amount=0))
     session.flush()
 
 
 def _sleep_on_server(session: Session, seconds: float, number: int) -> None:
     sleep = func.pg_sleep if session.get_bind().dialect.name == "postgresql" else func.sleep
-    expect([number], [row[0] for row in session.execute(select(literal(number), sleep(seconds)))])
+    _expect([number], [row[0] for row in session.execute(select(literal(number), sleep(seconds)))])
 
 
-def expect(wanted: list[int], found: list[int]) -> None:
-    """Raise WrongResult unless that was found."""
+def _expect(wanted: list[int], found: list[int]) -> None:
     if wanted != found:
         raise WrongResult(f"{found} instead of {wanted}")
 
