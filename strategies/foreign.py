@@ -23,6 +23,8 @@ class Watched:
 def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> None:
     """Run `callback()` after the next real COMMIT of `session`; drop it when that is rolled back or closed instead.
 
+    Begins the transaction, where there is none yet.
+
     Args:
         session: A Session, a `scoped_session` (Flask-SQLAlchemy's `db.session`), or an AsyncSession.
         raises: The error of `callback` is raised to the caller of commit, not only logged.
@@ -42,6 +44,9 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
     if unit is None:
         unit = found.info[UNIT] = Watched()
         watch_commits(found)
+    if not found.in_transaction() and found.autobegin:
+        # A Session that has done nothing yet ends without an event: what waits would go out with its next COMMIT.
+        found.begin()
     if releasing and savepoint is not None:
         savepoint = heir_of(savepoint)
     unit.waiting.add(callback, savepoint, raises=raises)

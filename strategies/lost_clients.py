@@ -46,8 +46,7 @@ def _on_connect(connection: Any, record: object) -> None:
             cursor.execute(_ASK_FOR_CHECKS)
         cursor.close()
         connection.autocommit = autocommit
-    except (
-        BaseException
-    ):  # killed in between: the driver is in the middle of an answer, and nobody knows the connection
+    except BaseException:
+        # Killed in between: the driver is in the middle of an answer, and SQLAlchemy does not know this connection yet.
         connection.close()
         raise

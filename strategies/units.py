@@ -118,6 +118,13 @@ class UnitsOfWork:
                     return frame
         return None
 
+    def is_open(self) -> bool:
+        """Tell whether a unit of work is open here; one of another coroutine of this thread is not."""
+        for frame in reversed(frames.get() or ()):
+            if frame.owner is self:
+                return frame.coroutine is None or frame.coroutine is _current_coroutine()
+        return False
+
     def frame_of(self, holder: object) -> Frame | None:
         """Return the innermost frame in which `holder` (a task) runs; None when it does not run here.
 

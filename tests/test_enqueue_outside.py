@@ -1,5 +1,6 @@
 """Sending after the commit where no worker is: scripts, Sessions of web applications, eager tasks, failing brokers."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,33 @@ def test_a_unit_of_work_sends_at_its_end(shop: Shop) -> None:
     assert shop.sent() == [result.id]
 
 
+def test_a_setting_that_is_wrong_keeps_no_message_back(shop: Shop) -> None:
+    """The worker refuses to start with it; a web process that only sends goes on."""
+    shop.app.conf.alchemy_commit_on_success = "yes"
+    assert shop.rename.delay("ada").id in shop.sent()
+
+
+def test_a_block_of_another_coroutine_keeps_no_message_back(shop: Shop) -> None:
+    shop.app.conf.alchemy_enqueue_on_commit = True
+
+    async def hold(opened: asyncio.Event, sent: asyncio.Event) -> None:
+        with shop.db.unit_of_work():
+            opened.set()
+            await sent.wait()
+
+    async def send() -> list[str]:
+        opened, sent = asyncio.Event(), asyncio.Event()
+        holder = asyncio.create_task(hold(opened, sent))
+        await opened.wait()
+        shop.rename.delay("ada")
+        found = shop.sent()
+        sent.set()
+        await holder
+        return found
+
+    assert len(asyncio.run(send())) == 1
+
+
 def test_the_setting_waits_inside_a_unit_of_work_only(shop: Shop) -> None:
     shop.app.conf.alchemy_enqueue_on_commit = True
     with shop.db.unit_of_work():
@@ -105,9 +133,11 @@ def test_a_session_of_the_web_application_is_waited_for(shop: Shop, session: Any
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
-def test_what_it_rolls_back_is_dropped(shop: Shop, session: Any, end: str) -> None:
-    session.add(Row(key="k"))
-    session.flush()
+@pytest.mark.parametrize("wrote", [True, False], ids=["after writing", "before anything"])
+def test_what_it_rolls_back_is_dropped(shop: Shop, session: Any, end: str, wrote: bool) -> None:
+    if wrote:
+        session.add(Row(key="k"))
+        session.flush()
     shop.rename.apply_async_on_commit(("ada",), session=session)
     getattr(session, end)()
     session.add(Row(key="other"))

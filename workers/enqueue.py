@@ -128,12 +128,18 @@ def _places(function: Callable[..., Any]) -> list[str]:
 def waits(db: Alchemy, asked: bool | None, task: Any) -> bool:
     """Tell whether what is sent now is to wait: as the call says, else the task, else the setting."""
     order = _ordered.get()
+    if order is not None and order.session is not None:
+        return True
+    if not db.units.is_open():
+        return (
+            False  # first, for most of what is sent is sent outside, and by programs that may read no setting of ours
+        )
     if order is not None:
-        return order.session is not None or db.units.current_frame() is not None
-    for wish in (asked, getattr(task, OPTION, None), db.settings.enqueue_on_commit):
-        if wish is not None:
-            return bool(wish) and db.units.current_frame() is not None and not _is_celerys_own()
-    return False
+        return True
+    wish = asked if asked is not None else getattr(task, OPTION, None)
+    if wish is None:
+        wish = db.settings.enqueue_on_commit
+    return bool(wish) and not _is_celerys_own()
 
 
 def register(db: Alchemy, sending: Sending) -> None:
