@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
-# What `make test` does of the fault tests, and thousands of times more.
+# The fault tests at full length: soft time limits at 3,000 random moments for each driver.
 test-faults: $(VENV)/installed
 	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 

@@ -1,24 +1,13 @@
-"""Fixtures of the fault tests: a seeded chance, and workers that leave nothing behind."""
+"""Fixtures of the fault tests: workers that leave nothing behind."""
 
-import random
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from support.databases import Database, assert_no_connections
-from support.faults import SEED
-from support.worker import Site, Worker, running
-
-Start = Callable[..., AbstractContextManager[Worker]]
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """The randomness of a test, the same each time; CELERY_ALCHEMY_SEED sets another seed."""
-    print(f"CELERY_ALCHEMY_SEED={SEED}")  # pytest shows it when the test fails
-    return random.Random(SEED)
+from support.worker import Site, Start, Worker, running
 
 
 @pytest.fixture

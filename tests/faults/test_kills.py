@@ -6,13 +6,16 @@ import signal
 import pytest
 from support.databases import PostgreSQL
 from support.waiting import eventually
+from support.worker import Start
 
 SLEEP_S = 60
 """How long the query of the killed task goes on where nobody notices."""
 
 
 @pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
-def test_the_query_of_a_killed_pool_process_ends(start, run_database: PostgreSQL, key: str, strategy: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_query_of_a_killed_pool_process_ends(
+    start: Start, run_database: PostgreSQL, key: str, strategy: str
+) -> None:
     with start("prefork", strategy=strategy, concurrency=1) as worker:
         task_id = worker.send("sleep_in_sql", key, SLEEP_S)
         asleep = lambda: [one for one in run_database.busy(worker.name) if "pg_sleep" in one.query]  # noqa: E731
@@ -26,8 +29,8 @@ def test_the_query_of_a_killed_pool_process_ends(start, run_database: PostgreSQL
 
 
 @pytest.mark.parametrize("how", ["os._exit", "SIGKILL in a statement"])
-def test_a_killed_task_is_lost_or_delivered_again_and_finds_clean_data(  # type: ignore[no-untyped-def]
-    start, run_database: PostgreSQL, key: str, how: str
+def test_a_killed_task_is_lost_or_delivered_again_and_finds_clean_data(
+    start: Start, run_database: PostgreSQL, key: str, how: str
 ) -> None:
     """As its acknowledgement says; its row lock is free, none of its rows is there, the next process works."""
     in_statement = how != "os._exit"

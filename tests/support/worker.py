@@ -261,6 +261,10 @@ class Worker:
         return {"CONTRACT_PROJECT": json.dumps(self._config)}
 
 
+#: Starts a worker for the time of a block, and leaves nothing behind.
+Start = Callable[..., contextlib.AbstractContextManager[Worker]]
+
+
 @contextlib.contextmanager
 def running(worker: Worker) -> Iterator[Worker]:
     """Run a worker for the time of the block; it must obey a warm shutdown, unless the block has ended it."""

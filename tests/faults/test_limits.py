@@ -1,29 +1,11 @@
 """Time limits that strike at any moment, also at the worst ones."""
 
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
 import pytest
-from support.databases import PostgreSQL, assert_no_connections, assert_not_busy
-from support.worker import Site, Worker, running
+from support.databases import PostgreSQL, assert_not_busy
+from support.worker import Start
 
 TASKS = 60
 LIMITS_S = [0.002 + 0.001 * number for number in range(TASKS)]
-Start = Callable[..., AbstractContextManager[Worker]]
-
-
-@pytest.fixture
-def start(site: Site, database: PostgreSQL) -> Start:
-    @contextmanager
-    def start(pool: str, **options: Any) -> Iterator[Worker]:
-        name = f"{site.prefix[:-1]}-limits-{uuid.uuid4().hex[:6]}"
-        with running(Worker(site, name, pool, database_url=database.url(name), **options)) as worker:
-            yield worker
-        assert_no_connections(database, name)
-
-    return start
 
 
 @pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])

@@ -1,7 +1,6 @@
 """Soft time limits that strike anywhere: no slot of the connection pool is lost, no half of a transaction committed."""
 
 import contextlib
-import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 from support import databases, forking, green, servers
+from support.faults import SEED, amount
 
-COUNT = 200
+COUNT = amount(200, 3000)
 #: One strategy per driver: the strategies differ in where they keep the Session.
 STRATEGIES = {"psycopg": "per_process", "psycopg2": "local", "pymysql": "scoped"}
 
@@ -24,10 +24,9 @@ def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
 
 def interrupt(script: forking.Script, database: databases.Database, name: str) -> tuple[dict[str, Any], set[str]]:
     """Interrupt tasks at random; return what the process says, and what is in the database."""
-    seed = random.randrange(1 << 30)
-    answer = script.ask(scenario="interrupt", key=name, count=COUNT, seed=seed)
+    answer = script.ask(scenario="interrupt", key=name, count=COUNT, seed=SEED)
     databases.assert_not_busy(database, name)
-    return answer | {"seed": seed}, set(database.rows(name))
+    return answer, set(database.rows(name))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,13 @@ def interrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("driver", STRATEGIES)
+@pytest.mark.timeout(amount(120, 3600))
 def test_soft_limit_anywhere(interrupted: dict[str, Future[Any]], driver: str) -> None:
     """Random interruptions: every connection comes back, the next task is right, what failed is not there."""
     if driver not in interrupted:
         pytest.skip(f"{driver} or its server is not here")
     answer, written = interrupted[driver].result()
-    print("seed", answer["seed"], answer["states"], "a task takes", answer["typical_s"], "s")
+    print(f"CELERY_ALCHEMY_SEED={SEED}", answer["states"], "a task takes", answer["typical_s"], "s")
     assert answer["wrong"] == []
     assert answer["states"]["FAILURE"] > COUNT / 20, "too few were interrupted to show anything"
     for number in range(COUNT):
