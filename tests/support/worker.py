@@ -199,8 +199,12 @@ class Worker:
         """Send all calls at once, wait for all outcomes."""
         return [self.wait(task_id) for task_id in [self.send(task, *args) for args in calls]]
 
-    def wait(self, task_id: str, *, ended: str = "") -> Outcome:
-        """Wait until the task has succeeded or failed, hooks included; with `ended`, until an attempt has ended so."""
+    def wait(self, task_id: str, *, ended: str = "", or_stored: bool = False) -> Outcome:
+        """Wait until the task has succeeded or failed, hooks included; with `ended`, until an attempt has ended so.
+
+        With `or_stored` the result backend's word will do: a limit that strikes between the task and its report takes
+        the report away. Not for tasks that are retried, whose attempts may store their results in any order.
+        """
         deadline = time.monotonic() + TASK_TIMEOUT_S
         outcome: Outcome | None = None
         patience_s = 0.25
@@ -214,8 +218,8 @@ class Worker:
             if record.get("ended") == "NONE":
                 patience_s = 0.05  # killed: at best one more record comes
             if outcome is None and not popped:
-                outcome = self._stored_kill(task_id)
-            if outcome and (not popped or record.get("ended") == outcome.state or outcome.error in KILLED):
+                outcome = self._stored(task_id, or_stored)
+            if outcome and (not popped or or_stored or record.get("ended") == outcome.state or outcome.error in KILLED):
                 return outcome
             assert self.is_running(), f"the worker ended with {self.exit_code()}\n{self.log_tail()}"
             assert time.monotonic() < deadline, f"no outcome of {task_id} after {TASK_TIMEOUT_S} s\n{self.log_tail()}"
@@ -244,12 +248,16 @@ class Worker:
         assert [o.state for o in outcomes] == ["SUCCESS"] * len(outcomes), outcomes
         return [outcome.value for outcome in outcomes]
 
-    def _stored_kill(self, task_id: str) -> Outcome | None:
+    def _stored(self, task_id: str, any_ending: bool) -> Outcome | None:
         """Return what the result backend says of a killed task; Celery before 5.7 sends no signal for all of them."""
         stored = json.loads(self.site.redis.get(f"{self.site.prefix}celery-task-meta-{task_id}") or "{}")
         result = stored.get("result")
         if isinstance(result, dict) and result.get("exc_type") in KILLED:
             return Outcome(stored["status"], error=result["exc_type"])
+        if any_ending and stored.get("status") == "SUCCESS":
+            return Outcome("SUCCESS", value=result)
+        if any_ending and stored.get("status") == "FAILURE":
+            return Outcome("FAILURE", error=result["exc_type"], traceback=stored.get("traceback") or "")
         return None
 
     def _wake(self) -> None:
