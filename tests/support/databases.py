@@ -1,6 +1,7 @@
 """Databases made for one test run, looked at from outside the workers."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from sqlalchemy import URL, NullPool, create_engine, event, text
 from support.project.models import Base
 from support.waiting import eventually
 
+_ACTIVE = re.compile(r"\d+, ACTIVE")
+_THREAD = re.compile(r"thread id (\d+)")
 OBSERVER = "observer"  # application_name of the connections that only look
 
 
@@ -86,7 +89,11 @@ class MariaDB(Database):
             return [ServerConnection(*row) for row in connection.execute(text(sql), {"name": self._url.database})]
 
     def busy(self, worker: str) -> list[ServerConnection]:
-        transactions = set(self.column("SELECT trx_mysql_thread_id FROM information_schema.innodb_trx"))
+        # Not from information_schema.innodb_trx, which stays as it is while anybody reads it every 0.1 s.
+        with self.engine.connect() as connection:
+            status = connection.exec_driver_sql("SHOW ENGINE INNODB STATUS").one()[2]
+        active = [part for part in status.split("---TRANSACTION ") if _ACTIVE.match(part)]
+        transactions = {int(number) for part in active for number in _THREAD.findall(part)[:1]}
         return [c for c in self.connections(worker) if c.state != "Sleep" or c.pid in transactions]
 
 
