@@ -9,7 +9,9 @@ from .strategies import (
     ReservedSlotsInUse,
     ScopedStrategy,
     SessionStrategy,
+    TransientDatabaseError,
     WorkerPool,
+    is_transient,
 )
 from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask
 
@@ -26,5 +28,7 @@ __all__ = [
     "ReservedSlotsInUse",
     "ScopedStrategy",
     "SessionStrategy",
+    "TransientDatabaseError",
     "WorkerPool",
+    "is_transient",
 ]

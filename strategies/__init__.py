@@ -1,10 +1,18 @@
 """Session strategies, Engines, fork and green safety, connection-pool sizing. Never imports Celery."""
 
 from .base import SessionStrategy
-from .errors import BrokenTransaction, CeleryAlchemyError, InvalidSetting, NoUnitOfWork, ReservedSlotsInUse
+from .errors import (
+    BrokenTransaction,
+    CeleryAlchemyError,
+    InvalidSetting,
+    NoUnitOfWork,
+    ReservedSlotsInUse,
+    TransientDatabaseError,
+)
 from .local import LocalStrategy
 from .per_process import PerProcessStrategy
 from .scoped import ScopedStrategy
+from .transient import is_transient
 from .worker_pool import WorkerPool
 
 __all__ = [
@@ -17,5 +25,7 @@ __all__ = [
     "ReservedSlotsInUse",
     "ScopedStrategy",
     "SessionStrategy",
+    "TransientDatabaseError",
     "WorkerPool",
+    "is_transient",
 ]

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.util import queue as sa_queue
 
 from .checkouts import checkouts, forget, is_noted, note
-from .errors import ReservedSlotsInUse
+from .errors import NoConnectionFree, ReservedSlotsInUse
 from .interrupts import shield
 from .liveness import is_dead
 from .scope import describe_current_scope
@@ -74,9 +75,9 @@ class ReservedQueuePool(QueuePool):
         if checkouts.get() and self.held():
             record = self._get_nested()
         elif self.reserve and not self.queues():
-            record = self._get_without_waiting() or super()._do_get()
+            record = self._get_without_waiting() or self._wait_for_one()
         else:
-            record = super()._do_get()
+            record = self._wait_for_one()
         if not is_noted(record):  # QueuePool calls itself again when it lost a race
             record.__dict__["family"] = self._family
             note(record, with_place=not self.is_own())
@@ -87,6 +88,13 @@ class ReservedQueuePool(QueuePool):
                 self._do_return_conn(record)
                 raise
         return record
+
+    def _wait_for_one(self) -> ConnectionPoolEntry:
+        try:
+            return super()._do_get()
+        except sa_exc.TimeoutError as error:
+            error.__class__ = NoConnectionFree  # SQLAlchemy's message and code, for `autoretry_for`
+            raise
 
     def _replace_if_dead(self, record: ConnectionPoolEntry) -> None:
         """Let SQLAlchemy connect anew where the server has closed this connection while it was idle."""

@@ -16,8 +16,10 @@ from . import connection_pool, forks
 from .drivers import cancel_statement, server_rolled_back, shown
 from .errors import CeleryAlchemyError, InvalidSetting
 from .interrupts import is_interrupt
+from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
 from .sizing import PoolSize
+from .transient import narrow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -177,6 +179,8 @@ class EngineSource:
             ) from None
         _listen(engine, self._observe, fresh=True)
         notice_lost_clients(engine)
+        if engine.dialect.driver == "pymysql":
+            keep_alive(engine)
         if self.url.get_backend_name() == "sqlite":
             _listen_sqlite(engine, self)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
@@ -214,9 +218,8 @@ def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     driver = url.get_dialect().driver
     if driver in {"psycopg", "psycopg2"}:
         # libpq waits for ever by default, and a soft time limit is deferred during a connect.
-        if "connect_timeout" in url.query:
-            return {}
-        return {"connect_args": {"connect_timeout": CONNECT_TIMEOUT_S}}
+        timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
+        return {"connect_args": timeout | libpq_defaults(url)}
     if driver == "pymysql" and "pool_reset_on_return" not in options:
         # A Session ends its transaction itself; the connection pool's own ROLLBACK would cost a second round trip.
         return {"pool_reset_on_return": None}
@@ -232,6 +235,8 @@ def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> N
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
         lost = server_rolled_back(engine.dialect, error)
+        if not is_interrupt(error):
+            narrow(context.sqlalchemy_exception, disconnected=context.is_disconnect)
         observe(context.sqlalchemy_exception or error, context.connection, lost)
         if not is_interrupt(error):
             return None

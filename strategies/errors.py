@@ -26,7 +26,20 @@ class BrokenTransaction(CeleryAlchemyError, sa_exc.PendingRollbackError):
     """A unit of work was to be committed after a database error that nobody rolled back; the error is its cause."""
 
 
-class ReservedSlotsInUse(CeleryAlchemyError, sa_exc.TimeoutError):
+class TransientDatabaseError(CeleryAlchemyError):
+    """A database error that passes by itself: deadlock, serialization failure, lock timeout, a lost or refused
+    connection, no connection free. Made for `autoretry_for`; each attempt has a fresh transaction.
+
+    Every such error is also an instance of the class that SQLAlchemy gives it, mostly
+    `sqlalchemy.exc.OperationalError`.
+    """
+
+
+class NoConnectionFree(TransientDatabaseError, sa_exc.TimeoutError):
+    """No connection of the connection pool became free within its `pool_timeout`."""
+
+
+class ReservedSlotsInUse(TransientDatabaseError, sa_exc.TimeoutError):
     """A nested unit of work found no free connection; waiting for one would be waiting for itself."""
 
 

@@ -21,6 +21,7 @@ from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, shield
 from .sessions import UNIT, connections_of, is_committing, watch_commits, watch_statements
+from .transient import TransientlyBrokenTransaction, is_transient
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
@@ -291,7 +292,8 @@ class UnitOfWork:
         if cause is None and self._error is not None and self._error[1] is transaction:
             cause = self._error[0]
         what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
-        raise BrokenTransaction(
+        kind = TransientlyBrokenTransaction if is_transient(cause) else BrokenTransaction
+        raise kind(
             f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be "
             f"committed. Where the error is caught, call self.db.rollback() in the except block (or put the statement "
             f"into `with self.db.begin_nested():`, which undoes only itself)."
