@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,34 +76,75 @@ def embedded_postgresql(run: RunDirectory) -> Iterator[URL]:
     Raises:
         ServiceError: It is not installed, or does not start; the message ends with its log.
     """
-    user = unprivileged_user()
-    home = run.path / "postgresql"
-    home.mkdir(mode=0o700)
-    if user:
-        os.chown(home, user.uid, user.gid)
-    environ = {"PATH": os.defpath, "LC_ALL": "C", "HOME": str(home)}
-    binaries = _executable_by(user, installation(), home, environ) / "bin"
-    data = home / "data"
-    _initialise(run, data, binaries, environ, user)
-    settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
-    url = URL.create("postgresql+psycopg", username="postgres", database="postgres", query={"host": str(home)})
-    with child_process(
-        run,
-        "postgresql",
-        [binaries / "postgres", "-D", data, "-k", home, *settings],
-        environ=environ,
-        # Fast shutdown disconnects the clients, immediate shutdown abandons them.
-        steps=(StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0)),
-        cwd=home,
-        user=user,
-        orphan_signal=signal.SIGQUIT,
-    ) as server:
+    with restartable_postgresql(run) as server:
+        yield server.url
+
+
+@contextmanager
+def restartable_postgresql(run: RunDirectory, name: str = "postgresql") -> Iterator[PostgreSQLServer]:
+    """Start a server of its own as `embedded_postgresql` does; it is stopped when the block ends.
+
+    Args:
+        name: Of its directory and its log, among the servers of the run.
+    """
+    server = PostgreSQLServer(run, name)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+class PostgreSQLServer:
+    """A server with data of its own, which can be stopped and started again at the same address."""
+
+    def __init__(self, run: RunDirectory, name: str) -> None:
+        self._run, self._name = run, name
+        self._user = unprivileged_user()
+        self._home = run.path / name
+        self._home.mkdir(mode=0o700)
+        if self._user:
+            os.chown(self._home, self._user.uid, self._user.gid)
+        self._environ = {"PATH": os.defpath, "LC_ALL": "C", "HOME": str(self._home)}
+        self._binaries = _executable_by(self._user, installation(), self._home, self._environ) / "bin"
+        self._data = self._home / "data"
+        self._running = ExitStack()
+        self.url = URL.create(
+            "postgresql+psycopg", username="postgres", database="postgres", query={"host": str(self._home)}
+        )
+        """Of its `postgres` database."""
+
+    def start(self) -> None:
+        """Start it, and wait until it accepts connections.
+
+        Raises:
+            ServiceError: It does not start; the message ends with its log.
+        """
+        if not self._data.exists():
+            _initialise(self._run, self._data, self._binaries, self._environ, self._user)
+        settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        process = self._running.enter_context(
+            child_process(
+                self._run,
+                self._name,
+                [self._binaries / "postgres", "-D", self._data, "-k", self._home, *settings],
+                environ=self._environ,
+                # Fast shutdown disconnects the clients, immediate shutdown abandons them.
+                steps=(StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0)),
+                cwd=self._home,
+                user=self._user,
+                orphan_signal=signal.SIGQUIT,
+            )
+        )
         deadline = time.monotonic() + START_S
-        while not _accepts(url):
-            if server.exit_code is not None or time.monotonic() > deadline:
-                raise ServiceError(f"The embedded PostgreSQL did not start:\n{server.log_tail()}")
+        while not _accepts(self.url):
+            if process.exit_code is not None or time.monotonic() > deadline:
+                raise ServiceError(f"The embedded PostgreSQL did not start:\n{process.log_tail()}")
             time.sleep(0.02)
-        yield url
+
+    def stop(self) -> None:
+        """Stop it, disconnecting whoever is there; a second call does nothing."""
+        self._running.close()
 
 
 def _initialise(
@@ -111,7 +152,9 @@ def _initialise(
 ) -> None:
     options = ("-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
     command: list[str | Path] = [binaries / "initdb", "-D", data, *options]
-    with child_process(run, "initdb", command, environ=environ, steps=(), cwd=data.parent, user=user) as initdb:
+    home = data.parent
+    name = f"initdb-{home.name}"
+    with child_process(run, name, command, environ=environ, steps=(), cwd=home, user=user) as initdb:
         if initdb.wait(START_S) != 0:
             raise ServiceError(f"PostgreSQL's initdb failed:\n{initdb.log_tail()}")
 

@@ -56,7 +56,7 @@ class Outcome:
     traceback: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """A `celery worker` in a process group of its own."""
 
