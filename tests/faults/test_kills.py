@@ -4,9 +4,9 @@ import os
 import signal
 
 import pytest
-from support.databases import PostgreSQL
+from support.databases import PostgreSQL, assert_not_busy
 from support.waiting import eventually
-from support.worker import Start
+from support.worker import Start, Worker
 
 SLEEP_S = 60
 """How long the query of the killed task goes on where nobody notices."""
@@ -52,3 +52,69 @@ def test_a_killed_task_is_lost_or_delivered_again_and_finds_clean_data(
                 assert (outcome.state, outcome.value) == ("SUCCESS", []), "the second attempt finds clean data"
                 assert run_database.rows(own) == ["attempt 2"]
             assert worker.call("take_lock", own).value == 1
+
+
+MODULES = ("endings", "limits", "kills")
+
+
+def in_a_statement(database: PostgreSQL, worker: Worker) -> bool:
+    return any("pg_sleep" in one.query for one in database.busy(worker.name))
+
+
+def nothing_is_left_of_it(worker: Worker, database: PostgreSQL, key: str, times: int) -> None:
+    """The row lock is free, no row is there, and the next task is as good as any."""
+    assert database.rows(key) == []
+    assert worker.call("take_lock", key).value == times
+
+
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+def test_ended_from_outside_in_the_middle_of_a_statement(
+    start: Start, run_database: PostgreSQL, key: str, strategy: str
+) -> None:
+    """A hard time limit, and a revocation with TERM and with KILL."""
+    run_database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=key)
+    with start("prefork", strategy=strategy, concurrency=1, modules=MODULES) as worker:
+        task_id = worker.send("die", key, "statement", time_limit=1)
+        assert worker.wait(task_id).error == "TimeLimitExceeded"
+        nothing_is_left_of_it(worker, run_database, key, 1)
+        for times, name in enumerate(("TERM", "KILL"), 2):
+            task_id = worker.send("die", key, "statement")
+            eventually(lambda: in_a_statement(run_database, worker), "it sleeps")
+            worker.control("revoke", task_id=task_id, terminate=True, signal=name)
+            assert worker.wait(task_id).error in {"Terminated", "TaskRevokedError", "WorkerLostError"}, name
+            nothing_is_left_of_it(worker, run_database, key, times)
+
+
+@pytest.mark.parametrize(("pool", "how"), [("prefork", "for real"), ("threads", "raised"), ("gevent", "raised")])
+def test_a_memory_error(start: Start, run_database: PostgreSQL, key: str, pool: str, how: str) -> None:
+    """Celery gives the process up under prefork, and reports nothing elsewhere; the transaction is rolled back."""
+    run_database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=key)
+    with start(pool, concurrency=1, modules=MODULES) as worker:
+        task_id = worker.send("run_out_of_memory", key, how)
+        if pool == "prefork":
+            assert worker.wait(task_id).error in {"MemoryError", "WorkerLostError"}
+        else:
+            worker.wait(task_id, ended="NONE")
+        nothing_is_left_of_it(worker, run_database, key, 1)
+        assert {report["checkedout"] for report in worker.probe()} == {0}
+
+
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_a_greenlet_that_is_killed_harms_no_other(
+    start: Start, run_database: PostgreSQL, key: str, pool: str, strategy: str
+) -> None:
+    """Every second of the tasks that sleep in a statement is revoked: the others get their own answers."""
+    count = 8
+    with start(pool, strategy=strategy, concurrency=count, modules=MODULES) as worker:
+        ids = [worker.send("bear", key, str(number), 1.5) for number in range(count)]
+        eventually(lambda: len(run_database.busy(worker.name)) == count, "all are in a statement")
+        for task_id in ids[::2]:
+            worker.control("revoke", task_id=task_id, terminate=True, signal="KILL")
+        outcomes = [worker.wait(task_id) for task_id in ids[1::2]]
+        assert [outcome.value for outcome in outcomes] == list(range(1, count, 2))
+        assert sorted(map(int, run_database.rows(key))) == list(range(1, count, 2))
+        assert_not_busy(run_database, worker.name)
+        assert {report["checkedout"] for report in worker.probe()} == {0}
+        again = worker.call_together("bear", [(f"{key}-again", str(number), 0.01) for number in range(2 * count)])
+        assert [outcome.value for outcome in again] == list(range(2 * count))

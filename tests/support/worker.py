@@ -142,7 +142,7 @@ class Worker:
     def control(self, command: str, **arguments: Any) -> None:
         """Send a remote-control command to this worker alone."""
         destination = [f"{self.name}@here"]
-        self._client.control.broadcast(command, destination, connection=self._connection, arguments=arguments)
+        self._client.control.broadcast(command, arguments, destination, self._connection)
 
     def end(self, number: int) -> int:
         """Send a signal to the main process, and return the exit code it ends with."""

@@ -1,6 +1,7 @@
 """Tasks that are killed, and others that must not suffer from it."""
 
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -50,3 +51,26 @@ def take_lock(self: Any, key: str) -> int:
     counter = self.db.scalars(select(Counter).where(Counter.key == key).with_for_update()).one()
     counter.value += 1
     return counter.value
+
+
+@task()
+def run_out_of_memory(self: Any, key: str, how: str) -> None:
+    """Write a row and want more memory than there is: for real under prefork, where the limit is the process's own."""
+    self.db.scalars(select(Counter).where(Counter.key == key).with_for_update()).one()
+    self.db.add(Row(key=key, note="out of memory"))
+    self.db.flush()
+    if how == "raised":
+        raise MemoryError
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
+    bytearray(16 << 30)
+
+
+@task()
+def bear(self: Any, key: str, note: str, seconds: float) -> int:
+    """Write a row, and ask in a statement that takes a while for a number that belongs to this task alone."""
+    number = int(note)
+    self.db.add(Row(key=key, note=note))
+    self.db.flush()
+    found = self.db.scalar(text("SELECT :number + length(pg_sleep(:s)::text)"), {"number": number, "s": seconds})
+    return int(found)
