@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support import databases, forking, green, servers
+from support.faults import SEED, amount
 
 HOSTS = [(library, driver) for library in green.LIBRARIES for driver in green.DRIVERS]
 #: Every driver with the strategy that `auto` chooses, and the other strategies with one driver.
@@ -19,6 +20,8 @@ each_strategy = pytest.mark.parametrize(
     indirect=["host"],
     scope="module",
 )
+KILLS = amount(200, 3000)
+"""Greenlets of one run; three quarters of them are killed or time out."""
 FIVE = {"pool_size": 5, "pool_timeout": 60}
 
 
@@ -74,12 +77,15 @@ def test_two_hundred_share_five_connections(host: Host, key: str, strategy: str)
 
 
 @each_strategy
+@pytest.mark.timeout(amount(60, 1200))
 def test_killed_greenlets_lose_no_connection(host: Host, key: str, strategy: str) -> None:
-    """GreenletExit and Timeout anywhere: what did not end is rolled back, and all five connections come back."""
-    answer = host.play("interrupt", alchemy={"strategy": strategy, **FIVE}, key=key)
-    print("seed", answer["seed"])
+    """GreenletExit and Timeout anywhere: what did not end is rolled back, nobody gets the answer of another, and all
+    five connections come back."""
+    answer = host.play("interrupt", alchemy={"strategy": strategy, **FIVE}, key=key, seed=SEED, count=KILLS)
+    print(f"CELERY_ALCHEMY_SEED={SEED}")
     assert answer["checked_out"] == 0
-    assert 0 < len(answer["done"]) < 200, "nothing was interrupted, or everything: this run shows nothing"
+    assert answer["wrong"] == []
+    assert 0 < len(answer["done"]) < KILLS, "nothing was interrupted, or everything: this run shows nothing"
     assert set(answer["done"]) <= set(host.database.rows(key)) <= set(answer["ended"])
 
 

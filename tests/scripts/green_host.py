@@ -157,16 +157,18 @@ def die_unremoved(db: Alchemy) -> dict[str, int]:
     return {"stale": stale, "alive": sum(session() is not None for session in sessions)}
 
 
-def interrupt(db: Alchemy, key: str) -> dict[str, int]:
-    """Of 200 greenlets kill half, and let a quarter time out, anywhere; then use every connection at once."""
-    seed = random.randrange(1 << 30)
+def interrupt(db: Alchemy, key: str, seed: int, count: int) -> dict[str, Any]:
+    """Of `count` greenlets kill half, and let a quarter time out, anywhere; then use every connection at once."""
     chance = random.Random(seed)
     # A COMMIT that is interrupted may have happened.
-    ended, done = [], []
+    ended, done, wrong = [], [], []
 
     def write(number: int, session: Any) -> None:
         session.execute(insert(Row).values(key=key, note=str(number)))
+        answer = session.execute(text("SELECT CAST(:mine AS CHAR(9))"), {"mine": str(number)}).scalar_one()
         session.execute(nap(db, 0.01))
+        if answer.strip() != str(number):
+            wrong.append((number, answer))
         ended.append(str(number))
 
     def body(number: int) -> None:
@@ -178,7 +180,7 @@ def interrupt(db: Alchemy, key: str) -> dict[str, int]:
             if isinstance(error, Exception):
                 raise
 
-    for batch in range(0, 200, 25):
+    for batch in range(0, count, 25):
         greenlets = [spawn(body, number) for number in range(batch, batch + 25)]
         killed = greenlets[::2]
         chance.shuffle(killed)
@@ -194,7 +196,7 @@ def interrupt(db: Alchemy, key: str) -> dict[str, int]:
         gathering.wait()
 
     run(lambda number: in_task(db, use), CONNECTIONS)
-    return {"seed": seed, "ended": ended, "done": done, "checked_out": left}
+    return {"wrong": wrong, "ended": ended, "done": done, "checked_out": left}
 
 
 def nest(db: Alchemy) -> dict[str, int]:
