@@ -121,11 +121,17 @@ def cancel_statement(dbapi_connection: Any, engine: Engine) -> None:
     psycopg and psycopg2 send a cancel request; PyMySQL and mysqlclient a `KILL QUERY` over a connection of its own.
     Never raises, and takes `CANCEL_TIMEOUT_S` seconds at most: whoever does not answer is left to the server.
     """
+    if engine.dialect.name in {"mysql", "mariadb"} or is_executing(dbapi_connection):
+        _within_timeout(lambda: cancel(dbapi_connection, engine))
+
+
+def cancel(dbapi_connection: Any, engine: Engine) -> None:
+    """Do what `cancel_statement` does, here and now: it may wait, and it may raise."""
     if engine.dialect.name == "postgresql":
         if is_executing(dbapi_connection):
-            _within_timeout(lambda: _cancel_libpq(dbapi_connection))
+            _cancel_libpq(dbapi_connection)
     elif engine.dialect.name in {"mysql", "mariadb"}:
-        _within_timeout(lambda: _kill_query(dbapi_connection, engine))
+        _kill_query(dbapi_connection, engine)
 
 
 def _cancel_libpq(dbapi_connection: Any) -> None:

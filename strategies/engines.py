@@ -13,9 +13,10 @@ from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from . import connection_pool, forks
+from .abandon import abandon
 from .drivers import cancel_statement, server_rolled_back, shown
 from .errors import CeleryAlchemyError, InvalidSetting
-from .interrupts import is_interrupt
+from .interrupts import is_interrupt, is_kill
 from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
 from .sizing import PoolSize
@@ -243,7 +244,9 @@ def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> N
         # The protocol is in the middle of an answer: SQLAlchemy must not send a ROLLBACK that the driver refuses with
         # an error of its own, which would hide this one and leave the slot checked out.
         connection = context.connection
-        if connection is not None and not connection.closed and not connection.invalidated:
+        if connection is not None and is_kill(error):
+            abandon(connection)
+        elif connection is not None and not connection.closed and not connection.invalidated:
             cancel_statement(connection.connection.dbapi_connection, engine)
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False

@@ -39,6 +39,11 @@ def is_interrupt(error: BaseException) -> bool:
     return not isinstance(error, Exception) or isinstance(error, _interrupt_types)
 
 
+def is_kill(error: BaseException) -> bool:
+    """Tell whether `error` kills a greenlet. That may come from the hub, and nothing may wait for it then."""
+    return type(error).__name__ == "GreenletExit"
+
+
 class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
     main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""

@@ -16,10 +16,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
+from .abandon import abandon
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
-from .interrupts import is_interrupt, shield
+from .interrupts import is_interrupt, is_kill, shield
 from .sessions import UNIT, connections_of, is_committing, watch_commits, watch_statements
 from .transient import TransientlyBrokenTransaction, is_transient
 
@@ -213,10 +214,15 @@ class UnitOfWork:
         if session is None or not session.in_transaction():
             return
         with shield.quiet():
-            if is_interrupt(error) and self._cancel_running(session):
-                self._discard(session, connections_of(session))
-                return
             held = connections_of(session)
+            if is_kill(error):
+                for connection in held:
+                    abandon(connection)
+                self._discard(session, held)
+                return
+            if is_interrupt(error) and self._cancel_running(session):
+                self._discard(session, held)
+                return
             try:
                 session.rollback()
             except BaseException as cleanup_error:

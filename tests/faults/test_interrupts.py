@@ -24,7 +24,7 @@ def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
 
 def interrupt(script: forking.Script, database: databases.Database, name: str) -> tuple[dict[str, Any], set[str]]:
     """Interrupt tasks at random; return what the process says, and what is in the database."""
-    answer = script.ask(scenario="interrupt", key=name, count=COUNT, seed=SEED)
+    answer = script.ask(within_s=amount(60, 3000), scenario="interrupt", key=name, count=COUNT, seed=SEED)
     databases.assert_not_busy(database, name)
     return answer, set(database.rows(name))
 

@@ -42,14 +42,14 @@ class Script:
             )
         self._unread = b""
 
-    def ask(self, **question: Any) -> Any:
+    def ask(self, *, within_s: float = ANSWER_TIMEOUT_S, **question: Any) -> Any:
         """Return the answer; fail, with the end of the program's log, when there is none in time."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        deadline = time.monotonic() + within_s
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
             data = os.read(self._process.stdout.fileno(), 65536) if ready else b""

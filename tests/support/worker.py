@@ -73,6 +73,7 @@ class Worker:
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
+    silent: bool = False  # no result backend, no signal handlers: a greenlet killed from its hub may not wait for Redis
     modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks", "enqueueing")
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
     expected_code: int | None = 0  # of a warm shutdown; None: the test looks at it itself
@@ -88,13 +89,14 @@ class Worker:
             "queue": self.queue,
             "prefix": self.site.prefix,
             "redis_url": self.site.urls.client,
-            "result_backend": self.site.urls.celery,
+            "result_backend": "disabled://" if self.silent else self.site.urls.celery,
             "broker_url": self.broker_url,
             "broker_transport_options": options,
             "database_url": self.database_url,
             "brings_engine": self.brings_engine,
             "modules": list(self.modules),
             "writes_when_ready": self.writes_when_ready,
+            "silent": self.silent,
             "settings": ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
             | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
             | self.settings,
@@ -177,7 +179,13 @@ class Worker:
         """Send a task; return its id."""
         task_id = uuid.uuid4().hex
         self._client.send_task(
-            task, args, task_id=task_id, queue=self.queue, producer=self._producer, ignore_result=False, **options
+            task,
+            args,
+            task_id=task_id,
+            queue=self.queue,
+            producer=self._producer,
+            ignore_result=False,
+            **options,
         )
         return task_id
 

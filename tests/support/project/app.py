@@ -95,6 +95,8 @@ def say_ended(task_id: str, state: str | None, **_: Any) -> None:
 
 
 def tell(task_id: str, record: dict[str, Any]) -> None:
+    if config["silent"]:
+        return
     # A limit that strikes here, after the task, would silence the witness; Celery only logs what a handler raises.
     with shield.quiet():
         tools.client().rpush(tools.name("task", task_id), json.dumps(record, default=str))
