@@ -12,9 +12,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
-# The fault tests at full length: soft time limits at 3,000 random moments for each driver.
+# The fault tests at full length: soft time limits and kills at thousands of random moments, ten thousand forks.
 test-faults: $(VENV)/installed
-	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest $(FAULT_TESTS) $(PYTEST_ARGS)
+
+FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py
 
 # The built wheel, with the oldest versions it allows, away from the checkout.
 test-lowest: $(VENV)-lowest/installed

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 from support import databases, forking, servers
+from support.faults import SEED, amount
 
+FORKS = amount(100, 10_000)
 STRATEGIES = ("local", "scoped", "per_process", "engine")
 HOSTS = [(driver, strategy) for driver in ("psycopg", "mysqldb") for strategy in STRATEGIES]
 
@@ -23,7 +25,7 @@ def host(
 ) -> Iterator[tuple[forking.Script, databases.Database]]:
     driver, strategy = request.param
     forking.require(driver)
-    database = request.getfixturevalue("database" if driver == "psycopg" else "mariadb")
+    database = request.getfixturevalue("database" if driver.startswith("psycopg") else "mariadb")
     url = make_url(database.url("scenarios"))
     url = url.set(drivername=f"{url.get_backend_name()}+{driver}").render_as_string(hide_password=False)
     log = tmp_path_factory.mktemp("forks") / "scenarios.log"
@@ -131,18 +133,20 @@ def test_multiprocessing_in_a_task(play: Any, rows: Any) -> None:
     assert rows() == ["child", "child", "parent"]
 
 
-def each_driver(strategy: str) -> Any:
-    hosts = [(driver, strategy) for driver in ("psycopg", "mysqldb")]
+def each_driver(strategy: str, drivers: tuple[str, ...] = ("psycopg", "mysqldb")) -> Any:
+    hosts = [(driver, strategy) for driver in drivers]
     return pytest.mark.parametrize("host", hosts, ids="-".join, indirect=True)
 
 
-@each_driver("per_process")
-def test_many_forks(play: Any, rows: Any) -> None:
-    """200 children do the worst, one after another; the parent's transactions stay open, and nothing piles up."""
-    answer = play("many_forks", 200)
-    print("seed", answer["seed"])
+@pytest.mark.timeout(amount(60, 1800))
+@each_driver("per_process", drivers=("psycopg", "psycopg2", "pymysql", "mysqldb"))
+def test_many_forks(host: Any, key: str, rows: Any) -> None:
+    """Children do the worst, one after another; the parent's transactions stay open, and nothing piles up."""
+    answer = host[0].ask(scenario="many_forks", key=key, arguments=[FORKS, SEED], within_s=amount(60, 1800))
+    print(f"CELERY_ALCHEMY_SEED={SEED}")
     assert answer["bad"] == []
-    assert answer["new_descriptors"] == 0
+    assert answer["used"] > 10, "the other thread did not get to use the engine"
+    assert answer["new_descriptors"] <= 0
     assert answer["finished"]["idle_after"] == answer["finished"]["idle_before"]
     assert rows() == ["connection", "session"]
 

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -85,14 +86,24 @@ class Scenarios(Places):
 
         return self.task(body).get()
 
-    def many_forks(self, count: int) -> Any:
-        """Fork `count` children that do the worst; the parent's transactions are open all the time."""
-        seed = random.randrange(1 << 30)
+    def many_forks(self, count: int, seed: int) -> Any:
+        """Fork `count` children that do the worst; the parent's transactions are open all the time, and a thread of it
+        takes the locks of the connection pool again and again."""
         chance = random.Random(seed)
         held = Held(self.db, self.key)
         actions = sorted(set(ACTIONS) - {"raise", "strategy_remove"})
         descriptors = len(os.listdir("/dev/fd"))
-        bad = []
+        bad, used, done = [], 0, threading.Event()
+
+        def use() -> None:
+            nonlocal used
+            while not done.is_set():
+                with self.db.engine.connect() as connection:
+                    connection.exec_driver_sql("SELECT 1")
+                used += 1
+
+        thread = threading.Thread(target=use)
+        thread.start()
         for _ in range(count):
             action = chance.choice(actions)
             if action in LAST:
@@ -101,8 +112,10 @@ class Scenarios(Places):
                 answer = forked(lambda action=action: ACTIONS[action](held) and None)
             if answer["status"] != {"kill": -9}.get(action, 0) or "error" in answer:
                 bad.append((action, answer))
+        done.set()
+        thread.join()
         new_descriptors = len(os.listdir("/dev/fd")) - descriptors
-        return {"seed": seed, "bad": bad, "new_descriptors": new_descriptors, "finished": held.finish()}
+        return {"bad": bad, "new_descriptors": new_descriptors, "used": used, "finished": held.finish()}
 
 
 def main() -> None:
