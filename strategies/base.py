@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from sqlalchemy import literal, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -87,8 +88,10 @@ class SessionStrategy(ABC):
         """
         with refused_as(InvalidSetting, "alchemy_engine_options cannot be used", self.engines.options):
             # Made once to be looked at: under prefork the pool processes come too late to refuse an option.
-            self._probe = self.engines.pooled(self.size).pool
+            engine = self.engines.pooled(self.size)
+            self._probe = engine.pool
             connection_pool.max_connections(self._probe)
+            str(select(literal(1)).compile(dialect=engine.dialect))
         refusal = connection_pool.refuses(self._probe, self.worker_pool)
         if refusal:
             raise InvalidSetting(refusal)

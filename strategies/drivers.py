@@ -81,6 +81,15 @@ def parse_url(value: str | URL, setting: str) -> URL:
             f"{setting}={shown(url)!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
             f"Remedy: {install}."
         ) from error
+    return _password_in_its_place(url)
+
+
+def _password_in_its_place(url: URL) -> URL:
+    """Return `url` with a password that stands in its query where SQLAlchemy's `repr` masks it."""
+    for name in ("password", "passwd"):
+        value = url.query.get(name)
+        if isinstance(value, str):
+            url = url.difference_update_query([name]).set(password=url.password or value)
     return url
 
 

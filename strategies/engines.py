@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from .transient import narrow
 
 if TYPE_CHECKING:
     import sqlite3
+
+logger = logging.getLogger(__name__)
 
 EngineListener = Callable[[Engine], object]
 #: Called with a database error, its connection, and whether the server has rolled the transaction back because of it.
@@ -178,6 +181,7 @@ class EngineSource:
                 f"alchemy_engine_options cannot be used with {shown(self.url)!r}: "
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
+        _explain_failing_creator(engine)
         _listen(engine, self._observe, fresh=True)
         notice_lost_clients(engine)
         if engine.dialect.driver == "pymysql":
@@ -225,6 +229,23 @@ def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
         # A Session ends its transaction itself; the connection pool's own ROLLBACK would cost a second round trip.
         return {"pool_reset_on_return": None}
     return {}
+
+
+def _explain_failing_creator(engine: Engine) -> None:
+    """Say where to look when connecting fails before the driver has asked the server: no check at start can find it."""
+    create = engine.pool._invoke_creator
+
+    def creator(connection_record: ConnectionPoolEntry | None = None) -> Any:
+        try:
+            return create(connection_record)  # type: ignore[arg-type]
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            logger.error(
+                "Making a connection failed with %s before the server was asked. Look at connect_args and creator in "
+                "alchemy_engine_options, and at what listens to the Engine.", type(error).__name__,
+            )  # fmt: skip
+            raise
+
+    engine.pool._creator = creator
 
 
 def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> None:

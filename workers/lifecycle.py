@@ -14,6 +14,7 @@ from celery.app import base as celery_base
 from ..strategies.interrupts import register_interrupt
 from . import apps, detection, enqueue
 from .errors import ConfigurationError
+from .secrecy import mask_reports
 from .selection import OPTION
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def attach(app: Celery) -> None:
     """Add the bootstep, the command-line option and the sending on commit to `app`, once, and connect the signals, once
     per process."""
     enqueue.attach(app)
+    mask_reports()
     app.steps["worker"].add(SessionStrategyStep)
     options = app.user_options["worker"]
     if not any(OPTION in getattr(option, "opts", ()) for option in options):

@@ -13,8 +13,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import Pool
 
 from .errors import ConfigurationError
-
-PREFIX = "alchemy_"
+from .secrecy import PREFIX, masked
 
 #: Name, types it may have, in words.
 _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
@@ -42,7 +41,7 @@ class Settings:
 
     database_url: str | URL | None = field(default=None, repr=False)
     engine_options: dict[str, Any] = field(default_factory=dict, repr=False)
-    session_options: dict[str, Any] = field(default_factory=dict)
+    session_options: dict[str, Any] = field(default_factory=dict, repr=False)
     session_strategy: str | dict[str, str] = "auto"
     commit_on_success: bool = True
     enqueue_on_commit: bool = False
@@ -81,13 +80,13 @@ def _check_engine_options(options: dict[str, Any], spelling: str) -> None:
         if name in options:
             value: Any = options[name]
             if not isinstance(value, types) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"{spelling}[{name!r}] is {value!r}, but it must be {meaning}.")
+                raise ConfigurationError(f"{spelling}[{name!r}] is {masked(value)!r}, but it must be {meaning}.")
     if not isinstance(options.get("connect_args", {}), Mapping):
         raise ConfigurationError(f"{spelling}['connect_args'] must be a dict of the driver's keyword arguments.")
     poolclass = options.get("poolclass")
     if poolclass is not None and not (isinstance(poolclass, type) and issubclass(poolclass, Pool)):
         raise ConfigurationError(
-            f"{spelling}['poolclass'] is {poolclass!r}, but it must be a class from sqlalchemy.pool."
+            f"{spelling}['poolclass'] is {masked(poolclass)!r}, but it must be a class from sqlalchemy.pool."
         )
     creator = options.get("creator")
     if creator is not None and not callable(creator):

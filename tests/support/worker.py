@@ -146,6 +146,14 @@ class Worker:
         destination = [f"{self.name}@here"]
         self._client.control.broadcast(command, arguments, destination, self._connection)
 
+    def inspect(self, command: str, **arguments: Any) -> Any:
+        """Return the answer of this worker to a remote-control command."""
+        name = f"{self.name}@here"
+        answers = self._client.control.broadcast(
+            command, arguments, [name], self._connection, reply=True, timeout=10, limit=1
+        )
+        return answers[0][name]
+
     def end(self, number: int) -> int:
         """Send a signal to the main process, and return the exit code it ends with."""
         assert self._process is not None
