@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults test-lowest lint bench-overhead clean
+.PHONY: demo test test-faults faults-report soak test-lowest lint bench-overhead clean
 
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
@@ -15,6 +15,10 @@ test: $(VENV)/installed
 # The fault tests at full length: soft time limits and kills at thousands of random moments, ten thousand forks.
 test-faults: $(VENV)/installed
 	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest $(FAULT_TESTS) $(PYTEST_ARGS)
+
+# docs/faults.md: what each fault costs, with celery-alchemy and with patterns written by hand.
+faults-report: $(VENV)/installed
+	$(BIN)/celery alchemy faults --pools prefork,threads,gevent,eventlet,solo --out docs
 
 FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py
 

@@ -7,11 +7,13 @@ profit from what an Alchemy does for the process.
 from __future__ import annotations
 
 from celery import Celery
+from celery.signals import worker_init
 
 from celery_alchemy import Alchemy
 
 from . import reporting
 from .environment import WorkerEnvironment
+from .faults.tasks import USE
 from .patterns import OURS, PATTERNS
 from .ticker import Ticker
 
@@ -25,6 +27,14 @@ app.steps["consumer"].add(Ticker)
 if pattern.name == OURS:
     app.conf.alchemy_database_url = environment.database_url
     db = Alchemy(app)
+
+if environment.used_in_main:
+
+    @worker_init.connect
+    def use_in_main(**_: object) -> None:
+        """Do what code at import time does: leave a connection in the main process."""
+        app.tasks[USE.task_name](0)
+
 
 reporting.connect(
     environment.reply_url,

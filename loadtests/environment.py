@@ -30,6 +30,8 @@ class WorkerEnvironment:
     """The one queue this worker consumes; every key it writes in the broker begins with this name."""
     pattern: str = OURS
     """Name of the way in which tasks get their Session: one of `patterns.PATTERNS`."""
+    used_in_main: bool = False
+    """The worker's main process uses the database before it forks, as code at import does."""
 
     @property
     def reply_key(self) -> str:
@@ -89,6 +91,7 @@ class WorkerEnvironment:
             "LOADTEST_REPLY_URL": self.reply_url,
             "LOADTEST_QUEUE": self.queue,
             "LOADTEST_PATTERN": self.pattern,
+            "LOADTEST_USED_IN_MAIN": "1" if self.used_in_main else "",
         }
 
     @classmethod
@@ -115,4 +118,5 @@ class WorkerEnvironment:
             reply_url=reply_url,
             queue=environ.get("LOADTEST_QUEUE") or DEFAULT_QUEUE,
             pattern=pattern,
+            used_in_main=bool(environ.get("LOADTEST_USED_IN_MAIN")),
         )

@@ -12,10 +12,12 @@ from celery import Task
 from sqlalchemy.orm import Session, scoped_session
 
 from . import phases
+from .faults.tasks import FAULT_TASKS
 from .workloads import FAN_OUT_COLLECT, FAN_OUT_PART, TASKS, WORKLOADS, Call, TransferRefused, Workload
 
 AnySession = Session | scoped_session[Any]
 
+RETRIED = {"default_retry_delay": 0.1, "max_retries": 300}
 FAN_OUT = WORKLOADS["fan_out"]
 _running: dict[int, Session] = {}
 """The Sessions of the attempts that run in this process now."""
@@ -23,7 +25,7 @@ _running: dict[int, Session] = {}
 
 def every_workload(define: Callable[[Workload], object]) -> Callable[[Workload], object]:
     """Call `define` for each workload; usable as a decorator."""
-    for workload in TASKS:
+    for workload in (*TASKS, *FAULT_TASKS):
         define(workload)
     return define
 
@@ -35,7 +37,7 @@ def options(workload: Workload) -> dict[str, Any]:
         "bind": True,
         "throws": (TransferRefused,),
         "ignore_result": not workload.keeps_result,
-    }
+    } | ({"autoretry_for": workload.retried_on, **RETRIED} if workload.retried_on else {})
 
 
 def run(workload: Workload, session: AnySession, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

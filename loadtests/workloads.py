@@ -87,6 +87,8 @@ class Workload:
     entries: Callable[[int], Entries] = lambda number: []
     endings: tuple[Ending, ...] = (Ending.RETURN,)
     """In turn, by the number of the task."""
+    retried_on: tuple[type[Exception], ...] = ()
+    """`autoretry_for` of the task, with next to no delay."""
     keeps_result: bool = False
     """A part of a chord: its result is stored for the task that collects."""
 
@@ -148,7 +150,7 @@ def _select(session: Session, call: Call) -> None:
 
 
 def _insert(session: Session, call: Call) -> None:
-    _write(session, call, account_of(call.number))
+    write_entry(session, call, account_of(call.number))
 
 
 def _transfer(session: Session, call: Call) -> None:
@@ -172,24 +174,24 @@ def _transfer(session: Session, call: Call) -> None:
 def _statements(session: Session, call: Call) -> None:
     for offset in range(STATEMENTS):
         _read(session, account_of(call.number, offset))
-    _write(session, call, account_of(call.number))
+    write_entry(session, call, account_of(call.number))
 
 
 def _slow_query(session: Session, call: Call) -> None:
-    _sleep_on_server(session, WAIT_S, call.number)
+    sleep_on_server(session, WAIT_S, call.number)
 
 
 def _slow_io(session: Session, call: Call) -> None:
     _read(session, account_of(call.number))
     time.sleep(WAIT_S)
-    _write(session, call, account_of(call.number))
+    write_entry(session, call, account_of(call.number))
 
 
 def _cpu(session: Session, call: Call) -> None:
     value = call.number & 0xFFFF
     for _ in range(CPU_ROUNDS):
         value = (value * 1103515245 + 12345) & 0x7FFFFFFF
-    _write(session, call, account_of(call.number))
+    write_entry(session, call, account_of(call.number))
 
 
 def _fan_out(session: Session, call: Call) -> None:
@@ -201,13 +203,13 @@ def _fan_out(session: Session, call: Call) -> None:
 
 def _fan_out_part(session: Session, call: Call) -> int:
     account = account_of(call.number, call.part)
-    _write(session, call, account)
+    write_entry(session, call, account)
     return account
 
 
 def _fan_out_collect(session: Session, call: Call) -> None:
     _expect([account_of(call.number, part) for part in range(PARTS)], list(call.results))
-    _write(session, call, account_of(call.number, PARTS))
+    write_entry(session, call, account_of(call.number, PARTS))
 
 
 MIX = (
@@ -221,7 +223,7 @@ SLOW_OF_MIX = 9
 def _mix(session: Session, call: Call) -> None:
     _transfer(session, call)
     if call.number % len(MIX) == SLOW_OF_MIX:
-        _sleep_on_server(session, WAIT_S, call.number)
+        sleep_on_server(session, WAIT_S, call.number)
     ending = MIX[call.number % len(MIX)]
     if ending is Ending.COMMIT:
         session.commit()
@@ -234,7 +236,7 @@ def _mix(session: Session, call: Call) -> None:
 def _preflight(session: Session, call: Call) -> None:
     from .preflight import require_free_hub
 
-    require_free_hub(lambda: _sleep_on_server(session, 0.0, call.number), lambda s: _sleep_on_server(session, s, 0))
+    require_free_hub(lambda: sleep_on_server(session, 0.0, call.number), lambda s: sleep_on_server(session, s, 0))
 
 
 def _read(session: Session, account_id: int) -> None:
@@ -242,12 +244,14 @@ def _read(session: Session, account_id: int) -> None:
     _expect([account_id], [row.id for row in found])
 
 
-def _write(session: Session, call: Call, account_id: int) -> None:
+def write_entry(session: Session, call: Call, account_id: int) -> None:
+    """Insert one line into the ledger."""
     session.add(Entry(transfer_id=call.task_id, account_id=account_id, amount=0))
     session.flush()
 
 
-def _sleep_on_server(session: Session, seconds: float, number: int) -> None:
+def sleep_on_server(session: Session, seconds: float, number: int) -> None:
+    """Wait on the server for an answer that belongs to this task alone."""
     sleep = func.pg_sleep if session.get_bind().dialect.name == "postgresql" else func.sleep
     _expect([number], [row[0] for row in session.execute(select(literal(number), sleep(seconds)))])
 
