@@ -20,6 +20,10 @@ test-faults: $(VENV)/installed
 faults-report: $(VENV)/installed
 	$(BIN)/celery alchemy faults --pools prefork,threads,gevent,eventlet,solo --out docs
 
+# 200,000 short tasks for each worker pool: memory, Sessions and connections must not grow.
+soak: $(VENV)/installed
+	$(BIN)/celery alchemy soak $(if $(POOLS),--pools $(POOLS)) $(if $(TASKS),--tasks $(TASKS))
+
 FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py
 
 # The built wheel, with the oldest versions it allows, away from the checkout.

@@ -112,6 +112,10 @@ class ReplyList:
         yield first[1]
         yield from self._client.lpop(self._key, 500) or ()
 
+    def length_of(self, key: str) -> int:
+        """Return how long another list of the same server is."""
+        return int(self._client.llen(key))
+
     def close(self) -> None:
         """Close the connections of this process."""
         self._client.close()

@@ -27,7 +27,7 @@ from ..replies import Outcome, Reply, ReplyList
 from ..rundir import RunDirectory
 from ..worker import Worker, running_worker
 from ..workloads import Workload
-from .tasks import PROBE, WRITE
+from .tasks import OBJECTS, PROBE, SESSIONS, WRITE
 
 PATIENCE_S = 8.0
 """How long to wait for one more answer. A task here takes a second at most; one that takes longer hangs."""
@@ -162,6 +162,40 @@ class Place:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._worker.ready.pid).children():
                 os.kill(child.pid, signal.SIGKILL)
+
+    # -- a long load -------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The worker's main process."""
+        return self._worker.ready.pid
+
+    def send_unwatched(self, workload: Workload) -> None:
+        """Send a task that nobody waits for."""
+        self._app.send_task(workload.task_name, [0], queue=self._environment.queue)
+
+    def waiting(self) -> int:
+        """Return how many tasks wait in the queue; the broker is a Redis or Valkey server."""
+        return self._replies.length_of(self._environment.queue)
+
+    def drain(self) -> int:
+        """Take all answers, and return how many tell of a failure."""
+        replies = map(Reply.from_json, self._replies.pop(0.001))
+        return sum(reply.outcome is Outcome.FAILURE for reply in replies)
+
+    def counts(self) -> dict[str, int]:
+        """Return what the tasks of `COUNT` wrote down, by kind, and forget it: of each process the least, for there may
+        be tasks beside the one that counts, and of the processes the most."""
+        least: dict[tuple[str, str], int] = {}
+        with self._engine.connect() as connection:
+            sql = "DELETE FROM entry WHERE transfer_id LIKE '%:%:%' RETURNING transfer_id, amount"
+            for line, amount in connection.execute(text(sql)):
+                kind, pid, _ = line.split(":", 2)
+                least[kind, pid] = min(amount, least.get((kind, pid), amount))
+        return {
+            kind: max((count for (of, _), count in least.items() if of == kind), default=0)
+            for kind in (SESSIONS, OBJECTS)
+        }
 
     # -- what is read off --------------------------------------------------------------------------------------------
 

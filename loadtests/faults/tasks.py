@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 from celery.exceptions import Ignore
 from sqlalchemy import literal, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import _sessions as sessions
 
+from ..models import Entry
 from ..workloads import Call, Workload, sleep_on_server, write_entry
 
+SESSIONS, OBJECTS = "sessions", "objects"
 STEPS = 20
 RETRIES = 2
 
@@ -37,6 +43,13 @@ def _ignore(session: Session, call: Call) -> None:
     raise Ignore
 
 
+def _count(session: Session, call: Call) -> None:
+    """Write down, in two lines, how many Sessions and how many objects this process holds."""
+    gc.collect()
+    for kind, count in ((SESSIONS, len(sessions)), (OBJECTS, len(gc.get_objects()))):
+        session.add(Entry(transfer_id=f"{kind}:{os.getpid()}:{call.task_id}", account_id=1, amount=count))
+
+
 def _nothing(session: Session, call: Call) -> None:
     pass
 
@@ -52,4 +65,5 @@ RETRY = Workload("fault_retry", f"Insert one line, retry {RETRIES} times.", _ret
 IGNORE = Workload("fault_ignore", "Insert one line, raise Ignore.", _ignore, 0)
 PROBE = Workload("fault_probe", "Touch nothing.", _nothing, 0)
 USE = Workload("fault_use", "SELECT 1.", _use, 0)
-FAULT_TASKS = (WRITE, SURELY, MANY, RETRY, IGNORE, PROBE, USE)
+COUNT = Workload("fault_count", "Write down how many Sessions and objects this process holds.", _count, 2)
+FAULT_TASKS = (COUNT, WRITE, SURELY, MANY, RETRY, IGNORE, PROBE, USE)

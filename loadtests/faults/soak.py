@@ -1,0 +1,205 @@
+"""Many short tasks: does anything grow? Memory, Sessions, connections, objects, sampled all along."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from ..bench.measure import memory_bytes
+from ..brokers import Broker
+from ..databases import DatabaseServer
+from ..patterns import OURS
+from ..rundir import RunDirectory, run_directory
+from ..services import broker, database_server
+from ..workloads import WORKLOADS, Workload
+from .faults import ALL
+from .place import Place, place
+from .tasks import COUNT, IGNORE, OBJECTS, RETRY, SESSIONS
+
+TASKS = 200_000
+SAMPLES = 40
+AHEAD = 500
+"""How many tasks wait in the queue at most: enough that the worker never waits, few enough to stop in time."""
+COUNTS = 4
+STALLED_S = 60.0
+CYCLE: tuple[Workload, ...] = (*[WORKLOADS["insert"]] * 5, *[WORKLOADS["select"]] * 3, RETRY, IGNORE)
+WARM = 0.25
+"""The part of the run in which caches fill, and no slope is taken."""
+MOST_BYTES_PER_TASK = 100.0
+"""A slope above this fails the run: 20 MB in 200,000 tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The worker after so many tasks."""
+
+    tasks: int
+    memory_bytes: int
+    """PSS of all its processes."""
+    connections: int
+    """As the server lists them."""
+    sessions: int
+    """Session objects alive in the process that has most of them, the counting task's own among them."""
+    objects: int
+    """Objects that the garbage collector knows in that process, after a collection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """What came of one worker pool."""
+
+    pool: str
+    tasks: int
+    seconds: float
+    failed: int
+    samples: list[Sample]
+
+    def slope(self, field: str) -> tuple[float, float]:
+        """Return the least-squares slope of a field per task, after warming up, and its standard error."""
+        settled = [sample for sample in self.samples if sample.tasks >= WARM * self.tasks]
+        x = [float(sample.tasks) for sample in settled]
+        y = [float(getattr(sample, field)) for sample in settled]
+        slope, intercept = statistics.linear_regression(x, y)
+        mean = statistics.fmean(x)
+        residuals = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
+        spread = sum((a - mean) ** 2 for a in x)
+        return slope, (residuals / max(len(x) - 2, 1) / spread) ** 0.5
+
+    @property
+    def grows(self) -> list[str]:
+        """What grows: names of fields; empty if nothing does."""
+        half = [sample for sample in self.samples if sample.tasks <= self.tasks / 2]
+        rest = [sample for sample in self.samples if sample.tasks > self.tasks / 2]
+        grown = [
+            name
+            for name in ("connections", "sessions")
+            if max(getattr(sample, name) for sample in rest) > max(getattr(sample, name) for sample in half)
+        ]
+        slope, error = self.slope("memory_bytes")
+        return grown + (["memory_bytes"] if slope - 2 * error > MOST_BYTES_PER_TASK else [])
+
+
+def soak(
+    run: RunDirectory,
+    server: DatabaseServer,
+    the_broker: Broker,
+    pool: str,
+    strategy: str,
+    tasks: int,
+    on_progress: Callable[[int], object],
+) -> Soak:
+    """Send `tasks` short tasks to one worker, and sample it.
+
+    Raises:
+        WorkerError: It ended, or was not ready in time.
+        RuntimeError: It stands still.
+    """
+    started = time.monotonic()
+    with place(run, server, the_broker, pool=pool, pattern=OURS, strategy=strategy, in_main=False) as here:
+        samples, failed, sent = [], 0, 0
+        while sent < tasks:
+            upto = min(sent + max(tasks // SAMPLES, 1), tasks)
+            while sent < upto:
+                here.send_unwatched(CYCLE[sent % len(CYCLE)])
+                sent += 1
+                if sent % 100 == 0:
+                    failed += _keep_up(here)
+                    on_progress(sent)
+            failed += _keep_up(here, waiting=0)
+            on_progress(sent)
+            samples.append(_sample(here, sent))
+        return Soak(pool, tasks, round(time.monotonic() - started, 1), failed, samples)
+
+
+def _keep_up(here: Place, waiting: int = AHEAD) -> int:
+    """Wait until at most `waiting` tasks are in the queue; return how many have failed meanwhile."""
+    failed = here.drain()
+    deadline, least = time.monotonic() + STALLED_S, sys.maxsize
+    while (left := here.waiting()) > waiting:
+        if left < least:
+            deadline, least = time.monotonic() + STALLED_S, left
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the worker stands still, {left} tasks before it")
+        time.sleep(0.02)
+        failed += here.drain()
+    return failed
+
+
+def _sample(here: Place, sent: int) -> Sample:
+    for _ in range(COUNTS):
+        here.run(COUNT, 1)  # one at a time: tasks beside it have Sessions, too
+    counts = here.counts()
+    return Sample(
+        sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS],
+        counts[OBJECTS],
+    )  # fmt: skip
+
+
+def _advance(progress: Progress, bar: TaskID, done: int) -> None:
+    progress.update(bar, completed=done)
+
+
+def table(found: Sequence[Soak]) -> Table:
+    """Return the summary."""
+    shown = Table(title="Soak: celery-alchemy, insert, select, retry and Ignore in turn", show_lines=False)
+    for title in ("worker pool", "tasks", "tasks/s", "failed", "memory, MB", "slope, bytes/task", "Sessions",
+                  "connections", "objects/1000 tasks", "grows"):  # fmt: skip
+        shown.add_column(title, justify="left" if title in {"worker pool", "grows"} else "right")
+    for one in found:
+        first, last = one.samples[0], one.samples[-1]
+        slope, error = one.slope("memory_bytes")
+        objects, objects_error = one.slope("objects")
+        shown.add_row(
+            one.pool, f"{one.tasks:,}", f"{one.tasks / one.seconds:.0f}", str(one.failed),
+            f"{first.memory_bytes / 1e6:.0f} → {last.memory_bytes / 1e6:.0f}", f"{slope:.1f} ± {2 * error:.1f}",
+            f"{first.sessions} → {last.sessions}", f"{first.connections} → {last.connections}",
+            f"{objects * 1000:.1f} ± {2000 * objects_error:.1f}", ", ".join(one.grows) or "nothing",
+        )  # fmt: skip
+    return shown
+
+
+@click.command(name="soak")
+@click.option("--pools", default=",".join(ALL), show_default=True, help="Worker pools, separated by commas.")
+@click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
+@click.option("--tasks", default=TASKS, show_default=True, help="Tasks for each worker pool.")
+@click.option("--out", type=click.Path(path_type=Path), help="A file for the samples, as JSON.")
+@click.option("--database-url", envvar="DATABASE_URL", help="A PostgreSQL server; an embedded one by default.")
+@click.option("--broker-url", envvar="BROKER_URL", help="A Redis or Valkey server; an embedded Valkey by default.")
+def command(
+    pools: str, strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
+) -> None:
+    """Run many short tasks, and see whether memory, Sessions or connections grow.
+
+    Exits with 1 if something does, or if a task failed.
+    """
+    console = Console()
+    chosen = [pool.strip() for pool in pools.split(",")]
+    if unknown := sorted(set(chosen) - set(ALL)):
+        raise click.BadParameter(f"{unknown[0]!r} is no worker pool. Known: {', '.join(ALL)}.", param_hint="--pools")
+    found = []
+    with (
+        run_directory() as run,
+        database_server(run, database_url) as server,
+        broker(run, broker_url) as the_broker,
+        Progress(console=console) as progress,
+    ):
+        for pool in chosen:
+            bar = progress.add_task(pool, total=tasks)
+            insisted = "" if strategy == "auto" else strategy
+            found.append(soak(run, server, the_broker, pool, insisted, tasks, partial(_advance, progress, bar)))
+    console.print(table(found))
+    if out is not None:
+        out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    if any(one.grows or one.failed for one in found):
+        sys.exit(1)

@@ -1,0 +1,91 @@
+"""`celery alchemy faults` and `celery alchemy soak`: small runs of them, and what they make of their numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from celery_alchemy.loadtests.faults.faults import FAULTS
+from celery_alchemy.loadtests.faults.place import Damage
+from celery_alchemy.loadtests.faults.report import in_words, markdown
+from celery_alchemy.loadtests.faults.runs import Cell, Result, cells
+from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, Soak
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "celery", "alchemy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.timeout(120)
+def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
+    """A hand-written pattern fails a task on a connection that died while it was idle; ours takes no damage."""
+    done = run("faults", "--pools", "solo", "--faults", "idle", "--side-by-side", "3", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "faults.json").read_text())
+    damage = {
+        (found["cell"]["pattern"], found["cell"]["strategy"]): found["damage"] | {"failed": found["failed"]}
+        for found in facts["results"]
+    }
+    assert len(damage) == 7
+    nothing = {"lost": 0, "wrong": 0, "leaked": 0, "stuck": 0, "needless": 0, "failed": ""}
+    for (pattern, _), found in damage.items():
+        assert found.pop("tasks") > 0
+        if pattern == "celery-alchemy":
+            assert found == nothing
+    assert damage["with_session", ""]["needless"] > 0
+    page = (tmp_path / "faults.md").read_text()
+    assert "## idle" in page
+    assert "| celery-alchemy (local) | · | · | · | · | · |" in page
+
+
+def test_a_fault_that_is_not_known() -> None:
+    done = run("faults", "--faults", "earthquake")
+    assert done.returncode == 2
+    assert "'earthquake' is not known. Known: nothing, forked" in done.stderr
+
+
+def test_cells() -> None:
+    found = list(cells(["prefork", "gevent"], ["forked", "idle"]))
+    assert {cell.pool for cell in found if cell.fault == "forked"} == {"prefork"}
+    assert len(found) == 7 + 14
+    assert set(FAULTS) >= {cell.fault for cell in found}
+
+
+def test_a_cell_that_could_not_be_run_is_no_success() -> None:
+    cell = Cell("solo", "celery-alchemy", "local", "idle")
+    page = markdown([Result(cell, Damage(), "the worker did not start")], command="x", about=[])
+    assert "- idle, solo, celery-alchemy (local): the worker did not start" in page
+
+
+def test_words() -> None:
+    assert in_words(Damage(tasks=9)) == "none"
+    assert in_words(Damage(lost=1) + Damage(lost=2, stuck=1)) == "3 lost, 1 stuck"
+
+
+@pytest.mark.timeout(120)
+def test_a_short_soak(tmp_path: Path) -> None:
+    out = tmp_path / "soak.json"
+    done = run("soak", "--pools", "threads", "--tasks", "400", "--out", str(out))
+    (found,) = json.loads(out.read_text())
+    assert (found["pool"], found["tasks"], found["failed"]) == ("threads", 400, 0), done.stdout + done.stderr
+    assert {sample["sessions"] for sample in found["samples"]} == {1}
+    assert {sample["connections"] <= 8 for sample in found["samples"]} == {True}
+    assert all(sample["memory_bytes"] > 1e6 and sample["objects"] > 1000 for sample in found["samples"])
+
+
+def soak(*, memory: float = 0, sessions: float = 0, connections: float = 0) -> Soak:
+    samples = [
+        Sample(tasks, int(5e7 + memory * tasks), int(4 + connections * tasks), int(1 + sessions * tasks), 100_000)
+        for tasks in range(1000, 41_000, 1000)
+    ]
+    return Soak("threads", 40_000, 60.0, 0, samples)
+
+
+def test_what_grows() -> None:
+    assert soak().grows == []
+    assert soak(memory=MOST_BYTES_PER_TASK * 1.1).grows == ["memory_bytes"]
+    assert soak(sessions=0.001, connections=0.001).grows == ["connections", "sessions"]
+    assert soak(memory=MOST_BYTES_PER_TASK / 2).slope("memory_bytes")[0] == pytest.approx(MOST_BYTES_PER_TASK / 2)
