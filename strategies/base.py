@@ -76,6 +76,22 @@ class SessionStrategy(ABC):
             self.engines.announce(engine)
         return engine
 
+    _read_engine: Engine | None = None
+    reads_apart = False
+    """Some tasks are `read_only=True`: `read_engine` counts among the most connections."""
+
+    @property
+    def read_engine(self) -> Engine:
+        """This process's Engine for what only reads; made on first use, connected by its first statement."""
+        if self._read_engine is None:
+            main = self.engine
+            with self.engines.lock:  # threads meet here: a second one's Engine would be lost with its connections
+                if self._read_engine is None:
+                    self._read_engine = self.engines.reading(main)
+            if self._read_engine is not main and self.engines.given is None:
+                self.engines.announce(self._read_engine)
+        return self._read_engine
+
     @abstractmethod
     def make_engine(self) -> Engine:
         """Return an Engine for this process, from `self.engines`: `shared`, `pooled` or `unpooled`."""
@@ -106,9 +122,9 @@ class SessionStrategy(ABC):
 
     def dispose(self) -> None:
         """Close the connections that this process keeps open and nobody uses; makes no Engine for it."""
-        made = getattr(self, "_engine", None)
-        for engine in (*([made] if made is not None else []), *self.engines.others):
-            engine.dispose()
+        for engine in (self._engine, self._read_engine, *self.engines.others):
+            if engine is not None:
+                engine.dispose()
 
     @property
     def max_connections(self) -> int | None:
@@ -124,6 +140,8 @@ class SessionStrategy(ABC):
     def _each(self) -> int | None:
         """Return the most connections of one process, `binds` included."""
         pools = [self._probe, *(engine.pool for engine in self.engines.others)]
+        if self.reads_apart and self.engines.given is None:
+            pools.append(self._probe)  # as big as the other
         limits = [connection_pool.max_connections(pool) for pool in pools]
         return None if None in limits else sum(limit for limit in limits if limit is not None)
 
@@ -139,7 +157,9 @@ class SessionStrategy(ABC):
             limit = f"at most {most} connections"
         pool = type(self._probe).__name__.removeprefix("Reserved")
         size = f" {connection_pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
-        return f"session strategy {self.name} ({self.reason}), connection pool of each process: {pool}{size}, {limit}"
+        twice = " and as much for read-only tasks" if self.reads_apart and self.engines.given is None else ""
+        sizes = f"connection pool of each process: {pool}{size}{twice}"
+        return f"session strategy {self.name} ({self.reason}), {sizes}, {limit}"
 
     # -- the Session -------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,11 @@ class ReservedQueuePool(QueuePool):
         self._family: object = object()
         """The same for every connection pool that one Engine has had: what a thread holds of an old one counts."""
 
+    def join(self, other: ReservedQueuePool) -> None:
+        """Be of the family of `other`: who holds a connection of one does not queue for one of the other, for they
+        could wait for each other; it may open as many extra ones as there."""
+        self._family, self.reserve = other._family, other.reserve
+
     def connect(self) -> PoolProxiedConnection:
         if not shield.installed:
             return super().connect()

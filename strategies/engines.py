@@ -20,6 +20,7 @@ from .errors import CeleryAlchemyError, InvalidSetting
 from .interrupts import is_interrupt, is_kill
 from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
+from .read_only import set_read_only_at_connect
 from .sizing import PoolSize
 from .transient import narrow
 
@@ -36,6 +37,7 @@ SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
 #: Key in `ConnectionPoolEntry.info`: since the checkout, a transaction was ended by COMMIT or ROLLBACK.
 _ENDED = "celery_alchemy.ended"
+_POOL_OPTIONS = frozenset({"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"})
 _listened: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -62,6 +64,7 @@ class EngineSource:
             pool is made anew, with its own sizes, where a fork or a monkey patch makes that necessary.
         scope: What the connection pool asks about the thread or greenlet that wants a connection.
         observe: Called with every database error, for the message of a broken transaction.
+        replica_url: Where units of work read that are read-only; None: at `url`.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class EngineSource:
         engine: Engine | None,
         scope: Scope,
         observe: ErrorObserver,
+        replica_url: URL | None = None,
     ) -> None:
         if engine is None and url is None:
             raise TypeError("an Engine or a URL is needed")
         self.given = engine
         self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
         self.options = options
+        self.replica_url = replica_url
         self._scope = scope
         self._observe = observe
         self._listeners: list[EngineListener] = []
@@ -85,14 +90,14 @@ class EngineSource:
         self._announced: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._guarded_given = False
         self._first: Engine | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.write_lock_at_begin = False
         """SQLite only: take the write lock when a transaction begins. For workers, whose tasks compete; a script or a
         test that calls tasks eagerly may write in a nested unit of work while the outer one has only read."""
 
     def after_fork(self) -> None:
         # The thread that held the lock in the parent is not in this process to release it.
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def on_engine(self, listener: EngineListener) -> None:
         """Run `listener(engine)` for every Engine made from now on, and for those already made."""
@@ -121,7 +126,7 @@ class EngineSource:
         """
         if self.given is not None:
             return self._adopt(self.given)
-        with self._lock:
+        with self.lock:
             if self._first is None:
                 self._first = self.pooled(size)
             else:
@@ -151,8 +156,30 @@ class EngineSource:
             return self._adopt(self.given)
         if _in_memory(self.url):
             return self._make({})
-        pool_options = {"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"}
-        return self._make({"poolclass": NullPool}, leave_out=pool_options)
+        return self._make({"poolclass": NullPool}, leave_out=_POOL_OPTIONS)
+
+    def reading(self, main: Engine) -> Engine:
+        """Return an Engine on which each statement commits itself and none may write, as big as `main`.
+
+        The user's own Engine cannot be copied: its connections are used, switched to AUTOCOMMIT while they read.
+        """
+        if self.given is not None:
+            return main.execution_options(isolation_level="AUTOCOMMIT")
+        if _in_memory(self.url):
+            return main  # the database lives in its connection
+        decided: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+        if isinstance(main.pool, connection_pool.ReservedQueuePool):
+            size = connection_pool.size_of(main.pool)
+            decided |= {"poolclass": connection_pool.ReservedQueuePool, "pool_size": size.pool_size}
+            decided |= {"max_overflow": size.max_overflow}
+        elif isinstance(main.pool, NullPool):
+            return self._make({**decided, "poolclass": NullPool}, leave_out=_POOL_OPTIONS, reads=True)
+        engine = self._make(decided, reads=True)
+        if isinstance(engine.pool, connection_pool.ReservedQueuePool):
+            if isinstance(main.pool, connection_pool.ReservedQueuePool):
+                engine.pool.join(main.pool)
+            self._introduce(engine.pool)
+        return engine
 
     def adopt_others(self, engines: Iterable[Engine]) -> None:
         """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
@@ -162,17 +189,18 @@ class EngineSource:
             if isinstance(engine.pool, QueuePool):
                 self._resize(engine, connection_pool.size_of(engine.pool))
 
-    def _make(self, decided: dict[str, Any], leave_out: Iterable[str] = ()) -> Engine:
-        options = _driver_defaults(self.url, self.options)
+    def _make(self, decided: dict[str, Any], leave_out: Iterable[str] = (), *, reads: bool = False) -> Engine:
+        url = (self.replica_url or self.url) if reads else self.url
+        options = _driver_defaults(url, self.options)
         options |= {name: value for name, value in self.options.items() if name not in leave_out}
         options |= decided
         if "connect_args" in self.options:
             options["connect_args"] = {
-                **_driver_defaults(self.url, {}).get("connect_args", {}),
+                **_driver_defaults(url, {}).get("connect_args", {}),
                 **self.options["connect_args"],
             }
         try:
-            engine = create_engine(self.url, **options)
+            engine = create_engine(url, **options)
         except Exception as error:
             if is_interrupt(error):
                 raise
@@ -187,9 +215,11 @@ class EngineSource:
         if engine.dialect.driver == "pymysql":
             keep_alive(engine)
         if self.url.get_backend_name() == "sqlite":
-            _listen_sqlite(engine, self)
-        elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options:
+            _listen_sqlite(engine, self, reads)
+        elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options and not reads:
             _spare_second_rollback(engine)
+        if reads:
+            set_read_only_at_connect(engine)
         return engine
 
     def _adopt(self, engine: Engine) -> Engine:
@@ -310,7 +340,7 @@ def _spare_second_rollback(engine: Engine) -> None:
     event.listen(engine, "reset", on_reset)
 
 
-def _listen_sqlite(engine: Engine, source: EngineSource) -> None:
+def _listen_sqlite(engine: Engine, source: EngineSource, reads: bool) -> None:
     """Make SQLite's transactions begin when SQLAlchemy says so, and wait their turn.
 
     A transaction that reads first and writes later fails at once with "database is locked" when another wrote in
@@ -319,7 +349,7 @@ def _listen_sqlite(engine: Engine, source: EngineSource) -> None:
     in_memory = _in_memory(engine.url)
     options = source.options
     waits_ms = 0 if "timeout" in options.get("connect_args", {}) else SQLITE_BUSY_TIMEOUT_MS
-    autocommit = str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT"
+    autocommit = str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT" or reads
 
     def on_connect(dbapi_connection: sqlite3.Connection, record: object) -> None:
         dbapi_connection.isolation_level = None  # no implicit BEGIN: on_begin sends it

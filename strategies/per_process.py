@@ -37,7 +37,7 @@ class PerProcessStrategy(SessionStrategy):
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._engine = None
+        self._engine = self._read_engine = None
 
     def open(self, unit: UnitOfWork) -> Session:
         return self.new_session()

@@ -21,6 +21,7 @@ from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing, transaction_failed
 from .errors import BrokenTransaction
 from .interrupts import is_interrupt, is_kill, shield
+from .read_only import ReadOnly, make_read_only
 from .sessions import UNIT, connections_of, is_committing, watch_commits, watch_statements
 from .transient import TransientlyBrokenTransaction, is_transient
 
@@ -44,6 +45,7 @@ class UnitOfWork:
         label: Names it in messages.
         commits: False: a good ending rolls back, and warns when that undoes something.
         outermost: No other is open in this thread or greenlet.
+        read_only: True: no transaction, and no writing; "transaction": one that may not write.
         run_callback: Runs one `on_commit` callable in a unit of work of its own.
     """
 
@@ -59,11 +61,18 @@ class UnitOfWork:
     _lost: SessionTransaction | None = None
 
     def __init__(
-        self, strategy: SessionStrategy, label: Label, commits: bool, outermost: bool, run_callback: Runner
+        self,
+        strategy: SessionStrategy,
+        label: Label,
+        commits: bool,
+        outermost: bool,
+        run_callback: Runner,
+        read_only: ReadOnly = False,
     ) -> None:
         self.strategy = strategy
         self.commits = commits
         self.outermost = outermost
+        self.read_only: ReadOnly = read_only
         self._label = label
         self._run_callback = run_callback
 
@@ -84,7 +93,9 @@ class UnitOfWork:
             else:
                 session = self.strategy.open(self)
             session.info[UNIT] = self
-            if self.waiting is not None:
+            if self.read_only:
+                make_read_only(session, self.strategy, self.read_only, self.label)
+            if self.waiting is not None and self.read_only is not True:
                 watch_commits(session)
                 self._unwatched = False
             if not self.commits:
@@ -123,6 +134,8 @@ class UnitOfWork:
 
     def _watch(self) -> None:
         # Not while SQLAlchemy calls the listeners of this event.
+        if self.read_only is True:
+            return  # there is no COMMIT to wait for: they run when the unit of work ends well
         if self._unwatched and self._session is not None and not is_committing(self._session):
             self._unwatched = False
             watch_commits(self._session)
@@ -147,7 +160,9 @@ class UnitOfWork:
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
         session = self._session
-        if session is None or not session.in_transaction():
+        if session is not None and self.read_only is True:
+            self._refuse_writes(session)
+        elif session is None or not session.in_transaction():
             pass
         elif not self.commits:
             self._roll_back_unasked(session)
@@ -166,6 +181,14 @@ class UnitOfWork:
             if final:
                 self.close()
             self._run_callbacks(self.waiting)
+
+    def _refuse_writes(self, session: Session) -> None:
+        """Let what waits to be written be refused: nothing commits, so nothing else would flush it."""
+        try:
+            session.flush()
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     @shield.covers
     def _run_callbacks(self, waiting: CommitCallbacks) -> None:
@@ -190,7 +213,7 @@ class UnitOfWork:
             BrokenTransaction: as `succeed` does.
         """
         session = self._session
-        if session is not None and self.commits and session.in_transaction():
+        if session is not None and self.commits and session.in_transaction() and self.read_only is not True:
             self._refuse_broken(session)
             if shield.installed:
                 session.flush()

@@ -17,6 +17,7 @@ from .callbacks import Callback
 from .checkouts import checkouts, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
+from .read_only import ReadOnly
 from .scope import ScopeStack, describe_current_scope
 from .sessions import connections_of
 from .unit_of_work import Label, UnitOfWork
@@ -157,10 +158,19 @@ class UnitsOfWork:
     # -- beginning and ending ----------------------------------------------------------------------------------------
 
     @shield.covers
-    def begin(self, label: Label, *, commits: bool, kind: str, holder: object = None, request: object = None) -> Frame:
+    def begin(
+        self,
+        label: Label,
+        *,
+        commits: bool,
+        kind: str,
+        holder: object = None,
+        request: object = None,
+        read_only: ReadOnly = False,
+    ) -> Frame:
         """Open a unit of work of its own; no Session yet."""
         strategy = self._strategy()
-        unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback)
+        unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback, read_only)
         strategy.enter(unit)
         frame = Frame(self, unit, True, True, kind, holder, request)
         if held := checkouts.get():
@@ -213,13 +223,13 @@ class UnitsOfWork:
 
     @contextmanager
     @shield.covers
-    def open(self, label: str, *, commits: bool, kind: str) -> Iterator[UnitOfWork]:
+    def open(self, label: str, *, commits: bool, kind: str, read_only: ReadOnly = False) -> Iterator[UnitOfWork]:
         """Open a unit of work of its own and end it with the block: commit, or roll back when the block raises."""
         coroutine = _current_coroutine()
         top = frames.top()
         if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
             raise CeleryAlchemyError(_taking_turns(f"{label} would be opened", top))
-        frame = self.begin(label, commits=commits, kind=kind)
+        frame = self.begin(label, commits=commits, kind=kind, read_only=read_only)
         frame.coroutine = coroutine
         error: BaseException | None = None
         try:

@@ -18,6 +18,7 @@ from ..strategies import SessionStrategy, WorkerPool, forks, green
 from ..strategies.drivers import parse_url
 from ..strategies.engines import EngineListener, EngineSource
 from ..strategies.foreign import on_commit_of
+from ..strategies.read_only import ReadOnly
 from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
 from ..strategies.units import RunningScope, UnitsOfWork, place
@@ -147,20 +148,22 @@ class Alchemy:
     # -- units of work -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def unit_of_work(self, *, commit: bool = True) -> Iterator[Session]:
+    def unit_of_work(self, *, commit: bool = True, read_only: ReadOnly = False) -> Iterator[Session]:
         """Open a Session of its own, and end its transaction when the block ends: the rules of a task, anywhere else.
 
         Inside a task or another block it is a transaction apart: the outer Session is untouched.
 
         Args:
             commit: Commit when the block returns; False rolls back. A block that raises is always rolled back.
+            read_only: True: no transaction, and no writing; "transaction": one that may not write. As of a task.
         Yields:
             A Session of this thread or greenlet; not valid after the block.
         Raises:
             sqlalchemy.exc.TimeoutError: no connection became free within the Engine's `pool_timeout` (seconds).
             BrokenTransaction: a database error was caught in the block and nobody rolled back.
         """
-        with self.units.open(f"unit_of_work() at {place(3)}", commits=commit, kind="block") as unit:
+        label = f"unit_of_work() at {place(3)}"
+        with self.units.open(label, commits=commit, kind="block", read_only=read_only) as unit:
             yield unit.session
 
     def on_commit(self, callback: Hook, *, session: Any = None, raises: bool = False) -> Hook:
@@ -218,7 +221,8 @@ class Alchemy:
             sessions = SessionSource(self._session_factory, settings.session_options)
             engines = self._engine_source(settings, sessions)
             strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
-            green.prepare(worker_pool, engines.url)
+            for url in filter(None, (engines.url, engines.replica_url)):
+                green.prepare(worker_pool, url)
             strategy = strategy_class(engines, sessions, worker_pool, reason)
             strategy.start()
         previous, self._strategy = self._strategy, strategy
@@ -246,14 +250,16 @@ class Alchemy:
                 "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
                 "Engine made by create_engine() with a sync driver."
             )
+        replica = settings.replica_database_url
+        replica_url = parse_url(replica, "alchemy_replica_database_url") if replica else None
         kept = self._engines
         if (
             kept is not None
             and kept.given is given
-            and (given or (kept.url, kept.options) == (url, settings.engine_options))
+            and (given or (kept.url, kept.options, kept.replica_url) == (url, settings.engine_options, replica_url))
         ):
             return kept
-        engines = EngineSource(url, settings.engine_options, given, RunningScope(), observe)
+        engines = EngineSource(url, settings.engine_options, given, RunningScope(), observe, replica_url)
         for listener in self._listeners:
             engines.on_engine(listener)
         self._engines = engines

@@ -49,6 +49,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return
         worker_pool = detection.detect(worker)
         strategy = db.start_worker(worker_pool, self._strategy_name)
+        strategy.reads_apart = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
         if worker_pool.forks:
             detection.publish(worker_pool, f"{type(strategy).__module__}:{type(strategy).__qualname__}")
         logger.info(

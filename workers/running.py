@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..strategies.interrupts import hidden_interrupt, shield
+from ..strategies.read_only import ReadOnlyError
 from ..strategies.sessions import shield_mapper_configuration
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
@@ -183,8 +184,19 @@ def _enter_run(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> F
         return frame
     current = db.units.current_frame()
     if current is not None:
+        _refuse_other_mode(current, task)
         return db.units.join(current, kind="run", holder=task, request=request)
     return _begin(db, task, request, "run")
+
+
+def _refuse_other_mode(frame: Frame, task: DatabaseTask) -> None:
+    """A task that is called like a function works in the transaction of its caller, or there is none for either."""
+    if frame.unit.read_only != task.read_only:
+        raise ReadOnlyError(
+            f"{task.name} has read_only={task.read_only!r} and was called like a function inside {frame.unit.label}, "
+            f"which has read_only={frame.unit.read_only!r}: a task that is called so works in the transaction of its "
+            f"caller. Give both the same, or send the task with delay()."
+        )
 
 
 @shield.covers
@@ -209,7 +221,9 @@ def _begin(db: Alchemy, task: DatabaseTask, request: Any, kind: str) -> Frame:
     commits = task.commit_on_success
     if commits is None:
         commits = db.settings.commit_on_success
-    return db.units.begin(_label(request, task), commits=commits, kind=kind, holder=task, request=request)
+    return db.units.begin(
+        _label(request, task), commits=commits, kind=kind, holder=task, request=request, read_only=task.read_only
+    )
 
 
 def _is_traced(request: Any) -> bool:

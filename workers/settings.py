@@ -18,6 +18,7 @@ from .secrecy import PREFIX, masked
 #: Name, types it may have, in words.
 _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_database_url": ((str, URL), "a URL such as 'postgresql+psycopg://localhost/shop'"),
+    "alchemy_replica_database_url": ((str, URL), "the URL of a database that read_only=True tasks read from"),
     "alchemy_engine_options": ((Mapping,), "a dict of create_engine's keyword arguments"),
     "alchemy_session_options": ((Mapping,), "a dict of Session's keyword arguments"),
     "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
@@ -40,6 +41,7 @@ class Settings:
     """What the user configured, checked for names and types; URLs and options are tried when an Engine is made."""
 
     database_url: str | URL | None = field(default=None, repr=False)
+    replica_database_url: str | URL | None = field(default=None, repr=False)
     engine_options: dict[str, Any] = field(default_factory=dict, repr=False)
     session_options: dict[str, Any] = field(default_factory=dict, repr=False)
     session_strategy: str | dict[str, str] = "auto"

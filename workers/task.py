@@ -9,6 +9,7 @@ from celery import Task
 from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
+from ..strategies.read_only import IN_TRANSACTION, MODES, ReadOnly
 from ..strategies.units import no_unit_of_work
 from . import apps, enqueue, running
 from .errors import ConfigurationError
@@ -38,6 +39,10 @@ class DatabaseTask(Task):  # type: ignore[misc]
     enqueue_on_commit: ClassVar[bool | None] = None
     """Let `delay` and `apply_async` of this task, called inside a unit of work, wait for its COMMIT; False sends at
     once. None: as `alchemy_enqueue_on_commit` says (False). A call may differ: `apply_async(enqueue_on_commit=...)`."""
+
+    read_only: ClassVar[ReadOnly] = False
+    """True: no transaction, each statement sees what is committed, the database refuses writes; one SELECT is one round
+    trip. "transaction": one transaction with one snapshot, which may not write."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -147,9 +152,9 @@ def _wrap(cls: type[DatabaseTask]) -> None:
         hook = inspect.getattr_static(cls, name)
         if not running.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
             setattr(cls, name, running.wrap_hook(name, hook))
-    if getattr(cls, "read_only", False):
+    if not any(cls.read_only is mode or cls.read_only == mode == IN_TRANSACTION for mode in MODES):
         raise ConfigurationError(
-            f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} is not available in this version."
+            f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} must be False, True or 'transaction'."
         )
     if not isinstance(cls.commit_on_success, bool | None):
         raise ConfigurationError(
