@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery, Task
@@ -23,6 +27,7 @@ from . import phases
 from .patterns import Pattern
 from .replies import Outcome, Reply, ReplyList
 
+_LIMIT = getattr(signal, "SIGUSR1", None)
 ERROR_LENGTH = 300
 REPLY_URL, READY_KEY, QUEUE = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY", "LOADTEST_QUEUE"
 
@@ -47,7 +52,7 @@ def connect(
         pattern: How tasks get their Session, if it is known and not ours.
     """
     reporter = Reporter(reply_url, ready_key, reply_key, pattern)
-    for signal, receiver in (
+    for sent, receiver in (
         (worker_init, reporter.instrument),
         (worker_ready, reporter.announce),
         (task_prerun, reporter.started),
@@ -55,7 +60,7 @@ def connect(
         (task_failure, reporter.failed),
         (task_retry, reporter.retried),
     ):
-        signal.connect(receiver, weak=False)
+        sent.connect(receiver, weak=False)
 
 
 class Reporter:
@@ -120,7 +125,8 @@ class Reporter:
         )
         # Of a fan-out several parts can fail; whoever waits for its end wants to hear of it once.
         shared = known.partial or reply.task_id != task_id
-        self._replies.push(reply.to_json(), key, once_for=reply.task_id if shared else None)
+        with _undisturbed():
+            self._replies.push(reply.to_json(), key, once_for=reply.task_id if shared else None)
 
     def _described(self, app: Celery, worker: Any) -> dict[str, Any]:
         db = apps.find(app)
@@ -139,6 +145,19 @@ class Reporter:
         # Without a connection pool the server can still be ending a connection when the task's next one is there.
         per_process = self._pattern.connections_per_process or 2 * worker_pool.tasks_per_process
         return int(per_process * worker_pool.process_count)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep prefork's soft time limit away: it would silence the witness of a task that has ended."""
+    if _LIMIT is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(_LIMIT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(_LIMIT, handler)
 
 
 if os.environ.get(REPLY_URL) and not os.environ.get(QUEUE):

@@ -44,11 +44,18 @@ def is_kill(error: BaseException) -> bool:
     return type(error).__name__ == "GreenletExit"
 
 
+def _nobody_knows(ended: str) -> bool:
+    return False
+
+
 class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
     main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""
 
-    __slots__ = ("_codes", "_handling", "_main_ident", "_original", "_wrapped", "depth", "installed", "pending")
+    __slots__ = (
+        "_codes", "_handling", "_main_ident", "_original", "_wrapped",
+        "depth", "ended", "installed", "is_over", "pending",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._wrapped: _Handler | None = None
@@ -62,6 +69,10 @@ class Shield:
         """How many times the signal is held back; a plain number, for no bytecode may come between two of them."""
         self.pending: int | None = None
         """The signal that came meanwhile."""
+        self.ended: str | None = None
+        """The id of the task request that has ended last, its transaction with it; None while one runs."""
+        self.is_over: Callable[[str], bool] = _nobody_knows
+        """Tells whether nothing has begun since that request ended; the Celery side knows."""
 
     def covers(self, function: Function) -> Function:
         """Defer the signal whenever it arrives while `function`'s own frame is the one running: for the few bytecodes
@@ -98,6 +109,10 @@ class Shield:
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
         if self.depth or (frame is not None and frame.f_code in self._codes):
             self.pending = signum
+            return None
+        if self.ended is not None and self.is_over(self.ended):
+            # The task is committed, or rolled back. A limit now would strike Celery while it stores that, and report as
+            # failed what the database has.
             return None
         return self._pass_on(signum, frame)
 
@@ -149,7 +164,7 @@ class Shield:
 
     def reset(self) -> None:
         """Start afresh: at the end of a task request, and in the child of a fork made inside the shield."""
-        self.depth, self.pending = 0, None
+        self.depth, self.pending, self.ended = 0, None, None
 
 
 def hidden_interrupt(error: BaseException) -> BaseException | None:

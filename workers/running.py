@@ -17,6 +17,8 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery._state import _task_stack
+
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.read_only import ReadOnlyError
 from ..strategies.sessions import shield_mapper_configuration
@@ -112,6 +114,7 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
     # billiard installs its handler after worker_process_init, so the first task is the first chance.
     if strategy.forks and _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
         shield_mapper_configuration()
+        shield.is_over = _is_over
     deferring = shield.installed and shield.applies
     request = _request(task)
     traced = _is_traced(request)
@@ -161,8 +164,16 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
             shield.depth = held
             if is_workers and frame is not None and frame.owns and frame.kind != "hook":
                 shield.pending = None  # what it would stop is over
+                shield.ended = request.id
             elif frame is None or frame.owns or not frame.ends:  # else the `__call__` around it ends the request
                 shield.check()
+
+
+def _is_over(request_id: str) -> bool:
+    """Tell whether Celery has begun nothing since the request with this id: it stores the result, or waits."""
+    task = _task_stack.top
+    request = task.request_stack.top if task is not None else None
+    return request is None or request.id == request_id
 
 
 def _leave_inner(frame: Frame) -> None:
