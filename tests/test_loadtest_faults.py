@@ -38,7 +38,7 @@ def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
     assert damage["with_session", ""]["needless"] > 0
     page = (tmp_path / "faults.md").read_text()
     assert "## idle" in page
-    assert "| celery-alchemy (local) | · | · | · | · | · |" in page
+    assert "| celery-alchemy (local) | · | · | · | · | · | · |" in page
 
 
 def test_a_fault_that_is_not_known() -> None:

@@ -30,6 +30,10 @@ def in_words(damage: Damage) -> str:
     return ", ".join(parts) or "none"
 
 
+def _pools_hurt(results: Sequence[Result], fault: str, way: str) -> list[str]:
+    return [r.cell.pool for r in results if (r.cell.fault, r.cell.way) == (fault, way) and r.damage.any]
+
+
 def print_table(console: Console, results: Sequence[Result]) -> None:
     """Print the table, and which cells could not be run."""
     found = sums(results)
@@ -73,11 +77,11 @@ def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -
     for name, row in found.items():
         tasks = next(iter(row.values())).tasks
         lines += [f"## {name}", "", f"{FAULTS[name].summary} About {tasks} tasks each.", ""]
-        lines += ["| way | lost | wrong | leaked | stuck | needless |", "|---|--:|--:|--:|--:|--:|"]
+        lines += ["| way | lost | wrong | leaked | stuck | needless | under |", "|---|--:|--:|--:|--:|--:|---|"]
         for way in ways:
             if way in row:
                 values = " | ".join(str(getattr(row[way], column) or "·") for column in COLUMNS)
-                lines.append(f"| {way} | {values} |")
+                lines.append(f"| {way} | {values} | {', '.join(_pools_hurt(results, name, way)) or '·'} |")
         lines.append("")
     failed = [result for result in results if result.failed]
     if failed:
