@@ -12,6 +12,7 @@ from .strategies import (
     TransientDatabaseError,
     WorkerPool,
     is_transient,
+    outbox_table,
 )
 from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask
 
@@ -31,4 +32,5 @@ __all__ = [
     "TransientDatabaseError",
     "WorkerPool",
     "is_transient",
+    "outbox_table",
 ]

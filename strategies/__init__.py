@@ -10,6 +10,7 @@ from .errors import (
     TransientDatabaseError,
 )
 from .local import LocalStrategy
+from .outbox import outbox_table
 from .per_process import PerProcessStrategy
 from .scoped import ScopedStrategy
 from .transient import is_transient
@@ -28,4 +29,5 @@ __all__ = [
     "TransientDatabaseError",
     "WorkerPool",
     "is_transient",
+    "outbox_table",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from sqlalchemy.orm import SessionTransaction
 
@@ -12,6 +13,7 @@ from .interrupts import is_interrupt, shield
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[], object]
+Kind = TypeVar("Kind")
 Runner = Callable[[Callback], None]
 
 
@@ -44,6 +46,12 @@ class CommitCallbacks:
             raises: Its error is raised to whoever commits, once all have run; otherwise it is logged only.
         """
         self._waiting.append((callback, raises, savepoint))
+
+    def take(self, kind: type[Kind]) -> list[Kind]:
+        """Return, in order, those that wait and are of this kind, and let them wait no longer."""
+        taken = [callback for callback, _, _ in self._waiting if isinstance(callback, kind)]
+        self._waiting = [entry for entry in self._waiting if not isinstance(entry[0], kind)]
+        return taken
 
     def drop(self) -> int:
         """Forget all that wait; return how many there were."""

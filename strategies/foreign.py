@@ -31,7 +31,7 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
     Raises:
         CeleryAlchemyError: it is none of these.
     """
-    found = _plain(session)
+    found = plain_session(session)
     unit = found.info.get(UNIT)
     if isinstance(unit, UnitOfWork):
         unit.on_commit(callback, raises=raises)
@@ -56,7 +56,8 @@ def _run(callback: Callback) -> None:
     callback()
 
 
-def _plain(session: Any) -> Session:
+def plain_session(session: Any) -> Session:
+    """Return the Session itself, of a `scoped_session` or an AsyncSession."""
     if isinstance(session, scoped_session):
         session = session()
     session = getattr(session, "sync_session", session)

@@ -44,7 +44,7 @@ class UnitSession(Session):
             return
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
-        callbacks = _callbacks_of(self)
+        callbacks = waiting_of(self)
         if callbacks is not None:
             callbacks.held_back += 1
         shield.hold()
@@ -180,8 +180,8 @@ def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: 
     return session
 
 
-def _callbacks_of(session: Session) -> CommitCallbacks | None:
-    """Return the callbacks of the unit of work that `session` belongs to; None when nothing waits for a commit."""
+def waiting_of(session: Session) -> CommitCallbacks | None:
+    """Return what waits for the COMMIT of `session`; None when nothing ever did."""
     unit: UnitOfWork | None = session.info.get(UNIT)
     return unit.waiting if unit is not None else None
 

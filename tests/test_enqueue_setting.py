@@ -11,13 +11,18 @@ WAITS = ["delay", "apply_async", "send_task", "signature", "group", "chain", "ch
 SENT = {"group": 2, "chain": 2, "chord": 3}
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads", "gevent"])
+WORKERS = [(pool, outbox) for pool in ("prefork", "threads", "gevent") for outbox in (False, True)]
+
+
+@pytest.fixture(scope="module", params=WORKERS, ids=[f"{pool}-outbox" if outbox else pool for pool, outbox in WORKERS])
 def worker(request: pytest.FixtureRequest, site: Site, run_database: PostgreSQL) -> Iterator[Worker]:
-    name = f"{site.prefix[:-1]}-enqueue-{request.param}"
-    settings = {"alchemy_enqueue_on_commit": True}
+    pool, outbox = request.param
+    name = f"{site.prefix[:-1]}-enqueue-{pool}-{outbox}"
+    settings = {"alchemy_enqueue_on_commit": True, "alchemy_outbox": outbox}
     options = {"database_url": run_database.url(name), "settings": settings}
-    with running(Worker(site, name, request.param, modules=("endings", "enqueueing"), **options)) as worker:
+    with running(Worker(site, name, pool, modules=("endings", "enqueueing"), **options)) as worker:
         yield worker
+    assert run_database.column("SELECT count(*) FROM celery_alchemy_outbox") == [0]
     assert_no_connections(run_database, name)
 
 

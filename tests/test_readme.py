@@ -56,7 +56,7 @@ def test_the_other_blocks_do_what_the_text_says(shop: dict[str, Any]) -> None:
     shop["rename_user"].delay("ada", "ada lovelace").get()
     shop["welcome"].delay("alan").get()
     assert names(shop) == {"ada lovelace", "Alan"}
-    assert shop["count"].delay().get() == 2
+    assert shop["how_many"].delay().get() == 2
 
 
 def test_the_readme_opens_with_the_two_commands() -> None:

@@ -44,3 +44,22 @@ def _missing(name: str, package: str) -> click.Command:
 @click.group(cls=Commands)
 def alchemy() -> None:
     """SQLAlchemy sessions for Celery tasks: benchmarks and checks."""
+
+
+@alchemy.group()
+def outbox() -> None:
+    """Messages that wait in the database (alchemy_outbox)."""
+
+
+@outbox.command()
+@click.option("--once", is_flag=True, help="Send what waits now, and end.")
+@click.option("--interval-s", default=1.0, show_default=True, help="Seconds between two looks at an empty outbox.")
+@click.pass_context
+def run(ctx: click.Context, once: bool, interval_s: float) -> None:
+    """Send what waits in the outbox; several of these may run at one time.
+
+    A row that somebody else is sending is left out. Killed anywhere, a row is sent again: a task may run twice.
+    """
+    from .outbox_runner import run_outbox
+
+    run_outbox(ctx.obj.app, once=once, interval_s=interval_s)

@@ -21,7 +21,8 @@ from celery.utils import uuid
 from kombu import serialization
 from sqlalchemy.orm import Session
 
-from . import apps
+from ..strategies.foreign import plain_session
+from . import apps, outbox
 
 if TYPE_CHECKING:
     from .extension import Alchemy
@@ -93,7 +94,11 @@ def attach(app: Celery) -> None:
         # Whatever it is that sends now, a group or a `with` of the caller, gives its producer back before the COMMIT.
         for producer in ("producer", "publisher"):
             options.pop(producer, None)
-        register(db, Sending(name, task_id, functools.partial(original, name, args, kwargs, **options)))
+        if (session := _session_with_outbox(db)) is not None:
+            register(db, outbox.Stored(app, name, args, kwargs, options))
+            outbox.watch(db, session)
+        else:
+            register(db, Sending(name, task_id, functools.partial(original, name, args, kwargs, **options)))
         result = (options.get("result_cls") or app.AsyncResult)(task_id)
         result.ignored = options.get("ignore_result")
         return result
@@ -142,7 +147,18 @@ def waits(db: Alchemy, asked: bool | None, task: Any) -> bool:
     return bool(wish) and not _is_celerys_own()
 
 
-def register(db: Alchemy, sending: Sending) -> None:
+def _session_with_outbox(db: Alchemy) -> Session | None:
+    """Return the Session whose transaction the message is to be written into; None where there is no outbox for it."""
+    if not db.settings.outbox:
+        return None
+    order = _ordered.get()
+    if order is not None and order.session is not None:
+        return plain_session(order.session)
+    unit = db.units.current()
+    return None if unit.read_only or not unit.commits else unit.session
+
+
+def register(db: Alchemy, sending: Sending | outbox.Stored) -> None:
     """Send after the COMMIT of the Session that was named, or of the current unit of work."""
     order = _ordered.get()
     db.on_commit(sending, session=order.session if order else None, raises=order.raises if order else False)

@@ -24,6 +24,7 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
     "alchemy_commit_on_success": ((bool,), "True or False"),
     "alchemy_enqueue_on_commit": ((bool,), "True or False"),
+    "alchemy_outbox": ((bool,), "True or False"),
 }
 
 
@@ -47,6 +48,7 @@ class Settings:
     session_strategy: str | dict[str, str] = "auto"
     commit_on_success: bool = True
     enqueue_on_commit: bool = False
+    outbox: bool = False
 
 
 def read_settings(app: Celery) -> Settings:

@@ -3,6 +3,8 @@
 from sqlalchemy import ForeignKeyConstraint, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from celery_alchemy import outbox_table
+
 
 class Base(DeclarativeBase):
     pass
@@ -44,3 +46,6 @@ class Child(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     parent_id: Mapped[int]
+
+
+outbox = outbox_table(Base.metadata)
