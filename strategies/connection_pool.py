@@ -15,7 +15,7 @@ from sqlalchemy.util import queue as sa_queue
 from .checkouts import checkouts, forget, is_noted, note
 from .errors import NoConnectionFree, ReservedSlotsInUse
 from .interrupts import shield
-from .liveness import is_dead
+from .liveness import is_dead, note_idle
 from .scope import describe_current_scope
 from .sizing import PoolSize
 from .worker_pool import NO_WORKER, WorkerPool
@@ -136,6 +136,7 @@ class ReservedQueuePool(QueuePool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         forget(record)
+        note_idle(record.info, self._dialect)
         if self._max_overflow > -1 and self._overflow > self._max_overflow:
             # An extra connection is out. Shrink back rather than let the queue hand a reserved slot to anybody.
             try:

@@ -12,6 +12,7 @@ from support.databases import PostgreSQL
 from support.waiting import eventually
 
 from celery_alchemy import Alchemy, WorkerPool
+from celery_alchemy.strategies import liveness
 
 OURS = "idle_connections"
 BACKEND = text("SELECT pg_backend_pid()")
@@ -74,3 +75,23 @@ def test_a_harmless_message_is_no_reason_to_reconnect(db: Alchemy, run_database:
         session.execute(text("LISTEN somebody"))
     run_database.execute("NOTIFY somebody")
     assert backend(db) == first
+
+
+def test_a_driver_that_shows_no_socket_is_pinged_when_it_was_idle_for_long(
+    db: Alchemy, run_database: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mysqlclient is; under load nobody is pinged."""
+    monkeypatch.setattr(liveness, "socket_descriptor", lambda connection: None)
+    pings: list[Any] = []
+    ping = db.engine.dialect.do_ping
+    monkeypatch.setattr(db.engine.dialect, "do_ping", lambda connection: pings.append(connection) or ping(connection))
+    first = backend(db)
+    for _ in range(3):
+        assert backend(db) == first
+    assert not pings
+    monkeypatch.setattr(liveness, "PING_AFTER_S", 0.0)
+    assert backend(db) == first
+    assert len(pings) == 1
+    terminate(run_database, first)
+    assert backend(db) != first
+    assert len(pings) == 2

@@ -198,8 +198,8 @@ def command(
             bar = progress.add_task(pool, total=tasks)
             insisted = "" if strategy == "auto" else strategy
             found.append(soak(run, server, the_broker, pool, insisted, tasks, partial(_advance, progress, bar)))
+            if out is not None:  # after each, for a long run may be ended
+                out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     console.print(table(found))
-    if out is not None:
-        out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     if any(one.grows or one.failed for one in found):
         sys.exit(1)
