@@ -49,20 +49,17 @@ def _idle(place: Place, chance: random.Random) -> None:
     place.run(WRITE, 2 * place.together, 20)
 
 
-def _busy(place: Place, chance: random.Random) -> None:
-    struck = place.send(WRITE, place.together, SLEEP_MS, expected=False)
-    waiting = place.send(WRITE, place.together, 20)
-    place.until_asleep(place.together)
-    place.terminate()
-    place.wait([*struck, *waiting])
+def _while_busy(strike: Callable[[Place], object]) -> Callable[[Place, random.Random], None]:
+    """Return a cause that strikes while every slot is in a statement, and as many tasks wait behind."""
 
+    def cause(place: Place, chance: random.Random) -> None:
+        struck = place.send(WRITE, place.together, SLEEP_MS, expected=False)
+        waiting = place.send(WRITE, place.together, 20)
+        place.until_asleep(place.together)
+        strike(place)
+        place.wait([*struck, *waiting])
 
-def _cut(place: Place, chance: random.Random) -> None:
-    struck = place.send(WRITE, place.together, SLEEP_MS, expected=False)
-    waiting = place.send(WRITE, place.together, 20)
-    place.until_asleep(place.together)
-    place.proxy.cut()
-    place.wait([*struck, *waiting])
+    return cause
 
 
 def _gone(place: Place, chance: random.Random) -> None:
@@ -106,8 +103,12 @@ FAULTS: dict[str, Fault] = {
             ("prefork", "gevent"),
         ),
         Fault("idle", "The server ends all idle connections.", _idle),
-        Fault("busy", "The server ends all connections while tasks are in a statement.", _busy),
-        Fault("cut", "The network resets all connections while tasks are in a statement.", _cut),
+        Fault("busy", "The server ends all connections while tasks are in a statement.", _while_busy(Place.terminate)),
+        Fault(
+            "cut",
+            "The network resets all connections while tasks are in a statement.",
+            _while_busy(lambda place: place.proxy.cut()),
+        ),
         Fault("gone", f"The server is gone for {GONE_S} s; tasks are retried on OperationalError.", _gone),
     )
 }
