@@ -16,6 +16,7 @@ from support import loadworkers as load
 from support.worker import Site
 
 from celery_alchemy.loadtests import observation, phases, services
+from celery_alchemy.loadtests.faults.tasks import FAULT_TASKS
 from celery_alchemy.loadtests.models import Account, Base, Entry
 from celery_alchemy.loadtests.patterns import OURS, PATTERNS
 from celery_alchemy.loadtests.rundir import run_directory
@@ -136,7 +137,7 @@ def loaded(pattern: str) -> dict[str, Any]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_all_patterns_register_the_same_tasks_and_only_ours_has_an_alchemy(pattern: str) -> None:
     found = loaded(pattern)
-    assert found.pop("tasks") == sorted(workload.task_name for workload in TASKS)
+    assert found.pop("tasks") == sorted(workload.task_name for workload in (*TASKS, *FAULT_TASKS))
     if pattern == OURS:
         assert found["alchemy"]
         assert found["signals"] > 0
