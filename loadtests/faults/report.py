@@ -8,6 +8,7 @@ from dataclasses import fields
 from rich.console import Console
 from rich.table import Table
 
+from ..patterns import OURS
 from .faults import FAULTS
 from .place import Damage
 from .runs import Result
@@ -32,6 +33,18 @@ def in_words(damage: Damage) -> str:
 
 def _pools_hurt(results: Sequence[Result], fault: str, way: str) -> list[str]:
     return [r.cell.pool for r in results if (r.cell.fault, r.cell.way) == (fault, way) and r.damage.any]
+
+
+def in_short(results: Sequence[Result]) -> list[str]:
+    """Return the lines of one table over all faults, our strategies in one column: for a README."""
+    found = sums(results)
+    by_hand = list(dict.fromkeys(result.cell.way for result in results if result.cell.pattern != OURS))
+    lines = [f"| fault | {' | '.join(by_hand)} | {OURS}, each strategy |", "|---|" + "---|" * (len(by_hand) + 1)]
+    for name, row in found.items():
+        ours = [damage for way, damage in row.items() if way not in by_hand]
+        cells = [in_words(row[way]) if way in row else "" for way in by_hand]
+        lines.append(f"| {name} | {' | '.join(cells)} | {in_words(sum(ours, Damage()))} |")
+    return lines
 
 
 def print_table(console: Console, results: Sequence[Result]) -> None:
@@ -74,6 +87,7 @@ def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -
         "- *needless*: tasks that failed, though the fault had not hit them.",
         "",
     ]
+    lines += [*in_short(results), ""]
     for name, row in found.items():
         tasks = next(iter(row.values())).tasks
         lines += [f"## {name}", "", f"{FAULTS[name].summary} About {tasks} tasks each.", ""]
