@@ -14,7 +14,7 @@ from .strategies import (
     is_transient,
     outbox_table,
 )
-from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask
+from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase
 
 __all__ = [
     "Alchemy",
@@ -30,6 +30,7 @@ __all__ = [
     "ScopedStrategy",
     "SessionStrategy",
     "TransientDatabaseError",
+    "UseDatabase",
     "WorkerPool",
     "is_transient",
     "outbox_table",

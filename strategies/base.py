@@ -16,7 +16,7 @@ from .engines import EngineSource
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .sessions import SessionSource
-from .sizing import PoolSize, size_for
+from .sizing import PoolSize, is_scarce, size_for
 from .worker_pool import NO_WORKER, WorkerPool
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class SessionStrategy(ABC):
         self.sessions = sessions
         self.worker_pool = worker_pool
         self.reason = reason
-        self.size: PoolSize = engines.given_size() or size_for(worker_pool, engines.url, engines.options)
+        self.size: PoolSize = engines.given_size() or size_for(
+            worker_pool, engines.url, engines.options, engines.databases
+        )
+        engines.scarce = engines.databases > 1 and is_scarce(worker_pool, self.size)
         self.forks = worker_pool.forks
         """`worker_pool.forks`, looked at by every task."""
         engines.write_lock_at_begin = worker_pool.name != NO_WORKER
@@ -102,7 +105,7 @@ class SessionStrategy(ABC):
         Raises:
             InvalidSetting: the Engine or a Session cannot be made from the settings.
         """
-        with refused_as(InvalidSetting, "alchemy_engine_options cannot be used", self.engines.options):
+        with refused_as(InvalidSetting, f"{self.engines.options_setting} cannot be used", self.engines.options):
             # Made once to be looked at: under prefork the pool processes come too late to refuse an option.
             engine = self.engines.pooled(self.size)
             self._probe = engine.pool

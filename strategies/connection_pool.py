@@ -52,6 +52,9 @@ class ReservedQueuePool(QueuePool):
     """Names the holder for the message; set by the unit-of-work layer."""
     queues: Callable[[], bool] = staticmethod(_always)
     """Tells whether this thread or greenlet runs a task, which queues for its first connection; set like `who`."""
+    scarce: bool = False
+    """Tasks queue for a first connection, and use other scarce pools beside it (the databases of one app). Who holds a
+    connection of another one takes an extra one here rather than queue: they could wait for one another."""
     is_own: Callable[[], bool] = staticmethod(_never)
     """Tells whether it is a unit of work that connects now, which gives back what it takes; set like `who`."""
 
@@ -77,7 +80,7 @@ class ReservedQueuePool(QueuePool):
         return [record for record in checkouts.get() or () if record.__dict__.get("family") is self._family]
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if checkouts.get() and self.held():
+        if checkouts.get() and self._must_not_wait():
             record = self._get_nested()
         elif self.reserve and not self.queues():
             record = self._get_without_waiting() or self._wait_for_one()
@@ -85,6 +88,8 @@ class ReservedQueuePool(QueuePool):
             record = self._wait_for_one()
         if not is_noted(record):  # QueuePool calls itself again when it lost a race
             record.__dict__["family"] = self._family
+            if self.scarce:
+                record.__dict__["scarce"] = True
             note(record, with_place=not self.is_own())
             try:
                 self._replace_if_dead(record)
@@ -93,6 +98,9 @@ class ReservedQueuePool(QueuePool):
                 self._do_return_conn(record)
                 raise
         return record
+
+    def _must_not_wait(self) -> bool:
+        return bool(self.held()) or (self.scarce and any("scarce" in one.__dict__ for one in checkouts.get() or ()))
 
     def _wait_for_one(self) -> ConnectionPoolEntry:
         try:
@@ -113,7 +121,7 @@ class ReservedQueuePool(QueuePool):
         if record is None:
             limit = self._max_overflow + self.reserve
             raise ReservedSlotsInUse(
-                f"{self.who()}: it already holds a connection, needs a second one, and all "
+                f"{self.who()}: it already holds a connection, needs another one, and all "
                 f"{self.size() + limit} of this connection pool are in use. Waiting could be waiting for itself, so it "
                 f"is refused at once. Commit or roll back the outer unit of work first, or give the pool more room: "
                 f"alchemy_engine_options = {{'pool_size': {self.size()}, 'max_overflow': {limit + self.size()}}}."
@@ -170,6 +178,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
         new.who, new.queues, new.is_own, new._family = pool.who, pool.queues, pool.is_own, pool._family
+        new.scarce = pool.scarce
     return new
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
-from . import connection_pool, forks
+from . import connection_pool, forks, sqlite, two_phase
 from .abandon import abandon
 from .drivers import cancel_statement, server_rolled_back, shown
-from .errors import CeleryAlchemyError, InvalidSetting
+from .errors import InvalidSetting
 from .interrupts import is_interrupt, is_kill
 from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
@@ -24,16 +23,12 @@ from .read_only import set_read_only_at_connect
 from .sizing import PoolSize
 from .transient import narrow
 
-if TYPE_CHECKING:
-    import sqlite3
-
 logger = logging.getLogger(__name__)
 
 EngineListener = Callable[[Engine], object]
 #: Called with a database error, its connection, and whether the server has rolled the transaction back because of it.
 ErrorObserver = Callable[[BaseException, Connection | None, bool], None]
 CONNECT_TIMEOUT_S = 10
-SQLITE_BUSY_TIMEOUT_MS = 10_000
 _SERVER_STATUS_IN_TRANS = 1
 #: Key in `ConnectionPoolEntry.info`: since the checkout, a transaction was ended by COMMIT or ROLLBACK.
 _ENDED = "celery_alchemy.ended"
@@ -65,6 +60,9 @@ class EngineSource:
         scope: What the connection pool asks about the thread or greenlet that wants a connection.
         observe: Called with every database error, for the message of a broken transaction.
         replica_url: Where units of work read that are read-only; None: at `url`.
+        database: The name of the database, for messages.
+        databases: How many databases the app has.
+        two_phase: Name the transactions for two-phase commit.
     """
 
     def __init__(
@@ -75,6 +73,10 @@ class EngineSource:
         scope: Scope,
         observe: ErrorObserver,
         replica_url: URL | None = None,
+        *,
+        database: str = "default",
+        databases: int = 1,
+        two_phase: bool = False,
     ) -> None:
         if engine is None and url is None:
             raise TypeError("an Engine or a URL is needed")
@@ -82,6 +84,11 @@ class EngineSource:
         self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
         self.options = options
         self.replica_url = replica_url
+        self.database = database
+        self.databases = databases
+        self.two_phase = two_phase
+        self.scarce = False
+        """Tasks queue for the connections of this database, and use others beside it."""
         self._scope = scope
         self._observe = observe
         self._listeners: list[EngineListener] = []
@@ -94,6 +101,13 @@ class EngineSource:
         self.write_lock_at_begin = False
         """SQLite only: take the write lock when a transaction begins. For workers, whose tasks compete; a script or a
         test that calls tasks eagerly may write in a nested unit of work while the outer one has only read."""
+
+    @property
+    def options_setting(self) -> str:
+        """The setting that the options come from, for messages."""
+        if self.database == "default":
+            return "alchemy_engine_options"
+        return f"alchemy_databases[{self.database!r}]['engine_options']"
 
     def after_fork(self) -> None:
         # The thread that held the lock in the parent is not in this process to release it.
@@ -141,7 +155,11 @@ class EngineSource:
         """
         if self.given is not None:
             return self._adopt(self.given)
-        if self.options.get("poolclass", QueuePool) is not QueuePool or "pool" in self.options or _in_memory(self.url):
+        if (
+            self.options.get("poolclass", QueuePool) is not QueuePool
+            or "pool" in self.options
+            or sqlite.in_memory(self.url)
+        ):
             return self._make({})  # the user chose, or the database lives in one connection
         sizes = {"pool_size": size.pool_size, "max_overflow": size.max_overflow}
         engine = self._make({"poolclass": connection_pool.ReservedQueuePool, **sizes})
@@ -154,7 +172,7 @@ class EngineSource:
         """Return a new Engine that closes each connection after use; the user's own when there is one."""
         if self.given is not None:
             return self._adopt(self.given)
-        if _in_memory(self.url):
+        if sqlite.in_memory(self.url):
             return self._make({})
         return self._make({"poolclass": NullPool}, leave_out=_POOL_OPTIONS)
 
@@ -165,7 +183,7 @@ class EngineSource:
         """
         if self.given is not None:
             return main.execution_options(isolation_level="AUTOCOMMIT")
-        if _in_memory(self.url):
+        if sqlite.in_memory(self.url):
             return main  # the database lives in its connection
         decided: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
         if isinstance(main.pool, connection_pool.ReservedQueuePool):
@@ -206,26 +224,30 @@ class EngineSource:
                 raise
             names = ", ".join(sorted(self.options)) or "none"
             raise InvalidSetting(
-                f"alchemy_engine_options cannot be used with {shown(self.url)!r}: "
+                f"{self.options_setting} cannot be used with {shown(self.url)!r}: "
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
-        _explain_failing_creator(engine)
+        _explain_failing_creator(engine, self.options_setting)
         _listen(engine, self._observe, fresh=True)
         notice_lost_clients(engine)
         if engine.dialect.driver == "pymysql":
             keep_alive(engine)
         if self.url.get_backend_name() == "sqlite":
-            _listen_sqlite(engine, self, reads)
+            sqlite.listen(engine, self, reads)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options and not reads:
             _spare_second_rollback(engine)
         if reads:
             set_read_only_at_connect(engine)
+        elif self.two_phase:
+            two_phase.name_transactions(engine, self.database)
         return engine
 
     def _adopt(self, engine: Engine) -> Engine:
         if not self._guarded_given:
             self._guarded_given = True
             _listen(engine, self._observe)
+            if self.two_phase:
+                two_phase.name_transactions(engine, self.database)
         self._resize(engine, self.given_size())
         return engine
 
@@ -243,10 +265,7 @@ class EngineSource:
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues, pool.is_own = self._scope.labels, self._scope.runs_task, self._scope.connects
-
-
-def _in_memory(url: URL) -> bool:
-    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
+        pool.scarce = self.scarce
 
 
 def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +280,7 @@ def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _explain_failing_creator(engine: Engine) -> None:
+def _explain_failing_creator(engine: Engine, setting: str) -> None:
     """Say where to look when connecting fails before the driver has asked the server: no check at start can find it."""
     create = engine.pool._invoke_creator
 
@@ -271,7 +290,7 @@ def _explain_failing_creator(engine: Engine) -> None:
         except (TypeError, ValueError, AttributeError, LookupError) as error:
             logger.error(
                 "Making a connection failed with %s before the server was asked. Look at connect_args and creator in "
-                "alchemy_engine_options, and at what listens to the Engine.", type(error).__name__,
+                "%s, and at what listens to the Engine.", type(error).__name__, setting,
             )  # fmt: skip
             raise
 
@@ -338,44 +357,3 @@ def _spare_second_rollback(engine: Engine) -> None:
     dialect.do_commit, dialect.do_rollback = noting(dialect.do_commit), noting(dialect.do_rollback)
     event.listen(engine, "checkout", on_checkout)
     event.listen(engine, "reset", on_reset)
-
-
-def _listen_sqlite(engine: Engine, source: EngineSource, reads: bool) -> None:
-    """Make SQLite's transactions begin when SQLAlchemy says so, and wait their turn.
-
-    A transaction that reads first and writes later fails at once with "database is locked" when another wrote in
-    between, whatever the timeout. So the write lock is taken at the beginning: FOR UPDATE's part, which SQLite lacks.
-    """
-    in_memory = _in_memory(engine.url)
-    options = source.options
-    waits_ms = 0 if "timeout" in options.get("connect_args", {}) else SQLITE_BUSY_TIMEOUT_MS
-    autocommit = str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT" or reads
-
-    def on_connect(dbapi_connection: sqlite3.Connection, record: object) -> None:
-        dbapi_connection.isolation_level = None  # no implicit BEGIN: on_begin sends it
-        cursor = dbapi_connection.cursor()
-        if waits_ms:
-            cursor.execute(f"PRAGMA busy_timeout = {waits_ms}")
-        if not in_memory:
-            # Fails at once, whatever the timeout, while somebody writes; the mode stays in the file: the next one does.
-            with contextlib.suppress(dbapi_connection.OperationalError):
-                cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.close()
-
-    def on_begin(connection: Connection) -> None:
-        pool = connection.engine.pool
-        if in_memory and getattr(connection.connection.dbapi_connection, "in_transaction", False):
-            raise CeleryAlchemyError(
-                "A SQLite database in memory lives in one connection, so a unit of work inside another cannot have a "
-                "transaction of its own. Use a file, for example sqlite:////tmp/test.sqlite3."
-            )
-        nested = isinstance(pool, connection_pool.ReservedQueuePool) and len(pool.held()) > 1
-        if waits_ms:
-            # A nested unit of work cannot wait for the lock of the one around it: it may read, a write fails at once.
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {0 if nested else waits_ms}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if source.write_lock_at_begin and not nested else "BEGIN")
-
-    event.listen(engine, "connect", on_connect)
-    if not autocommit:
-        event.listen(engine, "begin", on_begin)

@@ -39,6 +39,13 @@ class UnitSession(Session):
     """
 
     def commit(self) -> None:
+        if self.twophase and self._commits_alone():
+            self.twophase = False
+            try:
+                self.commit()
+            finally:
+                self.twophase = True
+            return
         if not shield.installed:
             super().commit()
             return
@@ -57,6 +64,13 @@ class UnitSession(Session):
         if callbacks is not None:
             callbacks.run_ready()
         shield.check()
+
+    def _commits_alone(self) -> bool:
+        """Tell whether this COMMIT is of one database, and nothing has been prepared: two phases would cost a round
+        trip, and let nobody agree."""
+        transaction = self.get_transaction()
+        prepared = transaction is not None and transaction._state is SessionTransactionState.PREPARED
+        return not prepared and len(connections_of(self)) <= 1
 
     def rollback(self) -> None:
         with shield:
@@ -114,6 +128,10 @@ class SessionSource:
         given = self._options.get("binds") or {}
         found = [*(kept or {}).values(), *(given.values() if isinstance(given, dict) else ())]
         return [engine for engine in found if isinstance(engine, Engine)]
+
+    def use_two_phase(self) -> None:
+        """Let every Session begin its transactions so that they can be prepared."""
+        self._options = {**self._options, "twophase": True}
 
     def new(self, engine: Engine) -> Session:
         """Return a new Session bound to `engine`; it connects with its first statement."""

@@ -39,13 +39,23 @@ class PoolSize:
         return text
 
 
-def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any]) -> PoolSize:
+def is_scarce(worker_pool: WorkerPool, size: PoolSize) -> bool:
+    """Tell whether the tasks of one process can be more than its connections, so that they queue for them, and have
+    slots in reserve that they need not queue for."""
+    return size.reserve > 0 and 0 <= size.max_overflow < worker_pool.tasks_per_process - size.pool_size
+
+
+def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any], databases: int = 1) -> PoolSize:
     """Return the size of one process's connection pool; what the user set in `engine_options` wins.
 
     prefork and solo run one task at a time per process, threads one per thread; gevent and eventlet share
     `min(concurrency, 20)`. Each gets as many slots again in reserve, so that every task can open one nested unit of
     work. Who sets `max_overflow` has said what may come on top, and there is no reserve. A process outside a worker
     gets SQLAlchemy's own defaults (5 + 10).
+
+    Args:
+        databases: How many the app has. Greenlets that hold a connection of one must not queue for one of another, so
+            each has slots in reserve for all of these.
     """
     if worker_pool.name == NO_WORKER:
         default = PoolSize(pool_size=5, max_overflow=10)
@@ -55,7 +65,7 @@ def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any]) 
     else:
         tasks = worker_pool.tasks_per_process
         busy = min(tasks, GREEN_CONNECTIONS) if worker_pool.is_green else tasks
-        default = PoolSize(pool_size=busy, reserve=busy)
+        default = PoolSize(pool_size=busy, reserve=busy * databases if busy < tasks else busy)
     pool_size = engine_options.get("pool_size", default.pool_size)
     if "max_overflow" in engine_options or pool_size == 0:
         # pool_size=0 is SQLAlchemy's spelling of "no limit".

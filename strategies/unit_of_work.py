@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.sql.expression import TextClause, TextualSelect
+from sqlalchemy.orm.session import SessionTransactionState
 
 from .abandon import abandon
+from .broken import refuse_broken
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
-from .drivers import cancel_statement, is_executing, transaction_failed
-from .errors import BrokenTransaction
+from .drivers import cancel_statement, is_executing
 from .interrupts import is_interrupt, is_kill, shield
 from .read_only import ReadOnly, make_read_only
-from .sessions import UNIT, connections_of, is_committing, watch_commits, watch_statements
-from .transient import TransientlyBrokenTransaction, is_transient
+from .sessions import UNIT, connections_of, is_committing, watch_commits
+from .writes import Writes
 
 if TYPE_CHECKING:
     from .base import SessionStrategy
+    from .parts import Parts
 
 logger = logging.getLogger(__name__)
 
 #: A name, or the two parts of `task name[task id]`, put together only when a message needs them.
 Label = str | tuple[str, str]
-
-_READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|with|values|table|show|explain|pragma|set)\b", re.I | re.S)
-_WRITES = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
 
 
 class UnitOfWork:
@@ -52,11 +49,20 @@ class UnitOfWork:
     # Defaults on the class: most units of work use few of them, and each is made for every task request.
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
+    has_committed = False
+    """Its end has committed a transaction."""
+    parts: Parts | None = None
+    """What it does on other databases; None while it has used none."""
+    decision: tuple[str, str] | None = None
+    """Of two-phase commit: the name of the database that decides, and the number of the transactions."""
+    decider: UnitOfWork | None = None
+    """Of two-phase commit: itself or the part whose database decides."""
+    _whole: UnitOfWork | None = None
     waiting: CommitCallbacks | None = None
     """What waits for the COMMIT; None when nothing does."""
     _session: Session | None = None
     _unwatched = False
-    _wrote = False
+    _writes: Writes | None = None
     _error: tuple[BaseException, SessionTransaction | None] | None = None
     _lost: SessionTransaction | None = None
 
@@ -76,11 +82,33 @@ class UnitOfWork:
         self._label = label
         self._run_callback = run_callback
 
+    def new_part(self, strategy: SessionStrategy) -> UnitOfWork:
+        """Return a unit of work on another database that is to end with this one."""
+        part = UnitOfWork(strategy, self._label, self.commits, self.outermost, self._run_callback, self.read_only)
+        part._whole = self
+        return part
+
+    @property
+    def whole(self) -> UnitOfWork:
+        """The unit of work that this one is a part of; itself when it is none."""
+        return self._whole or self
+
+    @property
+    def all_parts(self) -> Iterable[UnitOfWork]:
+        """This unit of work, and those on other databases that end with it."""
+        return (self,) if self.parts is None else (self, *self.parts)
+
+    @property
+    def database(self) -> str:
+        """The name of its database."""
+        return self.strategy.engines.database
+
     @property
     def label(self) -> str:
         """The name of this unit of work, for messages."""
         label = self._label
-        return label if isinstance(label, str) else f"{label[0]}[{label[1]}]"
+        name = label if isinstance(label, str) else f"{label[0]}[{label[1]}]"
+        return name if self._whole is None else f"{name} on the database {self.database!r}"
 
     @property
     def session(self) -> Session:
@@ -99,7 +127,7 @@ class UnitOfWork:
                 watch_commits(session)
                 self._unwatched = False
             if not self.commits:
-                watch_statements(session, self._note_write, self._forget_writes)
+                self._writes = Writes(session)
             self._session = session
         elif self._unwatched:
             self._watch()
@@ -159,6 +187,17 @@ class UnitOfWork:
             BrokenTransaction: a database error was caught and nobody rolled back.
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
+        if self.parts is not None:
+            self.parts.succeed(final=final)
+            return
+        self.end_well()
+        if self.waiting is not None:
+            if final:
+                self.close()
+            self._run_callbacks(self.waiting)
+
+    def end_well(self) -> None:
+        """Commit, or roll back where `commits` is False: this database alone, and no callback yet."""
         session = self._session
         if session is not None and self.read_only is True:
             self._refuse_writes(session)
@@ -168,18 +207,20 @@ class UnitOfWork:
             self._roll_back_unasked(session)
         else:
             try:
-                self.prepare()
+                self.prepare_own()
                 if self.waiting is None and not shield.installed:
                     session.commit()
                 else:
                     with self._callbacks_held_back(), shield.quiet():
                         session.commit()
             except BaseException as error:
-                self.fail(error)
+                self.fail_own(error)
                 raise
+            self.has_committed = True
+
+    def run_waiting(self) -> None:
+        """Run the `on_commit` callables that `end_well` has set free."""
         if self.waiting is not None:
-            if final:
-                self.close()
             self._run_callbacks(self.waiting)
 
     def _refuse_writes(self, session: Session) -> None:
@@ -187,7 +228,7 @@ class UnitOfWork:
         try:
             session.flush()
         except BaseException as error:
-            self.fail(error)
+            self.fail_own(error)
             raise
 
     @shield.covers
@@ -212,10 +253,19 @@ class UnitOfWork:
         Raises:
             BrokenTransaction: as `succeed` does.
         """
+        if self.parts is not None:
+            self.parts.prepare()
+        else:
+            self.prepare_own()
+
+    def prepare_own(self, *, flush: bool = False) -> None:
+        """Prepare this database alone; with `flush`, write even where no time limit makes that worth while."""
         session = self._session
         if session is not None and self.commits and session.in_transaction() and self.read_only is not True:
-            self._refuse_broken(session)
-            if shield.installed:
+            if session.get_transaction()._state is SessionTransactionState.PREPARED:  # type: ignore[union-attr]
+                return
+            refuse_broken(session, lambda: self.label, self._error, self._lost)
+            if flush or shield.installed:
                 session.flush()
 
     @contextlib.contextmanager
@@ -231,6 +281,13 @@ class UnitOfWork:
 
     def fail(self, error: BaseException) -> None:
         """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""
+        if self.parts is not None:
+            self.parts.fail(error)
+        else:
+            self.fail_own(error)
+
+    def fail_own(self, error: BaseException) -> None:
+        """End badly on this database alone."""
         if self.waiting is not None:
             self.waiting.drop()
         session = self._session
@@ -263,6 +320,13 @@ class UnitOfWork:
 
     def close(self) -> None:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
+        if self.parts is not None:
+            self.parts.close()
+        else:
+            self.close_own()
+
+    def close_own(self) -> None:
+        """Release the Session of this database alone."""
         session, self._session = self._session, None
         if session is not None:
             held = connections_of(session) if session.in_transaction() else []
@@ -288,50 +352,12 @@ class UnitOfWork:
         if lost:
             self._lost = transaction
 
-    def _note_write(
-        self, connection: Connection, cursor: object, statement: str, parameters: object, context: Any, many: bool
-    ) -> None:
-        construct = getattr(getattr(context, "compiled", None), "statement", None)
-        if construct is None or isinstance(construct, TextClause | TextualSelect):
-            first = _READS.match(statement)
-            is_read = first is not None and not (first[1].lower() == "with" and _WRITES.search(statement))
-        else:
-            is_read = construct.is_select
-        if not is_read:
-            self._wrote = True
-
-    def _forget_writes(self) -> None:
-        self._wrote = False
-
     # -- details -----------------------------------------------------------------------------------------------------
 
-    def _refuse_broken(self, session: Session) -> None:
-        transaction = session.get_transaction()
-        for connection in connections_of(session):
-            if (
-                transaction is self._lost
-                or connection.invalidated
-                or transaction_failed(connection.connection.dbapi_connection)
-            ):
-                break
-        else:
-            if session.is_active:
-                return
-        cause = getattr(transaction, "_rollback_exception", None)
-        if cause is None and self._error is not None and self._error[1] is transaction:
-            cause = self._error[0]
-        what = f"{type(cause).__name__}: {cause}" if cause is not None else "a database error"
-        kind = TransientlyBrokenTransaction if is_transient(cause) else BrokenTransaction
-        raise kind(
-            f"{self.label} returned, but its transaction had failed before ({what}), so nothing of it can be "
-            f"committed. Where the error is caught, call self.db.rollback() in the except block (or put the statement "
-            f"into `with self.db.begin_nested():`, which undoes only itself)."
-        ) from cause
-
     def _roll_back_unasked(self, session: Session) -> None:
-        wrote = self._wrote or bool(session.new or session.deleted) or any(map(session.is_modified, session.dirty))
+        wrote = self._writes is not None and self._writes.found_in(session)
         dropped = self.waiting.drop() if self.waiting is not None else 0
-        self.roll_back()
+        self.fail_own(RollBack())
         if wrote:
             logger.warning(
                 "%s returned with uncommitted changes, and commit_on_success is False: they are rolled back. "

@@ -17,6 +17,7 @@ from .callbacks import Callback
 from .checkouts import checkouts, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
+from .parts import Parts
 from .read_only import ReadOnly
 from .scope import ScopeStack, describe_current_scope
 from .sessions import connections_of
@@ -72,8 +73,7 @@ class RunningScope:
     def connects(self) -> bool:
         """Tell whether the Session of its innermost unit of work is connecting now; called by the connection pool."""
         top = frames.top()
-        session = top.unit.opened if top is not None else None
-        if session is None or not session.in_transaction() or connections_of(session):
+        if top is None or not any(_may_connect(unit) for unit in top.unit.all_parts):
             return False
         try:
             # Code of the task's that connects by itself does not come through a Session.
@@ -86,13 +86,19 @@ class RunningScope:
         return any(frame.kind in _TASK_KINDS for frame in frames.get() or ())
 
 
+def _may_connect(unit: UnitOfWork) -> bool:
+    session = unit.opened
+    return session is not None and session.in_transaction() and not connections_of(session)
+
+
 def observe_error(error: BaseException, connection: Connection | None, lost: bool) -> None:
     """Tell the unit of work whose connection it is of a database error; `lost`: the transaction is rolled back."""
     for frame in reversed(frames.get() or ()):
-        session = frame.unit.opened
-        if session is not None and connection is not None and connection in connections_of(session):
-            frame.unit.observed(error, lost)
-            return
+        for unit in frame.unit.all_parts:
+            session = unit.opened
+            if session is not None and connection is not None and connection in connections_of(session):
+                unit.observed(error, lost)
+                return
 
 
 class UnitsOfWork:
@@ -102,9 +108,34 @@ class UnitsOfWork:
         strategy: Returns the SessionStrategy in force.
     """
 
+    leader: UnitsOfWork | None = None
+    """Of the app's default database: its units of work are over this database too. None: this is the default."""
+    position = 0
+    """The place of this database in the order of COMMITs."""
+
     def __init__(self, strategy: Callable[[], SessionStrategy]) -> None:
         self._strategy = strategy
         forks.forget_after_fork(frames)
+
+    def unit_of(self, frame: Frame) -> UnitOfWork:
+        """Return the unit of work of `frame` on this database, which joins it with its first use."""
+        return frame.unit if frame.owner is self else self._part(frame.unit)
+
+    @shield.covers
+    def _part(self, whole: UnitOfWork) -> UnitOfWork:
+        parts = whole.parts
+        if parts is None:
+            parts = whole.parts = Parts(whole)
+        part = parts.get(self)
+        if part is None:
+            strategy = self._strategy()
+            part = whole.new_part(strategy)
+            strategy.enter(part)
+            parts.add(self, self.position, part)
+        return part
+
+    def _serves(self, frame: Frame) -> bool:
+        return frame.owner is self or (self.leader is not None and frame.owner is self.leader)
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -113,7 +144,7 @@ class UnitsOfWork:
         stack = frames.get()
         if stack:
             for frame in reversed(stack):
-                if frame.owner is self:
+                if self._serves(frame):
                     if frame.coroutine is not None and frame.coroutine is not _current_coroutine():
                         raise CeleryAlchemyError(_taking_turns("A Session was asked for", frame))
                     return frame
@@ -122,7 +153,7 @@ class UnitsOfWork:
     def is_open(self) -> bool:
         """Tell whether a unit of work is open here; one of another coroutine of this thread is not."""
         for frame in reversed(frames.get() or ()):
-            if frame.owner is self:
+            if self._serves(frame):
                 return frame.coroutine is None or frame.coroutine is _current_coroutine()
         return False
 
@@ -134,7 +165,7 @@ class UnitsOfWork:
         stack = frames.get()
         if stack:
             for frame in reversed(stack):
-                if (frame.holder is holder or frame.kind == "callback") and frame.owner is self:
+                if (frame.holder is holder or frame.kind == "callback") and self._serves(frame):
                     return frame
         return None
 
@@ -142,7 +173,7 @@ class UnitsOfWork:
         """Return the frames of units of work opened inside `frame` and still open, the innermost first."""
         stack = frames.get() or []
         inner = stack[stack.index(frame) + 1 :] if frame in stack else []
-        return [found for found in reversed(inner) if found.owns and found.owner is self]
+        return [found for found in reversed(inner) if found.owns]
 
     def current(self) -> UnitOfWork:
         """Return the unit of work now running in this thread or greenlet.
@@ -153,7 +184,7 @@ class UnitsOfWork:
         frame = self.current_frame()
         if frame is None:
             raise no_unit_of_work("db.session")
-        return frame.unit
+        return self.unit_of(frame)
 
     # -- beginning and ending ----------------------------------------------------------------------------------------
 
@@ -195,7 +226,7 @@ class UnitsOfWork:
         if not frame.owns:
             frames.remove(frame)
             return
-        if unit.opened is None:
+        if unit.opened is None and unit.parts is None:
             _end(frame)
             return
         if not shield.installed:
@@ -210,7 +241,7 @@ class UnitsOfWork:
             finally:
                 _end(frame)
             if unit.outermost and error is not None and is_interrupt(error):
-                taken = unit.strategy.take_back()
+                taken = sum(part.strategy.take_back() for part in unit.all_parts)
                 if taken:
                     logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
 
@@ -256,7 +287,8 @@ def _end(frame: Frame) -> None:
     frames.remove(frame)
     if checkouts.get():
         _take_back(frame)
-    frame.unit.strategy.leave(frame.unit)
+    for unit in frame.unit.all_parts:
+        unit.strategy.leave(unit)
 
 
 @shield.covers

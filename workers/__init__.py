@@ -2,7 +2,7 @@
 
 from .errors import ConfigurationError
 from .extension import Alchemy
-from .injection import CurrentSession
+from .injection import CurrentSession, UseDatabase
 from .task import DatabaseTask
 
-__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask"]
+__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"]

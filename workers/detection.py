@@ -56,7 +56,7 @@ def _start_method(worker: Any) -> str:
     return "fork" if get_start_method(allow_none=True) in {None, "fork"} else "spawn"
 
 
-def publish(pool: WorkerPool, strategy: str) -> None:
+def publish(pool: WorkerPool, strategies: dict[str, str]) -> None:
     """Leave word for pool processes that start as fresh interpreters."""
     os.environ[ENVIRONMENT] = json.dumps(
         {
@@ -65,7 +65,7 @@ def publish(pool: WorkerPool, strategy: str) -> None:
             "concurrency": pool.concurrency,
             "start_method": pool.start_method,
             "main_pid": pool.main_pid,
-            "strategy": strategy,
+            "strategies": strategies,
         }
     )
 
@@ -75,11 +75,11 @@ def withdraw() -> None:
     os.environ.pop(ENVIRONMENT, None)
 
 
-def published() -> tuple[WorkerPool, str] | None:
-    """Return what the main process left for this spawned pool process: the worker pool and the strategy's name."""
+def published() -> tuple[WorkerPool, dict[str, str]] | None:
+    """Return what the main process left for this spawned pool process: the worker pool and each database's strategy."""
     text = os.environ.get(ENVIRONMENT)
     if not text:
         return None
     values = json.loads(text)
-    strategy = values.pop("strategy")
-    return WorkerPool(**values), strategy
+    strategies = values.pop("strategies")
+    return WorkerPool(**values), strategies

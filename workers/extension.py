@@ -21,12 +21,14 @@ from ..strategies.foreign import on_commit_of
 from ..strategies.read_only import ReadOnly
 from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
+from ..strategies.two_phase import can_prepare
 from ..strategies.units import RunningScope, UnitsOfWork, place
 from ..strategies.units import observe_error as observe
 from ..strategies.worker_pool import outside_worker
 from . import apps, lifecycle, selection
+from .databases import Databases, databases_of
 from .errors import ConfigurationError, as_configuration_error
-from .settings import Settings, read_settings
+from .settings import DEFAULT, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Alchemy:
         engine: Your own Engine, used instead of `alchemy_database_url`. Its listeners and its size stay; its connection
             pool is made anew where a fork or a monkey patch makes that necessary.
         session_factory: A `sessionmaker`, a Session class, or a callable that takes Session's keyword arguments.
+        database: The name of the database, where an app has several; `self.db` and `db.session` are of "default".
     """
 
     def __init__(
@@ -55,8 +58,12 @@ class Alchemy:
         *,
         engine: Engine | None = None,
         session_factory: SessionFactory | None = None,
+        database: str = DEFAULT,
     ) -> None:
+        if not isinstance(database, str) or not database:
+            raise ConfigurationError(f"Alchemy(database={database!r}): the name of a database is a string.")
         self.app: Celery | None = None
+        self.database = database
         self.units = UnitsOfWork(lambda: self.strategy)
         self._given_engine = engine
         self._session_factory = session_factory
@@ -64,7 +71,7 @@ class Alchemy:
         self._engines: EngineSource | None = None
         self._settings: Settings | None = None
         self._strategy: SessionStrategy | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._session = _proxy_to(self.units)
         sessions = SessionSource(session_factory, {})
         for known in (engine, sessions.bind, *sessions.binds):
@@ -113,9 +120,26 @@ class Alchemy:
         """
         strategy = self._strategy
         if strategy is None:
-            with self._lock:
-                strategy = self._strategy or self._start(outside_worker(), None)
+            with self.lock:
+                strategy = self._strategy or self._start(self._worker_pool(), None)
         return strategy
+
+    def _worker_pool(self) -> WorkerPool:
+        """Return the worker pool of the default database: this one was first used after the worker's start."""
+        leader = apps.find(self.app) if self.app is not None else None
+        if leader is None or leader._strategy is None:
+            return outside_worker()
+        return leader._strategy.worker_pool
+
+    @property
+    def databases(self) -> Databases:
+        """The Alchemy of each database of the app, by its name: the default, those of `alchemy_databases`, and those
+        made with `Alchemy(app, database=...)`. Each has a Session, an Engine and a strategy of its own.
+
+        In a task, and in a `unit_of_work()` of the default database, `db.databases["reports"].session` belongs to the
+        same unit of work: it is committed, rolled back and released with it.
+        """
+        return databases_of(self)
 
     @property
     def settings(self) -> Settings:
@@ -126,7 +150,7 @@ class Alchemy:
                 raise ConfigurationError(
                     "This Alchemy has no app yet. Write `Alchemy(app)`, or call `db.init_app(app)`."
                 )
-            settings = self._settings = read_settings(self.app)
+            settings = self._settings = read_settings(self.app).of(self.database)
         return settings
 
     def on_engine(self, listener: EngineListener) -> EngineListener:
@@ -151,7 +175,8 @@ class Alchemy:
     def unit_of_work(self, *, commit: bool = True, read_only: ReadOnly = False) -> Iterator[Session]:
         """Open a Session of its own, and end its transaction when the block ends: the rules of a task, anywhere else.
 
-        Inside a task or another block it is a transaction apart: the outer Session is untouched.
+        Inside a task or another block it is a transaction apart: the outer Session is untouched. Of the default
+        database it is one unit of work over all databases; of another one, over that alone.
 
         Args:
             commit: Commit when the block returns; False rolls back. A block that raises is always rolled back.
@@ -182,7 +207,7 @@ class Alchemy:
         if session is not None:
             on_commit_of(session, callback, raises=raises)
         elif (frame := self.units.current_frame()) is not None:
-            frame.unit.on_commit(callback, raises=raises)
+            self.units.unit_of(frame).on_commit(callback, raises=raises)
         else:
             callback()
         return callback
@@ -195,11 +220,11 @@ class Alchemy:
         Raises:
             ConfigurationError: a setting is missing, unknown or of no use.
         """
-        with self._lock:
+        with self.lock:
             self._settings = None  # read again: the configuration may have changed since the module was imported
             return self._start(worker_pool, strategy_name)
 
-    def start_spawned(self, worker_pool: WorkerPool, strategy_name: str) -> None:
+    def start_spawned(self, worker_pool: WorkerPool, strategy_name: str | None) -> None:
         """Take over, in a spawned pool process, what the main process decided."""
         if self._strategy is None or self._strategy.worker_pool.main_pid != worker_pool.main_pid:
             self.start_worker(worker_pool, strategy_name)
@@ -220,6 +245,8 @@ class Alchemy:
             settings = self.settings
             sessions = SessionSource(self._session_factory, settings.session_options)
             engines = self._engine_source(settings, sessions)
+            if engines.two_phase:
+                sessions.use_two_phase()
             strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
             for url in filter(None, (engines.url, engines.replica_url)):
                 green.prepare(worker_pool, url)
@@ -240,38 +267,58 @@ class Alchemy:
         url = None
         if given is None:
             if settings.database_url is None or settings.database_url == "":
-                raise ConfigurationError(
-                    "No database: set app.conf.alchemy_database_url, for example to "
-                    "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
-                )
-            url = parse_url(settings.database_url, "alchemy_database_url")
+                raise ConfigurationError(self._no_database())
+            url = parse_url(settings.database_url, self._spelled("url", "alchemy_database_url"))
         elif given.dialect.is_async:
             raise ConfigurationError(
                 "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
                 "Engine made by create_engine() with a sync driver."
             )
         replica = settings.replica_database_url
-        replica_url = parse_url(replica, "alchemy_replica_database_url") if replica else None
+        replica_url = (
+            parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url")) if replica else None
+        )
+        count = len(self.databases)
+        two_phase = settings.two_phase and count > 1 and can_prepare((url or given.url).get_dialect())  # type: ignore[union-attr]
         kept = self._engines
         if (
             kept is not None
-            and kept.given is given
+            and (kept.given, kept.databases, kept.two_phase) == (given, count, two_phase)
             and (given or (kept.url, kept.options, kept.replica_url) == (url, settings.engine_options, replica_url))
         ):
             return kept
-        engines = EngineSource(url, settings.engine_options, given, RunningScope(), observe, replica_url)
+        engines = EngineSource(
+            url, settings.engine_options, given, RunningScope(), observe, replica_url,
+            database=self.database, databases=count, two_phase=two_phase,
+        )  # fmt: skip
         for listener in self._listeners:
             engines.on_engine(listener)
         self._engines = engines
         return engines
 
+    def _spelled(self, key: str, setting: str) -> str:
+        return setting if self.database == DEFAULT else f"alchemy_databases[{self.database!r}][{key!r}]"
+
+    def _no_database(self) -> str:
+        if self.database == DEFAULT:
+            return (
+                "No database: set app.conf.alchemy_database_url, for example to "
+                "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
+            )
+        return (
+            f"No URL for the database {self.database!r}: put it into app.conf.alchemy_databases, for example "
+            f"{{{self.database!r}: 'postgresql+psycopg://localhost/{self.database}'}}, or bring an Engine with "
+            f"Alchemy(app, database={self.database!r}, engine=engine)."
+        )
+
     def _after_fork(self) -> None:
         # The thread that held the lock in the parent is not in this process to release it.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def __repr__(self) -> str:
         strategy = self._strategy.name if self._strategy is not None else "not started"
-        return f"<Alchemy of {self.app!r}, strategy {strategy}, pid {os.getpid()}>"
+        database = f" database {self.database!r}," if self.database != DEFAULT else ""
+        return f"<Alchemy of {self.app!r},{database} strategy {strategy}, pid {os.getpid()}>"
 
 
 def _proxy_to(units: UnitsOfWork) -> scoped_session[Session]:
@@ -293,7 +340,7 @@ class _CurrentSession(ScopedRegistry[Session]):
 
     def has(self) -> bool:
         frame = self._units.current_frame()
-        return frame is not None and frame.unit.opened is not None
+        return frame is not None and self._units.unit_of(frame).opened is not None
 
     def set(self, obj: Session) -> None:
         raise NotImplementedError("the Session of a unit of work is opened by its strategy, and is not to be replaced")
@@ -302,4 +349,4 @@ class _CurrentSession(ScopedRegistry[Session]):
         """`db.session.remove()` ends here, with the Session closed: the unit of work opens a new one on next use."""
         frame = self._units.current_frame()
         if frame is not None:
-            frame.unit.forget_session()
+            self._units.unit_of(frame).forget_session()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +13,24 @@ from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session, scoped_session
 
 from .errors import ConfigurationError
+from .settings import DEFAULT
 
 if TYPE_CHECKING:
     from .task import DatabaseTask
 
 
-class _Injected:
-    """Marks a parameter that the task's Session is passed for."""
+@dataclass(frozen=True, slots=True)
+class UseDatabase:
+    """Marks a parameter of a task that receives the Session on a database of the app:
 
-    def __repr__(self) -> str:
-        return "CurrentSession"
+    @app.task(base=DatabaseTask)
+    def report(day: str, session: CurrentSession, reports: Annotated[Session, UseDatabase("reports")]) -> None: ...
+    """
+
+    name: str = DEFAULT
 
 
-CurrentSession = Annotated[Session, _Injected()]
+CurrentSession = Annotated[Session, UseDatabase()]
 """Annotation of a task's parameter that receives the Session of the task request:
 
     @app.task(base=DatabaseTask)
@@ -37,13 +42,14 @@ Callers do not see it: it is no part of the task's signature, and not to be sent
 function, in a test for example, it may be passed by hand, by name or at its place."""
 
 
-def injected_parameters(run: Any) -> list[str]:
-    """Return the names of the parameters of `run` that are annotated with `CurrentSession`."""
+def injected_parameters(run: Any) -> dict[str, str]:
+    """Return the parameters of `run` that receive a Session: the database of each, by its name."""
     function = inspect.unwrap(getattr(run, "__func__", run))
     annotations = _annotations(function)
     if any(isinstance(value, str) for value in annotations.values()):
         annotations = _evaluated(function, annotations)
-    return [name for name, annotation in annotations.items() if name != "return" and _is_injected(annotation)]
+    found = {name: _database_of(annotation) for name, annotation in annotations.items() if name != "return"}
+    return {name: database for name, database in found.items() if database is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,10 @@ class Place:
     name: str
     index: int | None
     """None: it is passed by name only."""
+    database: str
 
 
-def places_of(signature: inspect.Signature, names: list[str]) -> list[Place]:
+def places_of(signature: inspect.Signature, names: dict[str, str]) -> list[Place]:
     """Return where the parameters in `names` stand in `signature`, whose first parameter is the task.
 
     Raises:
@@ -66,9 +73,11 @@ def places_of(signature: inspect.Signature, names: list[str]) -> list[Place]:
         if parameter.name in names:
             if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
                 raise ConfigurationError(
-                    f"*{parameter.name} is annotated with CurrentSession, but a Session is passed for one parameter."
+                    f"*{parameter.name} is annotated with CurrentSession or UseDatabase, but a Session is passed for "
+                    f"one parameter."
                 )
-            places.append(Place(parameter.name, None if parameter.kind is parameter.KEYWORD_ONLY else index))
+            at = None if parameter.kind is parameter.KEYWORD_ONLY else index
+            places.append(Place(parameter.name, at, names[parameter.name]))
     return places
 
 
@@ -78,7 +87,8 @@ def injecting(call: Callable[..., Any], places: list[Place]) -> Callable[..., An
     def call_with_session(task: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
         for place in places:
             if not _is_passed(place, args, kwargs):
-                args, kwargs = _filled(place, args, kwargs, task.db)
+                session = task.db if place.database == DEFAULT else task.session_for(place.database)
+                args, kwargs = _filled(place, args, kwargs, session)
         return call(task, *args, **kwargs)
 
     return call_with_session
@@ -96,7 +106,7 @@ def _filled(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], value: 
     return args, {**kwargs, place.name: value}
 
 
-def hidden(signature: inspect.Signature, names: list[str]) -> inspect.Signature:
+def hidden(signature: inspect.Signature, names: Container[str]) -> inspect.Signature:
     """Return `signature` as callers see it, without the parameters in `names`."""
     return signature.replace(parameters=[one for one in signature.parameters.values() if one.name not in names])
 
@@ -140,10 +150,13 @@ def _dumping(dump: Callable[..., Any], places: list[Place]) -> Callable[..., Any
     return dump_arguments
 
 
-def _is_injected(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is Annotated and any(
-        isinstance(found, _Injected) for found in annotation.__metadata__
-    )
+def _database_of(annotation: Any) -> str | None:
+    """Return the database whose Session a parameter with this annotation receives; None: it receives none."""
+    if typing.get_origin(annotation) is Annotated:
+        for found in annotation.__metadata__:
+            if isinstance(found, UseDatabase):
+                return found.name
+    return None
 
 
 def _annotations(function: Any) -> dict[str, Any]:

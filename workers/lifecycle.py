@@ -11,9 +11,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, bootsteps, signals
 from celery.app import base as celery_base
 
+from ..strategies import SessionStrategy
 from ..strategies.interrupts import register_interrupt
 from . import apps, detection, enqueue
+from .databases import Databases, check_two_phase
 from .errors import ConfigurationError
+from .running import injected_places
 from .secrecy import mask_reports
 from .selection import OPTION
 
@@ -48,14 +51,28 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             _refuse_tasks_without_alchemy(worker.app)
             return
         worker_pool = detection.detect(worker)
-        strategy = db.start_worker(worker_pool, self._strategy_name)
-        strategy.reads_apart = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
+        db.start_worker(worker_pool, self._strategy_name)  # first: it reads the settings again, `databases` among them
+        databases = db.databases
+        for one in databases.values():
+            if one is not db:
+                one.start_worker(worker_pool, self._strategy_name)
+        strategies = {name: one.strategy for name, one in databases.items()}
+        reads = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
+        for strategy in strategies.values():
+            strategy.reads_apart = reads
+        check_two_phase(databases)
+        check_injected(worker.app, databases)
         if worker_pool.forks:
-            detection.publish(worker_pool, f"{type(strategy).__module__}:{type(strategy).__qualname__}")
-        logger.info(
-            "celery-alchemy in pid %s: worker pool %s, concurrency %s; %s",
-            os.getpid(), worker_pool.name, worker_pool.concurrency, strategy.describe(),
-        )  # fmt: skip
+            detection.publish(
+                worker_pool,
+                {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in strategies.items()},
+            )
+        pool = f"celery-alchemy in pid {os.getpid()}: worker pool {worker_pool.name}, concurrency"
+        for name, strategy in strategies.items():
+            which = f"database {name!r}: " if len(strategies) > 1 else ""
+            logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
+        if len(strategies) > 1:
+            logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
 
     def start(self, worker: Any) -> None:
         """Nothing to start: the first statement of the first task connects."""
@@ -68,6 +85,16 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         _stop(worker.app)
 
 
+def _together(strategies: dict[str, SessionStrategy], *, two_phase: bool) -> str:
+    """Say what the databases are together: connections, and how they commit."""
+    limits = [strategy.max_connections for strategy in strategies.values()]
+    most = "no limit on" if None in limits else f"at most {sum(limit or 0 for limit in limits)}"
+    names = [repr(name) for name in strategies]
+    order = ", ".join([*names[1:], names[0]])
+    how = "all or none (two-phase)" if two_phase else f"one after another: {order}"
+    return f"celery-alchemy: {most} connections to {len(names)} databases together; a unit of work commits {how}"
+
+
 def _refuse_tasks_without_alchemy(app: Celery) -> None:
     from .task import DatabaseTask
 
@@ -76,9 +103,19 @@ def _refuse_tasks_without_alchemy(app: Celery) -> None:
     if names:
         shown = ", ".join(own[:3] or names[:3])
         raise ConfigurationError(
-            f"{len(own or names)} task(s) of the app {app.main!r} are DatabaseTasks ({shown}), but no Alchemy was ever "
-            f"initialised for it. Where the app is made, write `db = Alchemy(app)`, or `db.init_app(app)`."
+            f"{len(own or names)} task(s) are DatabaseTasks ({shown}), but {apps.explain_none(app)}"
         )
+
+
+def check_injected(app: Celery, databases: Databases) -> None:
+    """Refuse a task that asks for the Session of a database that is none of the app's."""
+    for name, task in app.tasks.items():
+        for place in injected_places(task.run):
+            if place.database not in databases:
+                try:
+                    databases[place.database]
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"The parameter {place.name!r} of the task {name}: {error}") from None
 
 
 def attach(app: Celery) -> None:
@@ -115,11 +152,12 @@ def _on_process_init(**_: Any) -> None:
     found = detection.published()
     if found is None:
         return
-    worker_pool, strategy_name = found
+    worker_pool, strategies = found
     if os.getpid() == worker_pool.main_pid:
         return
-    for db in apps.every():
-        db.start_spawned(worker_pool, strategy_name)
+    for app_db in apps.every():
+        for name, db in app_db.databases.items():
+            db.start_spawned(worker_pool, strategies.get(name))
 
 
 def _on_before_create_process(**_: Any) -> None:
@@ -139,7 +177,7 @@ def _on_worker_shutdown(sender: Any = None, **_: Any) -> None:
 
 
 def _stop(app: Celery) -> None:
-    db = apps.find(app)
-    if db is not None:
+    if apps.find(app) is not None:
         detection.withdraw()
+    for db in apps.databases(app).values():
         db.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any
 
@@ -19,12 +19,25 @@ from .secrecy import PREFIX, masked
 _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_database_url": ((str, URL), "a URL such as 'postgresql+psycopg://localhost/shop'"),
     "alchemy_replica_database_url": ((str, URL), "the URL of a database that read_only=True tasks read from"),
+    "alchemy_databases": ((Mapping,), "a dict from a database's name to its URL, or to a dict with 'url' and more"),
     "alchemy_engine_options": ((Mapping,), "a dict of create_engine's keyword arguments"),
     "alchemy_session_options": ((Mapping,), "a dict of Session's keyword arguments"),
     "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
     "alchemy_commit_on_success": ((bool,), "True or False"),
     "alchemy_enqueue_on_commit": ((bool,), "True or False"),
     "alchemy_outbox": ((bool,), "True or False"),
+    "alchemy_two_phase": ((bool,), "True or False"),
+}
+
+DEFAULT = "default"
+"""The name of the database that `self.db` is of."""
+#: What a database in `alchemy_databases` may say: the setting of the default database that it stands for.
+_OF_DATABASE = {
+    "url": "alchemy_database_url",
+    "replica_url": "alchemy_replica_database_url",
+    "engine_options": "alchemy_engine_options",
+    "session_options": "alchemy_session_options",
+    "session_strategy": "alchemy_session_strategy",
 }
 
 
@@ -49,6 +62,17 @@ class Settings:
     commit_on_success: bool = True
     enqueue_on_commit: bool = False
     outbox: bool = False
+    two_phase: bool = False
+    databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    """What each database says of its own, by its name, in the order in which they are declared."""
+
+    def of(self, database: str) -> Settings:
+        """Return the settings of one database: its own, and those of the app that are not of one server."""
+        if database == DEFAULT:
+            return self
+        here = replace(self, database_url=None, replica_database_url=None, engine_options={})
+        own = self.databases.get(database, {})
+        return replace(here, **{_OF_DATABASE[name].removeprefix(PREFIX): value for name, value in own.items()})
 
 
 def read_settings(app: Celery) -> Settings:
@@ -60,23 +84,64 @@ def read_settings(app: Celery) -> Settings:
     """
     _refuse_unknown(app)
     values: dict[str, Any] = {}
-    for key, (types, meaning) in _KNOWN.items():
+    for key in _KNOWN:
         value = app.conf.get(key)
-        if value is None:
-            continue
-        spelling = _spelling(app, key)
-        if not isinstance(value, types):
-            shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
-            raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
-        if isinstance(value, Mapping):
-            bad = [name for name in value if not isinstance(name, str)]
-            if bad:
-                raise ConfigurationError(f"{spelling} has the key {bad[0]!r}, but its keys must be strings.")
-            value = dict(value)
-            if key == "alchemy_engine_options":
-                _check_engine_options(value, spelling)
-        values[key.removeprefix(PREFIX)] = value
+        if value is not None:
+            values[key.removeprefix(PREFIX)] = _checked(key, value, _spelling(app, key))
+    if "databases" in values:
+        _read_databases(values, _spelling(app, "alchemy_databases"))
     return Settings(**values)
+
+
+def _checked(key: str, value: Any, spelling: str) -> Any:
+    """Return `value` of the setting `key`, written as `spelling`; a Mapping as a dict of its own."""
+    types, meaning = _KNOWN[key]
+    if not isinstance(value, types):
+        shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
+        raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
+    if not isinstance(value, Mapping):
+        return value
+    bad = [name for name in value if not isinstance(name, str)]
+    if bad:
+        raise ConfigurationError(f"{spelling} has the key {bad[0]!r}, but its keys must be strings.")
+    value = dict(value)
+    if key == "alchemy_engine_options":
+        _check_engine_options(value, spelling)
+    return value
+
+
+def _read_databases(values: dict[str, Any], spelling: str) -> None:
+    """Check `alchemy_databases`, and let its "default" be what the flat settings say."""
+    databases = values["databases"] = {
+        name: _database(given, f"{spelling}[{name!r}]") for name, given in values["databases"].items()
+    }
+    for name, value in databases.get(DEFAULT, {}).items():
+        flat = _OF_DATABASE[name].removeprefix(PREFIX)
+        if flat in values:
+            raise ConfigurationError(
+                f"{spelling}[{DEFAULT!r}] says {name!r}, and so does {_OF_DATABASE[name]}. Leave one of them out."
+            )
+        values[flat] = value
+
+
+def _database(given: Any, spelling: str) -> dict[str, Any]:
+    if isinstance(given, str | URL):
+        return {"url": given}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{spelling} is a {type(given).__name__}, but it must be a URL, or a dict with 'url'.")
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        key = _OF_DATABASE.get(name)
+        if key is None:
+            near = difflib.get_close_matches(str(name), _OF_DATABASE, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(
+                f"{spelling} has the key {name!r}, which is none of a database.{hint} Known: "
+                f"{', '.join(_OF_DATABASE)}; keyword arguments of create_engine go into 'engine_options'."
+            )
+        if value is not None:
+            found[name] = _checked(key, value, f"{spelling}[{name!r}]")
+    return found
 
 
 def _check_engine_options(options: dict[str, Any], spelling: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.result import AsyncResult
@@ -11,9 +11,12 @@ from sqlalchemy.orm import Session
 
 from ..strategies.read_only import IN_TRANSACTION, MODES, ReadOnly
 from ..strategies.units import no_unit_of_work
-from . import apps, enqueue, running
+from . import apps, databases, enqueue, running
 from .errors import ConfigurationError
 from .injection import hide_from_callers
+
+if TYPE_CHECKING:
+    from .extension import Alchemy
 
 _HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
@@ -65,11 +68,25 @@ class DatabaseTask(Task):  # type: ignore[misc]
             NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
             ConfigurationError: the app has no Alchemy.
         """
-        units = apps.get(self.app).units
+        return self._session_of(apps.get(self.app))
+
+    def session_for(self, database: str) -> Session:
+        """Return the Session of this task request on another database of the app; `self.db` is of "default".
+
+        It belongs to the same unit of work: it is committed, rolled back and released with `self.db`.
+
+        Raises:
+            NoUnitOfWork: as `db` does.
+            ConfigurationError: the app has no such database.
+        """
+        return self._session_of(databases.database(apps.get(self.app), database))
+
+    def _session_of(self, db: Alchemy) -> Session:
+        units = db.units
         frame = units.frame_of(self) or units.current_frame()
         if frame is None:
             raise no_unit_of_work(f"self.db of {self.name}")
-        return frame.unit.session
+        return units.unit_of(frame).session
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
