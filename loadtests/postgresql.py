@@ -30,6 +30,7 @@ MAX_CONNECTIONS = 500
 SETTINGS = {
     "listen_addresses": "",
     "max_connections": str(MAX_CONNECTIONS),
+    "max_prepared_transactions": str(MAX_CONNECTIONS),
     # The data is thrown away with the run: nothing has to survive a power failure.
     "fsync": "off",
     "synchronous_commit": "off",

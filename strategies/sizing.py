@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.engine import URL
@@ -65,11 +65,13 @@ def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any], 
     else:
         tasks = worker_pool.tasks_per_process
         busy = min(tasks, GREEN_CONNECTIONS) if worker_pool.is_green else tasks
-        default = PoolSize(pool_size=busy, reserve=busy * databases if busy < tasks else busy)
+        default = PoolSize(pool_size=busy, reserve=busy)
     pool_size = engine_options.get("pool_size", default.pool_size)
     if "max_overflow" in engine_options or pool_size == 0:
         # pool_size=0 is SQLAlchemy's spelling of "no limit".
         return PoolSize(pool_size, -1 if pool_size == 0 else engine_options["max_overflow"], 0)
     if "pool_size" in engine_options:
-        return PoolSize(pool_size, default.max_overflow, pool_size if default.reserve else 0)
+        default = PoolSize(pool_size, default.max_overflow, pool_size if default.reserve else 0)
+    if databases > 1 and is_scarce(worker_pool, default):
+        default = replace(default, reserve=default.reserve * databases)
     return default

@@ -97,6 +97,13 @@ def database(run_database: databases.PostgreSQL) -> databases.PostgreSQL:
     return run_database
 
 
+@pytest.fixture(scope="module")
+def there(postgresql_server: URL, run_name: str) -> Iterator[databases.PostgreSQL]:
+    """Another database, for tests with several."""
+    with databases.new_postgresql(postgresql_server, f"{run_name}_{uuid.uuid4().hex[:4]}") as database:
+        yield database
+
+
 @pytest.fixture
 def key() -> str:
     """What the rows of one test have in common."""
