@@ -1,9 +1,10 @@
 """Two-phase commit over the databases of a unit of work: all of them commit, or none does.
 
-Each transaction has a name on its server, `alchemy/DECIDER/DATABASE/NUMBER`. DECIDER is the database that the unit of
-work used first: it is prepared first, committed first, and rolled back last. So what a crash leaves prepared can be
-decided by anybody, without a log: while the decider's transaction is still prepared, nothing of it was committed, and
-all are rolled back; once it is gone, the others are committed. `in_doubt` does that.
+Each transaction has a name on its server, `alchemy/DECIDER/SERVER/DATABASE/NUMBER`. DECIDER is the database that the
+unit of work used first, SERVER a fingerprint of where that is. It is prepared first, committed first, and rolled back
+last. So what a crash leaves prepared can be decided by anybody, without a log: while the decider's transaction is still
+prepared, nothing of it was committed, and all are rolled back; once it is gone, the others are committed. `in_doubt`
+does that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -43,23 +44,41 @@ def can_prepare(dialect: type[Dialect]) -> bool:
 
 def name_transactions(engine: Engine, database: str) -> None:
     """Let the two-phase transactions of units of work on `engine` have names that tell how to decide them."""
-    original = engine.dialect.create_xid
+    dialect, server = engine.dialect, fingerprint(engine.url)
+    unnamed, prepare = dialect.create_xid, dialect.do_prepare_twophase
 
     def create_xid() -> Any:
         unit = _beginning_unit()
-        return original() if unit is None else transaction_name(unit, database)
+        return unnamed() if unit is None else _name_transaction(unit, database, server)
 
-    engine.dialect.create_xid = create_xid  # type: ignore[method-assign]
+    def do_prepare_twophase(connection: Connection, xid: Any) -> None:
+        try:
+            prepare(connection, xid)
+        except BaseException:
+            # The server has rolled it back. psycopg takes it for prepared, and its ROLLBACK PREPARED would fail with
+            # an error that hides this one.
+            connection.invalidate()
+            raise
+
+    dialect.create_xid = create_xid  # type: ignore[method-assign]
+    dialect.do_prepare_twophase = do_prepare_twophase  # type: ignore[method-assign]
 
 
-def transaction_name(unit: UnitOfWork, database: str) -> str:
+def _name_transaction(unit: UnitOfWork, database: str, server: str) -> str:
     """Return the name of the transaction that `unit` begins on `database`."""
     whole = unit.whole
     if whole.decision is None:
-        whole.decision = (short(database), uuid.uuid4().hex[:16])
+        whole.decision = f"{short(database)}/{server}", uuid.uuid4().hex[:12]
         whole.decider = unit
     decider, number = whole.decision
     return f"{PREFIX}{decider}/{short(database)}/{number}"
+
+
+def fingerprint(url: URL) -> str:
+    """Return what tells the server and database of `url` from others, for the names of transactions."""
+    socket = url.query.get("host") or url.query.get("unix_socket")
+    place = f"{url.get_backend_name()}/{url.host or socket}/{url.port}/{url.database}"
+    return hashlib.sha256(place.encode()).hexdigest()[:6]
 
 
 def short(database: str) -> str:

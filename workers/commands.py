@@ -63,3 +63,19 @@ def run(ctx: click.Context, once: bool, interval_s: float) -> None:
     from .outbox_runner import run_outbox
 
     run_outbox(ctx.obj.app, once=once, interval_s=interval_s)
+
+
+@alchemy.command("in-doubt")
+@click.option(
+    "--wait-s", default=10.0, show_default=True, help="Seconds between two looks: what is gone is not in doubt."
+)
+@click.option("--resolve", is_flag=True, help="Commit what the deciding database has committed, roll back the rest.")
+@click.pass_context
+def in_doubt(ctx: click.Context, wait_s: float, resolve: bool) -> None:
+    """Transactions that a crash left prepared (alchemy_two_phase).
+
+    They hold their locks until somebody ends them. Exit code 1 when some are left.
+    """
+    from .in_doubt import report
+
+    report(ctx.obj.app, wait_s=wait_s, resolve=resolve)
