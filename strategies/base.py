@@ -52,9 +52,9 @@ class SessionStrategy(ABC):
         self.worker_pool = worker_pool
         self.reason = reason
         self.size: PoolSize = engines.given_size() or size_for(
-            worker_pool, engines.url, engines.options, engines.databases
+            worker_pool, engines.url, engines.options, engines.terms.databases
         )
-        engines.scarce = engines.databases > 1 and is_scarce(worker_pool, self.size)
+        engines.scarce = engines.terms.databases > 1 and is_scarce(worker_pool, self.size)
         self.forks = worker_pool.forks
         """`worker_pool.forks`, looked at by every task."""
         engines.write_lock_at_begin = worker_pool.name != NO_WORKER
@@ -105,7 +105,7 @@ class SessionStrategy(ABC):
         Raises:
             InvalidSetting: the Engine or a Session cannot be made from the settings.
         """
-        with refused_as(InvalidSetting, f"{self.engines.options_setting} cannot be used", self.engines.options):
+        with refused_as(InvalidSetting, f"{self.engines.terms.options_setting} cannot be used", self.engines.options):
             # Made once to be looked at: under prefork the pool processes come too late to refuse an option.
             engine = self.engines.pooled(self.size)
             self._probe = engine.pool

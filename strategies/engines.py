@@ -21,6 +21,8 @@ from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
 from .read_only import set_read_only_at_connect
 from .sizing import PoolSize
+from .statement_timeout import limit_statements
+from .terms import Terms
 from .transient import narrow
 
 logger = logging.getLogger(__name__)
@@ -60,9 +62,7 @@ class EngineSource:
         scope: What the connection pool asks about the thread or greenlet that wants a connection.
         observe: Called with every database error, for the message of a broken transaction.
         replica_url: Where units of work read that are read-only; None: at `url`.
-        database: The name of the database, for messages.
-        databases: How many databases the app has.
-        two_phase: Name the transactions for two-phase commit.
+        terms: What the app asks of this database beyond that.
     """
 
     def __init__(
@@ -73,10 +73,7 @@ class EngineSource:
         scope: Scope,
         observe: ErrorObserver,
         replica_url: URL | None = None,
-        *,
-        database: str = "default",
-        databases: int = 1,
-        two_phase: bool = False,
+        terms: Terms | None = None,
     ) -> None:
         if engine is None and url is None:
             raise TypeError("an Engine or a URL is needed")
@@ -84,9 +81,7 @@ class EngineSource:
         self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
         self.options = options
         self.replica_url = replica_url
-        self.database = database
-        self.databases = databases
-        self.two_phase = two_phase
+        self.terms = terms or Terms()
         self.scarce = False
         """Tasks queue for the connections of this database, and use others beside it."""
         self._scope = scope
@@ -101,13 +96,6 @@ class EngineSource:
         self.write_lock_at_begin = False
         """SQLite only: take the write lock when a transaction begins. For workers, whose tasks compete; a script or a
         test that calls tasks eagerly may write in a nested unit of work while the outer one has only read."""
-
-    @property
-    def options_setting(self) -> str:
-        """The setting that the options come from, for messages."""
-        if self.database == "default":
-            return "alchemy_engine_options"
-        return f"alchemy_databases[{self.database!r}]['engine_options']"
 
     def after_fork(self) -> None:
         # The thread that held the lock in the parent is not in this process to release it.
@@ -224,10 +212,10 @@ class EngineSource:
                 raise
             names = ", ".join(sorted(self.options)) or "none"
             raise InvalidSetting(
-                f"{self.options_setting} cannot be used with {shown(self.url)!r}: "
+                f"{self.terms.options_setting} cannot be used with {shown(self.url)!r}: "
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
-        _explain_failing_creator(engine, self.options_setting)
+        _explain_failing_creator(engine, self.terms.options_setting)
         _listen(engine, self._observe, fresh=True)
         notice_lost_clients(engine)
         if engine.dialect.driver == "pymysql":
@@ -238,16 +226,21 @@ class EngineSource:
             _spare_second_rollback(engine)
         if reads:
             set_read_only_at_connect(engine)
-        elif self.two_phase:
-            two_phase.name_transactions(engine, self.database)
+        self._impose(engine)
         return engine
+
+    def _impose(self, engine: Engine) -> None:
+        """Let `engine` do what the app asks of its database."""
+        if self.terms.statement_timeout_s is not None:
+            limit_statements(engine, self.terms.statement_timeout_s)
+        if self.terms.two_phase:
+            two_phase.name_transactions(engine, self.terms.database)
 
     def _adopt(self, engine: Engine) -> Engine:
         if not self._guarded_given:
             self._guarded_given = True
             _listen(engine, self._observe)
-            if self.two_phase:
-                two_phase.name_transactions(engine, self.database)
+            self._impose(engine)
         self._resize(engine, self.given_size())
         return engine
 

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
+from .at_connect import execute_at_connect
 from .errors import CeleryAlchemyError
 
 if TYPE_CHECKING:
@@ -42,20 +43,7 @@ def set_read_only_at_connect(engine: Engine) -> None:
         return
 
     def on_connect(dbapi_connection: Any, record: object) -> None:
-        # psycopg would begin a transaction for it. In PyMySQL `autocommit` is a method, and SET needs none.
-        switches = isinstance(getattr(dbapi_connection, "autocommit", None), bool)
-        before = dbapi_connection.autocommit if switches else None
-        try:
-            if switches:
-                dbapi_connection.autocommit = True
-            cursor = dbapi_connection.cursor()
-            cursor.execute(statement)
-            cursor.close()
-            if switches:
-                dbapi_connection.autocommit = before
-        except BaseException:
-            dbapi_connection.close()  # SQLAlchemy does not know it yet
-            raise
+        execute_at_connect(dbapi_connection, statement)
 
     event.listen(engine, "connect", on_connect)
 

@@ -83,6 +83,9 @@ _MYSQL_NUMBERS = frozenset(
 )
 _SQLITE_CODES = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED
 
+#: Of these the server rolls the transaction back because of another one: it may run again, and at once.
+_CONFLICTS: frozenset[str | int] = frozenset({"40001", "40P01", 1020, 1213, 1614, 3101})
+
 #: libpq has no code for a connection that was not made, nor for one that broke: only its message tells, and the
 #: server's, in the language of either. What is not recognised is not called transient.
 _UNREACHABLE = re.compile(
@@ -113,6 +116,20 @@ def is_transient(error: BaseException | None) -> bool:
     return error is not None and not isinstance(error, sa_exc.SQLAlchemyError) and _driver_says(error)
 
 
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether the server has rolled a transaction back because of another one: deadlock, serialization failure.
+
+    Nothing of it is committed, which nobody knows of a connection that was lost in the COMMIT.
+    """
+    if isinstance(error, BrokenTransaction):
+        return is_conflict(error.__cause__)
+    if isinstance(error, sa_exc.DBAPIError):
+        error = error.orig
+    if error is None or not _is_drivers(error):
+        return False
+    return _code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
+
+
 def narrow(error: sa_exc.SQLAlchemyError | None, *, disconnected: bool = False) -> None:
     """Make `error` a TransientDatabaseError if it passes by itself.
 
@@ -130,18 +147,30 @@ def _driver_says(error: BaseException | None) -> bool:
     """Read the code of a driver's own error, whichever driver it is."""
     if error is None or not _is_drivers(error):
         return False
+    code = _code_of(error)
+    if isinstance(code, int):
+        return code in _MYSQL_NUMBERS
+    if isinstance(code, str):
+        return code in _SQLSTATES or code.startswith(_CONNECTION_EXCEPTION)
+    if (result_code := _sqlite_code_of(error)) is not None:
+        return result_code in _SQLITE_CODES
+    return _UNREACHABLE.search(str(error)) is not None
+
+
+def _code_of(error: BaseException) -> int | str | None:
+    """Return MySQL's error number, or the SQLSTATE; None where the driver gives neither."""
     first = error.args[0] if error.args else None
     if isinstance(first, int):
-        return first in _MYSQL_NUMBERS
+        return first
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
     if sqlstate is None and isinstance(first, dict):
         sqlstate = first.get("C")  # pg8000
-    if isinstance(sqlstate, str):
-        return sqlstate in _SQLSTATES or sqlstate.startswith(_CONNECTION_EXCEPTION)
+    return sqlstate if isinstance(sqlstate, str) else None
+
+
+def _sqlite_code_of(error: BaseException) -> int | None:
     result_code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(result_code, int):
-        return result_code & 0xFF in _SQLITE_CODES
-    return _UNREACHABLE.search(str(error)) is not None
+    return result_code & 0xFF if isinstance(result_code, int) else None
 
 
 def _is_drivers(error: BaseException) -> bool:

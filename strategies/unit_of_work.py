@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
 
 from .abandon import abandon
+from .application_name import name_transactions
 from .broken import refuse_broken
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing
@@ -101,7 +102,7 @@ class UnitOfWork:
     @property
     def database(self) -> str:
         """The name of its database."""
-        return self.strategy.engines.database
+        return self.strategy.engines.terms.database
 
     @property
     def label(self) -> str:
@@ -121,6 +122,8 @@ class UnitOfWork:
             else:
                 session = self.strategy.open(self)
             session.info[UNIT] = self
+            if self.strategy.engines.terms.application_name and self.read_only is not True:
+                name_transactions(session, lambda: self.label)
             if self.read_only:
                 make_read_only(session, self.strategy, self.read_only, self.label)
             if self.waiting is not None and self.read_only is not True:

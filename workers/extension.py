@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from celery import Celery
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
-from ..strategies import SessionStrategy, WorkerPool, forks, green
+from ..strategies import SessionStrategy, WorkerPool, forks, green, statement_timeout
 from ..strategies.drivers import parse_url
 from ..strategies.engines import EngineListener, EngineSource
 from ..strategies.foreign import on_commit_of
 from ..strategies.read_only import ReadOnly
 from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
+from ..strategies.terms import Terms
 from ..strategies.two_phase import can_prepare
 from ..strategies.units import RunningScope, UnitsOfWork, place
 from ..strategies.units import observe_error as observe
@@ -245,7 +246,7 @@ class Alchemy:
             settings = self.settings
             sessions = SessionSource(self._session_factory, settings.session_options)
             engines = self._engine_source(settings, sessions)
-            if engines.two_phase:
+            if engines.terms.two_phase:
                 sessions.use_two_phase()
             strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
             for url in filter(None, (engines.url, engines.replica_url)):
@@ -278,23 +279,36 @@ class Alchemy:
         replica_url = (
             parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url")) if replica else None
         )
-        count = len(self.databases)
-        two_phase = settings.two_phase and count > 1 and can_prepare((url or given.url).get_dialect())  # type: ignore[union-attr]
+        terms = self._terms(settings, (url or given.url).get_dialect())  # type: ignore[union-attr]
         kept = self._engines
         if (
             kept is not None
-            and (kept.given, kept.databases, kept.two_phase) == (given, count, two_phase)
+            and (kept.given, kept.terms) == (given, terms)
             and (given or (kept.url, kept.options, kept.replica_url) == (url, settings.engine_options, replica_url))
         ):
             return kept
-        engines = EngineSource(
-            url, settings.engine_options, given, RunningScope(), observe, replica_url,
-            database=self.database, databases=count, two_phase=two_phase,
-        )  # fmt: skip
+        engines = EngineSource(url, settings.engine_options, given, RunningScope(), observe, replica_url, terms)
         for listener in self._listeners:
             engines.on_engine(listener)
         self._engines = engines
         return engines
+
+    def _terms(self, settings: Settings, dialect: type[Dialect]) -> Terms:
+        count = len(self.databases)
+        limit_s = settings.statement_timeout_s
+        if limit_s is not None and not statement_timeout.supports(dialect):
+            raise ConfigurationError(
+                f"alchemy_statement_timeout_s={limit_s!r}, but the database {self.database!r} is "
+                f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
+                f"Leave it out."
+            )
+        return Terms(
+            database=self.database,
+            databases=count,
+            two_phase=settings.two_phase and count > 1 and can_prepare(dialect),
+            statement_timeout_s=limit_s,
+            application_name=settings.application_name,
+        )
 
     def _spelled(self, key: str, setting: str) -> str:
         return setting if self.database == DEFAULT else f"alchemy_databases[{self.database!r}][{key!r}]"

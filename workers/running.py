@@ -22,9 +22,10 @@ from celery._state import _task_stack
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.read_only import ReadOnlyError
 from ..strategies.sessions import shield_mapper_configuration
+from ..strategies.transient import is_conflict
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
-from . import apps
+from . import again, apps
 from .injection import Place, hidden, injected_parameters, injecting, places_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,19 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
 
     @shield.covers
     def run(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
-        return _run(_enter_run, call, self, args, kwargs)
+        retries = again.allowed(self)
+        if not retries or not _ends_transaction(self):
+            return _run(_enter_run, call, self, args, kwargs)
+        request = _request(self)
+
+        def begin_again() -> None:
+            if request is not None:
+                request.__dict__.pop(_BEGUN, None)
+
+        def attempt(*, may_fail: bool) -> Any:
+            return _run(_enter_run, call, self, args, kwargs, may_fail=may_fail)
+
+        return again.run_again(attempt, begin_again, self, retries)
 
     wrapper = _like(run, raw)
     if names := injected_parameters(raw):
@@ -63,6 +76,12 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
         wrapper.__annotations__ = {name: one for name, one in wrapper.__annotations__.items() if name not in names}
         setattr(wrapper, _PLACES, places)
     return wrapper
+
+
+def _ends_transaction(task: DatabaseTask) -> bool:
+    """Tell whether `run`, called now, has a transaction of its own: called like a function it may be its caller's."""
+    db = apps.find(task.app)
+    return _is_traced(_request(task)) or (db is not None and db.units.current_frame() is None)
 
 
 def injected_places(run: Callable[..., Any]) -> list[Place]:
@@ -101,8 +120,11 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
 
 
 @shield.covers
-def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any) -> Any:
-    """Run `call` in the unit of work that `enter` opens or joins, and end it.
+def _run(
+    enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any, *, may_fail: bool = False
+) -> Any:
+    """Run `call` in the unit of work that `enter` opens or joins, and end it; with `may_fail`, a conflict with another
+    transaction is not the end of the request.
 
     Under prefork a soft time limit may strike between any two bytecodes. It is held back but for the task's own code:
     so either the transaction is committed and the task succeeds, or it is rolled back and the limit raised.
@@ -159,10 +181,11 @@ def _run(enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, 
             if frame.owns and frames.top() is not frame:
                 _leave_inner(frame)
             frame.owner.leave(frame, error)
+        goes_on = may_fail and is_conflict(error)
         error = None  # no cycle: exception -> traceback -> this frame -> exception
         if deferring:
             shield.depth = held
-            if is_workers and frame is not None and frame.owns and frame.kind != "hook":
+            if is_workers and frame is not None and frame.owns and frame.kind != "hook" and not goes_on:
                 shield.pending = None  # what it would stop is over
                 shield.ended = request.id
             elif frame is None or frame.owns or not frame.ends:  # else the `__call__` around it ends the request

@@ -27,6 +27,9 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_enqueue_on_commit": ((bool,), "True or False"),
     "alchemy_outbox": ((bool,), "True or False"),
     "alchemy_two_phase": ((bool,), "True or False"),
+    "alchemy_isolation_retries": ((int,), "a whole number, 0 or more"),
+    "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
+    "alchemy_application_name": ((bool,), "True or False"),
 }
 
 DEFAULT = "default"
@@ -63,6 +66,9 @@ class Settings:
     enqueue_on_commit: bool = False
     outbox: bool = False
     two_phase: bool = False
+    isolation_retries: int = 0
+    statement_timeout_s: float | None = None
+    application_name: bool = False
     databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """What each database says of its own, by its name, in the order in which they are declared."""
 
@@ -96,7 +102,7 @@ def read_settings(app: Celery) -> Settings:
 def _checked(key: str, value: Any, spelling: str) -> Any:
     """Return `value` of the setting `key`, written as `spelling`; a Mapping as a dict of its own."""
     types, meaning = _KNOWN[key]
-    if not isinstance(value, types):
+    if not isinstance(value, types) or (bool not in types and isinstance(value, bool)) or _is_too_small(key, value):
         shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
         raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
     if not isinstance(value, Mapping):
@@ -108,6 +114,10 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
     if key == "alchemy_engine_options":
         _check_engine_options(value, spelling)
     return value
+
+
+def _is_too_small(key: str, value: Any) -> bool:
+    return (key == "alchemy_isolation_retries" and value < 0) or (key == "alchemy_statement_timeout_s" and value <= 0)
 
 
 def _read_databases(values: dict[str, Any], spelling: str) -> None:

@@ -43,6 +43,11 @@ class DatabaseTask(Task):  # type: ignore[misc]
     """Let `delay` and `apply_async` of this task, called inside a unit of work, wait for its COMMIT; False sends at
     once. None: as `alchemy_enqueue_on_commit` says (False). A call may differ: `apply_async(enqueue_on_commit=...)`."""
 
+    isolation_retries: ClassVar[int | None] = None
+    """Run the body again, in a fresh transaction and at once, up to so many times while the server rolls it back
+    because of another one: deadlock, serialization failure. For a body that does nothing but work in the database.
+    None: as `alchemy_isolation_retries` says (0)."""
+
     read_only: ClassVar[ReadOnly] = False
     """True: no transaction, each statement sees what is committed, the database refuses writes; one SELECT is one round
     trip. "transaction": one transaction with one snapshot, which may not write."""
@@ -172,6 +177,11 @@ def _wrap(cls: type[DatabaseTask]) -> None:
     if not any(cls.read_only is mode or cls.read_only == mode == IN_TRANSACTION for mode in MODES):
         raise ConfigurationError(
             f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} must be False, True or 'transaction'."
+        )
+    retries = cls.isolation_retries
+    if not isinstance(retries, int | None) or isinstance(retries, bool) or (retries is not None and retries < 0):
+        raise ConfigurationError(
+            f"isolation_retries={retries!r} of {cls.name or cls.__name__!r} must be a whole number, 0 or more."
         )
     if not isinstance(cls.commit_on_success, bool | None):
         raise ConfigurationError(

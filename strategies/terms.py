@@ -1,0 +1,28 @@
+"""What an app asks of a database, beside its URL and the options of its Engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Settings of the app that an Engine or its Sessions have to know of."""
+
+    database: str = "default"
+    """The name of the database."""
+    databases: int = 1
+    """How many the app has."""
+    two_phase: bool = False
+    """They commit all or none, and this one can."""
+    statement_timeout_s: float | None = None
+    """The server stops a statement that takes longer; None: as the server is configured."""
+    application_name: bool = False
+    """The server shows which task a transaction is of."""
+
+    @property
+    def options_setting(self) -> str:
+        """The setting that the options of the Engine come from, for messages."""
+        if self.database == "default":
+            return "alchemy_engine_options"
+        return f"alchemy_databases[{self.database!r}]['engine_options']"

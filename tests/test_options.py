@@ -1,0 +1,203 @@
+"""Options of transactions: running again after a conflict, the statement timeout, the task's name on the server."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import make_url, text
+from support import databases, green, servers
+from support.apps import make_app
+from support.databases import PostgreSQL
+from support.fleet import Fleet, fleet
+from support.project.models import Row
+from support.worker import Site, Worker
+
+from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
+from celery_alchemy.loadtests.proxy import counting_proxy
+from celery_alchemy.strategies.application_name import LONGEST, shortened
+
+POOLS = {"prefork": 3, "threads": 4, "gevent": 6, "eventlet": 6, "solo": 1}
+SETTINGS = {"alchemy_isolation_retries": 200, "alchemy_statement_timeout_s": 1.5, "alchemy_application_name": True}
+
+
+@pytest.fixture(scope="module")
+def workers(site: Site, run_database: PostgreSQL, run_name: str) -> Iterator[Fleet]:
+    modules = ("endings", "transient", "conflicts")
+    with fleet(site, run_database, f"{run_name}-opt", pools=POOLS, modules=modules, settings=SETTINGS) as found:
+        yield found
+
+
+@pytest.fixture(params=POOLS)
+def worker(request: pytest.FixtureRequest, workers: Fleet, run_database: PostgreSQL) -> Iterator[Worker]:
+    worker = next(worker for worker in workers.workers if worker.pool == request.param)
+    yield worker
+    databases.assert_not_busy(run_database, worker.name)
+
+
+def test_deadlocks_are_run_again_until_each_is_done_once(worker: Worker, run_database: PostgreSQL, key: str) -> None:
+    both = [f"{key}-a", f"{key}-b"]
+    for counter in both:
+        run_database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=counter)
+    outcomes = worker.call_together("lock_both_again", [(key, *both), (key, *reversed(both))] * 10)
+    assert {outcome.state for outcome in outcomes} == {"SUCCESS"}, outcomes
+    for counter in both:
+        assert run_database.column("SELECT value FROM counters WHERE key_ = :key", key=counter) == [20]
+    attempts = sorted(outcome.value for outcome in outcomes)
+    assert sorted(worker.said(key)) == attempts, "callbacks run once, for the attempt that was committed"
+    if worker.pool != "solo":
+        assert attempts[-1] > 1, "there was a deadlock"
+        assert "lost its transaction to another one" in worker.log()
+
+
+def test_serialization_failures_come_at_commit_and_the_setting_says_how_often(
+    worker: Worker, run_database: PostgreSQL, key: str
+) -> None:
+    outcomes = worker.call_together("number_again", [(key,)] * 16)
+    assert {outcome.state for outcome in outcomes} == {"SUCCESS"}, outcomes
+    assert sorted(map(int, run_database.rows(key))) == list(range(16))
+    if worker.pool != "solo":
+        assert max(outcome.value for outcome in outcomes) > 1
+
+
+def test_the_attempts_have_an_end(worker: Worker, key: str) -> None:
+    assert worker.call("always_loses", key).error == "TransientOperationalError"
+    assert worker.said(key) == [1, 2, 3]
+
+
+def test_another_error_is_no_conflict(worker: Worker, key: str) -> None:
+    assert worker.call("fails_otherwise", key).error == "DataError"
+    assert worker.said(key) == [1]
+
+
+def test_a_task_called_like_a_function_is_run_again_by_its_caller(
+    worker: Worker, run_database: PostgreSQL, key: str
+) -> None:
+    assert worker.call("call_one_that_loses", key).value == 3
+    assert run_database.rows(key) == ["attempt 3"]
+
+
+def test_a_soft_time_limit_ends_the_attempts(workers: Fleet, key: str) -> None:
+    worker = workers.workers[0]
+    assert worker.pool == "prefork"
+    for _ in range(3):
+        assert worker.call("loses_until_its_limit", key).error == "SoftTimeLimitExceeded"
+
+
+def test_the_server_shows_which_task_a_transaction_is_of(worker: Worker, run_database: PostgreSQL, key: str) -> None:
+    task_id = worker.send("shop.tasks.a_name_that_is_much_longer_than_postgresql_likes_it", key)
+    name, state = worker.wait(task_id).value
+    assert state == "idle in transaction"
+    assert name == f"shop.tasks.a_name_that_is_much_longer_than_postgresql[{task_id[:8]}]"
+    assert {one.state for one in run_database.connections(worker.name)} <= {"idle"}, "afterwards it has its own again"
+
+
+def test_the_server_stops_a_statement_that_takes_too_long(worker: Worker, run_database: PostgreSQL, key: str) -> None:
+    outcome = worker.call("sleep_in_a_statement", key, 20)
+    assert "statement timeout" in outcome.message, outcome
+    assert run_database.rows(key) == []
+    assert worker.call("sleep_in_a_statement", key, 0.1).state == "SUCCESS"
+
+
+# -- without a worker ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
+    with databases.new_mariadb(servers.mariadb(), f"{run_name}_options") as database:
+        yield database
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pymysql"])
+@pytest.mark.parametrize("mode", [False, True, "transaction"])
+def test_every_driver_has_a_statement_timeout(request: pytest.FixtureRequest, driver: str, mode: Any) -> None:
+    database = request.getfixturevalue("mariadb" if driver == "pymysql" else "run_database")
+    _, db = make_app(green.url_with(database, driver, "options"), changes={"alchemy_statement_timeout_s": 0.3})
+    asking = "SELECT @@max_statement_time" if driver == "pymysql" else "SHOW statement_timeout"
+    with db.unit_of_work(read_only=mode) as session:
+        assert str(session.execute(text(asking)).scalar_one()) in {"0.3", "300ms"}
+    with pytest.raises(Exception, match=r"timeout|max_statement_time"), db.unit_of_work(read_only=mode) as session:
+        # SLEEP alone is interrupted without an error.
+        slow = (
+            "SELECT COUNT(*), SLEEP(5) FROM rows_, seq_1_to_1000000000" if driver == "pymysql" else "SELECT pg_sleep(5)"
+        )
+        session.execute(text(slow))
+    db.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("alchemy_isolation_retries", -1, "alchemy_isolation_retries is -1, but it must be a whole number, 0 or more"),
+        ("alchemy_isolation_retries", True, "is True, but it must be a whole number"),
+        ("alchemy_isolation_retries", "3", "is '3', but it must be"),
+        ("alchemy_statement_timeout_s", 0, "is 0, but it must be a number of seconds above 0"),
+        ("alchemy_statement_timeout_s", "10s", "is '10s', but it must be"),
+        ("alchemy_statement_timeout_s", 3, "the database 'default' is sqlite, which stops no statement by itself"),
+        ("alchemy_application_name", "shop", "is 'shop', but it must be True or False"),
+    ],
+)
+def test_bad_settings(name: str, value: Any, message: str) -> None:
+    _, db = make_app("sqlite://", changes={name: value})
+    with pytest.raises(ConfigurationError, match=message):
+        db.strategy  # noqa: B018
+
+
+@pytest.mark.parametrize("value", [-1, True, "many"])
+def test_bad_attributes(value: Any) -> None:
+    app, _ = make_app("sqlite://")
+    with pytest.raises(ConfigurationError, match="must be a whole number, 0 or more"):
+
+        @app.task(base=DatabaseTask, isolation_retries=value)
+        def task() -> None: ...
+
+        task()
+
+
+def test_the_name_costs_one_round_trip(run_database: PostgreSQL) -> None:
+    costs = {}
+    for named in (False, True):
+        with counting_proxy(make_url(run_database.url("options"))) as proxy:
+            url = proxy.url.render_as_string(hide_password=False)
+            app, db = make_app(url, changes={"alchemy_application_name": named})
+
+            @app.task(base=DatabaseTask, bind=True, name=f"read {named}")
+            def read(self: Any) -> None:
+                self.db.execute(text("SELECT 1"))
+
+            read.apply().get()
+            before = proxy.round_trips
+            read.apply().get()
+            costs[named] = proxy.round_trips - before
+            db.stop()
+    assert costs == {False: 3, True: 4}
+
+
+@pytest.mark.parametrize(
+    "label", ["short[1234]", "x" * 100, "x" * 70 + "[0123456789abcdef]", "ü" * 60 + "[0123456789]"]
+)
+def test_a_name_fits(label: str) -> None:
+    found = shortened(label)
+    assert len(found.encode()) <= LONGEST
+    assert found == label or "[" not in label or found.endswith("[01234567]")
+
+
+def test_running_again_needs_no_worker(run_database: PostgreSQL, key: str) -> None:
+    app: Celery
+    db: Alchemy
+    app, db = make_app(run_database.url("options"))
+    seen: list[int] = []
+
+    @app.task(base=DatabaseTask, bind=True, isolation_retries=3)
+    def task(self: Any) -> int:
+        seen.append(len(seen))
+        self.db.add(Row(key=key, note=str(len(seen))))
+        if len(seen) < 3:
+            self.db.execute(text("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40P01'; END $$"))
+        return len(seen)
+
+    assert task.apply().get() == 3
+    assert run_database.rows(key) == ["3"]
+    seen.clear()
+    assert task() == 3, "called like a function, where no unit of work is open"
+    db.stop()
