@@ -43,6 +43,10 @@ class ReservedSlotsInUse(TransientDatabaseError, sa_exc.TimeoutError):
     """A nested unit of work found no free connection; waiting for one would be waiting for itself."""
 
 
+class RollBack(Exception):
+    """Stands for the exception where a roll back was asked for and nothing failed."""
+
+
 @contextmanager
 def refused_as(kind: type[CeleryAlchemyError], what: str, given: Iterable[str]) -> Iterator[None]:
     """Raise whatever the block raises as `kind`: `what`, the reason, the names of what was `given` but no values."""

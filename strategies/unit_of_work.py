@@ -20,6 +20,7 @@ from .application_name import name_transactions
 from .broken import refuse_broken
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing
+from .errors import RollBack
 from .interrupts import is_interrupt, is_kill, shield
 from .read_only import ReadOnly, make_read_only
 from .sessions import UNIT, connections_of, is_committing, watch_commits
@@ -396,7 +397,3 @@ class UnitOfWork:
         with contextlib.suppress(Exception):
             session.invalidate()
         self.forget_session()
-
-
-class RollBack(Exception):
-    """Stands for the exception where a roll back was asked for and nothing failed."""

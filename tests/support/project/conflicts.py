@@ -31,7 +31,7 @@ def lock_both_again(self: Any, key: str, first: str, second: str) -> int:
 
 @task()
 def number_again(self: Any, key: str) -> int:
-    """Count the rows and write one with that number: right only if serializable; fails at COMMIT. As the setting says."""
+    """Count the rows and write one with that number: right only if serializable. Runs again as the setting says."""
     self.db.connection(execution_options={"isolation_level": "SERIALIZABLE"})
     count = self.db.scalar(select(func.count()).select_from(Row).where(Row.key == key))
     time.sleep(0.01)
