@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 try:
     # A thread that runs no greenlets has a main greenlet of its own, so this one call tells threads and greenlets
@@ -48,17 +49,28 @@ class ScopeStack(Generic[T]):
         stack = getattr(current_scope(), self._attribute, None)
         return stack[-1] if stack else None
 
-    def push(self, item: T) -> None:
+    def push(self, item: T) -> list[T]:
+        """Put `item` on the current stack, and return that stack."""
         scope: Any = current_scope()
         stack = getattr(scope, self._attribute, None)
         if stack is None:
             stack = []
             setattr(scope, self._attribute, stack)
         stack.append(item)
+        return cast("list[T]", stack)
 
-    def remove(self, item: T) -> None:
-        """Take `item` out, wherever it stands in the current stack; nothing happens when it is not there."""
+    def remove(self, item: T, home: list[T] | None = None) -> None:
+        """Take `item` out, wherever it stands in the current stack; nothing happens when it is not there.
+
+        Args:
+            home: The stack it was put on: another one, when a block is left in another thread than it was entered in
+                (web frameworks run the two halves of a dependency so).
+        """
         stack = getattr(current_scope(), self._attribute, None)
+        if home is not None and home is not stack:
+            with contextlib.suppress(ValueError):
+                home.remove(item)
+            return
         if not stack:
             return
         if stack[-1] is item:

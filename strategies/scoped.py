@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class _Slot:
     """One open unit of work's place in the registry; the Session comes with its first use."""
 
-    __slots__ = ("session", "unit")
+    __slots__ = ("home", "session", "unit")
 
     def __init__(self, unit: UnitOfWork) -> None:
         self.unit = unit
         self.session: Session | None = None
+        self.home: list[_Slot] = []
 
 
 class ScopeRegistry(ScopedRegistry[Session]):
@@ -89,24 +90,18 @@ class ScopedStrategy(SessionStrategy):
         self._registry.stack.forget()
 
     def enter(self, unit: UnitOfWork) -> None:
-        self._registry.stack.push(_Slot(unit))
+        slot = unit.kept = _Slot(unit)
+        slot.home = self._registry.stack.push(slot)
 
     def open(self, unit: UnitOfWork) -> Session:
-        session = self.scoped_session.session_factory()
-        for slot in self._registry.stack.get() or ():
-            if slot.unit is unit:
-                slot.session = session
+        session: Session = self.scoped_session.session_factory()
+        unit.kept.session = session
         return session
 
     def release(self, unit: UnitOfWork, session: Session) -> None:
-        for slot in self._registry.stack.get() or ():
-            if slot.unit is unit:
-                slot.session = None
+        unit.kept.session = None
         super().release(unit, session)
 
     def leave(self, unit: UnitOfWork) -> None:
-        for slot in self._registry.stack.get() or ():
-            if slot.unit is unit:
-                self._registry.stack.remove(slot)
-                break
+        self._registry.stack.remove(unit.kept, unit.kept.home)
         super().leave(unit)

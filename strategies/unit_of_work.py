@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
@@ -52,13 +52,14 @@ class UnitOfWork:
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
     has_committed = False
-    """Its end has committed a transaction."""
+    """Its end has committed."""
     parts: Parts | None = None
     """What it does on other databases; None while it has used none."""
     decision: tuple[str, str] | None = None
-    """Of two-phase commit: the name of the database that decides, and the number of the transactions."""
     decider: UnitOfWork | None = None
-    """Of two-phase commit: itself or the part whose database decides."""
+    """Of two-phase commit: the names of the transactions, and itself or the part whose database decides."""
+    kept: Any = None
+    """What its strategy keeps with it."""
     _whole: UnitOfWork | None = None
     waiting: CommitCallbacks | None = None
     """What waits for the COMMIT; None when nothing does."""

@@ -36,6 +36,8 @@ class Frame:
     """The asyncio task that opened a block; None outside an event loop."""
     left = False
     """True once it has been taken off the stack."""
+    home: list[Frame] | None = None
+    """The stack it is on."""
     held: Sequence[ConnectionPoolEntry] = ()
     """What its thread or greenlet had checked out when it began."""
 
@@ -206,14 +208,14 @@ class UnitsOfWork:
         frame = Frame(self, unit, True, True, kind, holder, request)
         if held := checkouts.get():
             frame.held = list(held)
-        frames.push(frame)
+        frame.home = frames.push(frame)
         return frame
 
     @shield.covers
     def join(self, frame: Frame, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Frame:
         """Let `holder` run in the unit of work of `frame`, which releases it and, unless `ends`, ends it."""
         joined = Frame(self, frame.unit, False, ends, kind, holder, request)
-        frames.push(joined)
+        joined.home = frames.push(joined)
         return joined
 
     @shield.covers
@@ -224,7 +226,7 @@ class UnitsOfWork:
             return  # an abandoned block's generator is closed by the garbage collector, long after `sweep`
         frame.left = True
         if not frame.owns:
-            frames.remove(frame)
+            frames.remove(frame, frame.home)
             return
         if unit.opened is None and unit.parts is None:
             _end(frame)
@@ -284,7 +286,7 @@ class UnitsOfWork:
 @shield.covers
 def _end(frame: Frame) -> None:
     """Take `frame`, whose Session is closed, off the stack, with whatever its code has kept."""
-    frames.remove(frame)
+    frames.remove(frame, frame.home)
     if checkouts.get():
         _take_back(frame)
     for unit in frame.unit.all_parts:

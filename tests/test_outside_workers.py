@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,25 @@ def test_no_password_in_any_text() -> None:
     texts = [repr(db), repr(db.strategy), repr(db.engine), repr(db.settings), str(caught.value), app.bugreport()]
     assert secret not in "".join(texts)
     assert "alchemy_database_url" in texts[-1]
+
+
+@pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
+def test_a_block_may_be_left_in_another_thread(tmp_path: Path, strategy: str) -> None:
+    """As FastAPI runs the two halves of a dependency: in whatever threads of its pool are free."""
+    app = Celery("halves", broker="memory://", set_as_current=False)
+    app.conf.update(alchemy_database_url=f"sqlite:///{tmp_path}/halves", alchemy_session_strategy=strategy)
+    db = Alchemy(app)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        block = db.unit_of_work()
+        session = first.submit(block.__enter__).result()
+        second.submit(session.execute, text("CREATE TABLE halves (id int)")).result()
+        assert first.submit(lambda: db.in_unit_of_work).result()
+        assert not second.submit(lambda: db.in_unit_of_work).result()
+        second.submit(block.__exit__, None, None, None).result()
+        for thread in (first, second):
+            assert not thread.submit(lambda: db.in_unit_of_work).result()
+            with pytest.raises(NoUnitOfWork):
+                thread.submit(db.session).result()
+    with db.unit_of_work() as session:
+        session.execute(text("SELECT * FROM halves"))
+    db.stop()

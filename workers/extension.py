@@ -30,6 +30,7 @@ from . import apps, lifecycle, selection
 from .databases import Databases, databases_of
 from .errors import ConfigurationError, as_configuration_error
 from .settings import DEFAULT, Settings, read_settings
+from .sharing import share
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,19 @@ class Alchemy:
                 )
             settings = self._settings = read_settings(self.app).of(self.database)
         return settings
+
+    @property
+    def in_unit_of_work(self) -> bool:
+        """Whether `db.session` can be used here: this thread or greenlet runs a task or a `unit_of_work()` block."""
+        return self.units.is_open()
+
+    def share(self, sessions: scoped_session[Any]) -> None:
+        """Let `sessions`, a web application's `scoped_session`, be the Session of the unit of work where one is open.
+
+        So the models and helpers that use it work in tasks as they do in requests (Flask-SQLAlchemy's `db.session`,
+        `Model.query`). Elsewhere it stays what it is. In a task its `remove()` does nothing.
+        """
+        share(self.units, sessions)
 
     def on_engine(self, listener: EngineListener) -> EngineListener:
         """Run `listener(engine)` for every Engine made, in the process that made it, before its first connection.

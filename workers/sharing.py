@@ -1,0 +1,57 @@
+"""A web application's `scoped_session` that is the task's Session where a task runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.util import ScopedRegistry
+
+from ..strategies.scope import current_scope
+from ..strategies.units import UnitsOfWork
+from .errors import ConfigurationError
+
+
+class SharedRegistry(ScopedRegistry[Session]):
+    """The registry of a `scoped_session` that looks for a unit of work first, and asks the one it replaces else.
+
+    Who ends a Session is who opened it: in a unit of work `remove()` does nothing, for a web framework calls it
+    whenever an application context ends, which may be in the middle of a task.
+    """
+
+    def __init__(self, units: UnitsOfWork, original: Any) -> None:
+        super().__init__(original, current_scope)
+        self._units, self.original = units, original
+
+    def __call__(self) -> Session:
+        session: Session = self._units.current().session if self._units.is_open() else self.original()
+        return session
+
+    def has(self) -> bool:
+        return not self._units.is_open() and bool(self.original.has())
+
+    def set(self, obj: Session) -> None:
+        if self._units.is_open():
+            raise ConfigurationError("The Session of a unit of work is opened by its strategy, and not to be replaced.")
+        self.original.set(obj)
+
+    def clear(self) -> None:
+        if not self._units.is_open():
+            self.original.clear()
+
+
+def share(units: UnitsOfWork, sessions: scoped_session[Any]) -> None:
+    """Let `sessions` be the Session of the unit of work wherever one is open.
+
+    Raises:
+        ConfigurationError: it is no `scoped_session`.
+    """
+    if not isinstance(sessions, scoped_session):
+        raise ConfigurationError(
+            f"share() got a {type(sessions).__name__}, but it needs the web application's scoped_session, such as "
+            f"Flask-SQLAlchemy's db.session."
+        )
+    original = sessions.registry
+    if isinstance(original, SharedRegistry):
+        original = original.original
+    sessions.registry = SharedRegistry(units, original)
