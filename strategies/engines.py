@@ -197,12 +197,12 @@ class EngineSource:
 
     def _make(self, decided: dict[str, Any], leave_out: Iterable[str] = (), *, reads: bool = False) -> Engine:
         url = (self.replica_url or self.url) if reads else self.url
-        options = _driver_defaults(url, self.options)
+        options = _driver_defaults(url, self.options, self.terms)
         options |= {name: value for name, value in self.options.items() if name not in leave_out}
         options |= decided
         if "connect_args" in self.options:
             options["connect_args"] = {
-                **_driver_defaults(url, {}).get("connect_args", {}),
+                **_driver_defaults(url, {}, self.terms).get("connect_args", {}),
                 **self.options["connect_args"],
             }
         try:
@@ -217,7 +217,8 @@ class EngineSource:
             ) from None
         _explain_failing_creator(engine, self.terms.options_setting)
         _listen(engine, self._observe, fresh=True)
-        notice_lost_clients(engine)
+        if not self.terms.external_pooler:
+            notice_lost_clients(engine)
         if engine.dialect.driver == "pymysql":
             keep_alive(engine)
         if self.url.get_backend_name() == "sqlite":
@@ -231,7 +232,7 @@ class EngineSource:
 
     def _impose(self, engine: Engine) -> None:
         """Let `engine` do what the app asks of its database."""
-        if self.terms.statement_timeout_s is not None:
+        if self.terms.statement_timeout_s is not None and not self.terms.external_pooler:
             limit_statements(engine, self.terms.statement_timeout_s)
         if self.terms.two_phase:
             two_phase.name_transactions(engine, self.terms.database)
@@ -261,12 +262,14 @@ class EngineSource:
         pool.scarce = self.scarce
 
 
-def _driver_defaults(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+def _driver_defaults(url: URL, options: dict[str, Any], terms: Terms) -> dict[str, Any]:
     driver = url.get_dialect().driver
+    # A statement prepared on one connection of the server is unknown on the next, or has another's name.
+    unprepared = {"prepare_threshold": None} if driver == "psycopg" and terms.external_pooler else {}
     if driver in {"psycopg", "psycopg2"}:
         # libpq waits for ever by default, and a soft time limit is deferred during a connect.
         timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
-        return {"connect_args": timeout | libpq_defaults(url)}
+        return {"connect_args": timeout | libpq_defaults(url) | unprepared}
     if driver == "pymysql" and "pool_reset_on_return" not in options:
         # A Session ends its transaction itself; the connection pool's own ROLLBACK would cost a second round trip.
         return {"pool_reset_on_return": None}

@@ -22,9 +22,14 @@ def supports(dialect: type[Dialect]) -> bool:
     return dialect.name in SUPPORTED
 
 
+def milliseconds(seconds: float) -> int:
+    """Return a timeout as servers want it; a fraction of a millisecond is one, for 0 would be none."""
+    return max(math.ceil(seconds * 1000), 1)
+
+
 def limit_statements(engine: Engine, seconds: float) -> None:
-    """Let the server stop every statement that takes longer than `seconds`; a fraction of a millisecond is one."""
-    ms = max(math.ceil(seconds * 1000), 1)
+    """Let the server stop every statement that takes longer than `seconds`."""
+    ms = milliseconds(seconds)
 
     def on_connect(dbapi_connection: Any, record: object) -> None:
         if engine.dialect.name == "postgresql":

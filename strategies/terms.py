@@ -20,6 +20,20 @@ class Terms:
     application_name: bool = False
     """The server shows which task a transaction is of."""
 
+    external_pooler: bool = False
+    """A pooler between gives each transaction any of the server's connections (PgBouncer in transaction mode): nothing
+    may be set for a session, and no statement prepared for one."""
+
+    @property
+    def timeout_in_transactions(self) -> bool:
+        """The statement timeout is set for each transaction, not for each connection."""
+        return self.external_pooler and self.statement_timeout_s is not None
+
+    @property
+    def sets_in_transactions(self) -> bool:
+        """There is something to be set when a transaction begins."""
+        return self.application_name or self.timeout_in_transactions
+
     @property
     def options_setting(self) -> str:
         """The setting that the options of the Engine come from, for messages."""

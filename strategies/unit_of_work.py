@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
 
 from .abandon import abandon
-from .application_name import name_transactions
 from .broken import refuse_broken
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
 from .drivers import cancel_statement, is_executing
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill, shield
-from .read_only import ReadOnly, make_read_only
+from .new_session import set_up
+from .read_only import ReadOnly
 from .sessions import UNIT, connections_of, is_committing, watch_commits
 from .writes import Writes
 
@@ -123,11 +123,7 @@ class UnitOfWork:
                     session = self.strategy.open(self)
             else:
                 session = self.strategy.open(self)
-            session.info[UNIT] = self
-            if self.strategy.engines.terms.application_name and self.read_only is not True:
-                name_transactions(session, lambda: self.label)
-            if self.read_only:
-                make_read_only(session, self.strategy, self.read_only, self.label)
+            set_up(session, self)
             if self.waiting is not None and self.read_only is not True:
                 watch_commits(session)
                 self._unwatched = False

@@ -18,7 +18,7 @@ from .checkouts import checkouts, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import is_interrupt, shield
 from .parts import Parts
-from .read_only import ReadOnly
+from .read_only import IN_TRANSACTION, ReadOnly
 from .scope import ScopeStack, describe_current_scope
 from .sessions import connections_of
 from .unit_of_work import Label, UnitOfWork
@@ -203,6 +203,8 @@ class UnitsOfWork:
     ) -> Frame:
         """Open a unit of work of its own; no Session yet."""
         strategy = self._strategy()
+        if read_only and strategy.engines.terms.external_pooler:
+            read_only = IN_TRANSACTION  # a connection cannot be set read-only: it is everybody's
         unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback, read_only)
         strategy.enter(unit)
         frame = Frame(self, unit, True, True, kind, holder, request)

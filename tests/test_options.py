@@ -15,7 +15,7 @@ from support.worker import Site, Worker
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
 from celery_alchemy.loadtests.proxy import counting_proxy
-from celery_alchemy.strategies.application_name import LONGEST, shortened
+from celery_alchemy.strategies.transaction_settings import LONGEST_NAME, shortened
 
 POOLS = {"prefork": 3, "threads": 4, "gevent": 6, "eventlet": 6, "solo": 1}
 SETTINGS = {"alchemy_isolation_retries": 200, "alchemy_statement_timeout_s": 1.5, "alchemy_application_name": True}
@@ -135,6 +135,8 @@ def test_every_driver_has_a_statement_timeout(request: pytest.FixtureRequest, dr
         ("alchemy_statement_timeout_s", "10s", "is '10s', but it must be"),
         ("alchemy_statement_timeout_s", 3, "the database 'default' is sqlite, which stops no statement by itself"),
         ("alchemy_application_name", "shop", "is 'shop', but it must be True or False"),
+        ("alchemy_external_pooler", "pgpool", "alchemy_external_pooler is 'pgpool', but it must be 'pgbouncer'"),
+        ("alchemy_external_pooler", "pgbouncer", "the database 'default' is sqlite: PgBouncer is for PostgreSQL"),
     ],
 )
 def test_bad_settings(name: str, value: Any, message: str) -> None:
@@ -178,7 +180,7 @@ def test_the_name_costs_one_round_trip(run_database: PostgreSQL) -> None:
 )
 def test_a_name_fits(label: str) -> None:
     found = shortened(label)
-    assert len(found.encode()) <= LONGEST
+    assert len(found.encode()) <= LONGEST_NAME
     assert found == label or "[" not in label or found.endswith("[01234567]")
 
 

@@ -316,12 +316,18 @@ class Alchemy:
                 f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
                 f"Leave it out."
             )
+        if settings.external_pooler and dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"alchemy_external_pooler={settings.external_pooler!r}, but the database {self.database!r} is "
+                f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
+            )
         return Terms(
             database=self.database,
             databases=count,
             two_phase=settings.two_phase and count > 1 and can_prepare(dialect),
             statement_timeout_s=limit_s,
             application_name=settings.application_name,
+            external_pooler=settings.external_pooler is not None,
         )
 
     def _spelled(self, key: str, setting: str) -> str:

@@ -225,7 +225,8 @@ def _enter_run(db: Alchemy, task: DatabaseTask, request: Any, traced: bool) -> F
 
 def _refuse_other_mode(frame: Frame, task: DatabaseTask) -> None:
     """A task that is called like a function works in the transaction of its caller, or there is none for either."""
-    if frame.unit.read_only != task.read_only:
+    pooled = bool(frame.unit.read_only and task.read_only) and frame.unit.strategy.engines.terms.external_pooler
+    if frame.unit.read_only != task.read_only and not pooled:
         raise ReadOnlyError(
             f"{task.name} has read_only={task.read_only!r} and was called like a function inside {frame.unit.label}, "
             f"which has read_only={frame.unit.read_only!r}: a task that is called so works in the transaction of its "

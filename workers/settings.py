@@ -30,6 +30,7 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_isolation_retries": ((int,), "a whole number, 0 or more"),
     "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
     "alchemy_application_name": ((bool,), "True or False"),
+    "alchemy_external_pooler": ((str,), "'pgbouncer'"),
 }
 
 DEFAULT = "default"
@@ -41,6 +42,7 @@ _OF_DATABASE = {
     "engine_options": "alchemy_engine_options",
     "session_options": "alchemy_session_options",
     "session_strategy": "alchemy_session_strategy",
+    "external_pooler": "alchemy_external_pooler",
 }
 
 
@@ -69,6 +71,7 @@ class Settings:
     isolation_retries: int = 0
     statement_timeout_s: float | None = None
     application_name: bool = False
+    external_pooler: str | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """What each database says of its own, by its name, in the order in which they are declared."""
 
@@ -76,7 +79,7 @@ class Settings:
         """Return the settings of one database: its own, and those of the app that are not of one server."""
         if database == DEFAULT:
             return self
-        here = replace(self, database_url=None, replica_database_url=None, engine_options={})
+        here = replace(self, database_url=None, replica_database_url=None, engine_options={}, external_pooler=None)
         own = self.databases.get(database, {})
         return replace(here, **{_OF_DATABASE[name].removeprefix(PREFIX): value for name, value in own.items()})
 
@@ -102,7 +105,11 @@ def read_settings(app: Celery) -> Settings:
 def _checked(key: str, value: Any, spelling: str) -> Any:
     """Return `value` of the setting `key`, written as `spelling`; a Mapping as a dict of its own."""
     types, meaning = _KNOWN[key]
-    if not isinstance(value, types) or (bool not in types and isinstance(value, bool)) or _is_too_small(key, value):
+    if (
+        not isinstance(value, types)
+        or (bool not in types and isinstance(value, bool))
+        or _is_none_of_its_values(key, value)
+    ):
         shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
         raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
     if not isinstance(value, Mapping):
@@ -116,8 +123,12 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
     return value
 
 
-def _is_too_small(key: str, value: Any) -> bool:
-    return (key == "alchemy_isolation_retries" and value < 0) or (key == "alchemy_statement_timeout_s" and value <= 0)
+def _is_none_of_its_values(key: str, value: Any) -> bool:
+    return (
+        (key == "alchemy_isolation_retries" and value < 0)
+        or (key == "alchemy_statement_timeout_s" and value <= 0)
+        or (key == "alchemy_external_pooler" and value != "pgbouncer")
+    )
 
 
 def _read_databases(values: dict[str, Any], spelling: str) -> None:
