@@ -79,3 +79,39 @@ def in_doubt(ctx: click.Context, wait_s: float, resolve: bool) -> None:
     from .in_doubt import report
 
     report(ctx.obj.app, wait_s=wait_s, resolve=resolve)
+
+
+@alchemy.command()
+@click.option("-P", "--pool", help="The worker pool of your workers; without it, the setting worker_pool.")
+@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="Their concurrency.")
+@click.option("--hosts", type=click.IntRange(min=1), default=1, show_default=True, help="Hosts that run workers.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Workers on each host.")
+@click.option("--no-connect", is_flag=True, help="Leave the servers alone.")
+@click.option("--strict", is_flag=True, help="Exit code 1 for warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    pool: str | None,
+    concurrency: int | None,
+    hosts: int,
+    workers: int,
+    no_connect: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Look for what goes wrong in production: settings, servers, code.
+
+    Exit code 1 for errors. Reads only; one connection to each server.
+    """
+    from .doctor import report
+    from .doctor.examine import POOLS, examine
+    from .doctor.fleet import Fleet
+
+    if pool is not None and pool not in POOLS:
+        raise click.UsageError(f"--pool={pool!r} is none of {', '.join(POOLS)}.")
+    fleet = Fleet(hosts, workers)
+    diagnosis = examine(ctx.obj.app, pool=pool, concurrency=concurrency, fleet=fleet, connect=not no_connect)
+    click.echo(report.as_json(diagnosis) if as_json else "\n".join(report.lines(diagnosis)))
+    if diagnosis.of("error") or (strict and diagnosis.of("warning")):
+        ctx.exit(1)

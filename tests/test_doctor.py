@@ -1,0 +1,198 @@
+"""`celery alchemy doctor` against projects that are wrong on purpose, each in one way, and one that is right."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+from support import databases, servers
+from support.databases import PostgreSQL
+from support.pgbouncer import pgbouncer
+
+PROJECTS = Path(__file__).parent / "doctor"
+SMALL = {"pool_size": 2, "max_overflow": 1}
+Doctor = Callable[..., dict[str, Any]]
+
+
+def call(
+    url: str, project: str, *arguments: str, settings: dict[str, Any] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "celery", "-A", project, "alchemy", "doctor", *arguments]
+    environment = {**os.environ, "DOCTOR_URL": url, "DOCTOR_SETTINGS": json.dumps(settings or {})}
+    return subprocess.run(
+        command, cwd=PROJECTS, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+@pytest.fixture
+def doctor(run_database: PostgreSQL) -> Doctor:
+    """Run the doctor; return what it says as JSON, its findings by their code, and its exit code."""
+
+    def run(project: str, *arguments: str, url: str = "", **settings: Any) -> dict[str, Any]:
+        done = call(url or run_database.url("doctor"), project, "--json", *arguments, settings=settings)
+        assert done.stdout.startswith("{"), done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        found["codes"] = {one["code"]: one for one in found["findings"] if one["level"] != "note"}
+        found["notes"] = {one["code"]: one for one in found["findings"] if one["level"] == "note"}
+        found["exit"] = done.returncode
+        return found
+
+    return run
+
+
+def line(project: str, text: str) -> str:
+    lines = (PROJECTS / f"{project}.py").read_text().splitlines()
+    return f"{project}.py:{next(number for number, one in enumerate(lines, 1) if text in one)}"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "solo"])
+def test_it_says_nothing_against_a_right_project(doctor: Doctor, pool: str) -> None:
+    found = doctor("right", "--pool", pool, "--concurrency", "3")
+    assert found["codes"] == {}
+    assert found["exit"] == 0
+    assert found["worker_pool"] == pool
+    assert list(found["databases"]) == ["default", "reports"]
+    assert set(found["notes"]) == {"connections"}
+
+
+@pytest.mark.parametrize(
+    ("project", "code", "level", "at", "remedy"),
+    [
+        ("recipe", "session-on-task", "error", "self._session = SessionLocal()", "base=DatabaseTask of celery_alchemy"),
+        ("recipe", "engine-at-import", "error", "engine = create_engine", "Alchemy(app, engine=engine)"),
+        ("global_session", "global-session", "error", "session = Session(", "db.session"),
+        ("engine_at_import", "engine-at-import", "error", "engine = create_engine", "db.engine"),
+        ("commit_in_signal", "commit-in-signal", "error", "db.session.commit()", "Commit in the task"),
+        ("commit_in_hook", "commit-in-hook", "error", "self.session.commit()", "Commit in the task"),
+        ("sends_before_commit", "sends-before-commit", "warning", "welcome.delay(name)", "delay_on_commit"),
+        ("own_scoped_session", "scoped-session", "warning", "DBSession = scoped_session", "db.share(DBSession)"),
+    ],
+)
+def test_patterns_in_the_code_are_found_at_their_line(
+    doctor: Doctor, project: str, code: str, level: str, at: str, remedy: str
+) -> None:
+    found = doctor(project, "--no-connect")
+    one = found["codes"][code]
+    assert one["level"] == level
+    assert one["where"].endswith(line(project, at))
+    assert remedy in one["remedy"]
+    assert found["exit"] == (1 if level == "error" or "error" in {f["level"] for f in found["codes"].values()} else 0)
+    expected = {"recipe": {"session-on-task", "engine-at-import"}}.get(project, {code})
+    assert set(found["codes"]) == expected, "and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "code", "words"),
+    [
+        ({"alchemy_engine_option": {}}, [], "configuration", "Did you mean 'alchemy_engine_options'"),
+        ({"alchemy_database_url": "postgresql+asyncpg://h/x"}, [], "configuration", "names the async driver"),
+        ({"alchemy_session_strategy": "scopd"}, [], "configuration", "Did you mean 'scoped'"),
+        ({"worker_pool": "gevent"}, [], "configuration", "not monkey patched"),
+        ({"alchemy_database_url": "postgresql+psycopg://u:secret@127.0.0.1:1/x"}, [], "unreachable", "cannot be asked"),
+        ({"alchemy_engine_options": {"isolation_level": "AUTOCOMMIT"}}, [], "autocommit", "commits itself"),
+        ({"alchemy_engine_options": {"poolclass": "NullPool"}}, [], "null-pool", "anew for each task"),
+        ({"alchemy_engine_options": SMALL}, ["-P", "threads", "-c", "9"], "tasks-queue", "3 connections"),
+        ({"alchemy_engine_options": {"max_overflow": -1}}, [], "no-limit", "sets no limit"),
+        ({"task_reject_on_worker_lost": False}, [], "lost-when-killed", "nobody runs it again"),
+        ({"shop_time_limit": 7200}, [], "runs-twice", "visibility_timeout (3600 s)"),
+        ({}, ["--hosts", "50", "-c", "4"], "too-many-connections", "50 workers x 5 processes x 2 connections = 500"),
+        ({}, ["--workers", "9", "-c", "4"], "few-connections-left", "90 of the"),
+    ],
+)  # fmt: skip
+def test_settings_are_put_in_their_place(
+    doctor: Doctor, settings: dict[str, Any], arguments: list[str], code: str, words: str
+) -> None:
+    found = doctor("settings", *arguments, **settings)
+    assert set(found["codes"]) - {"no-limit"} <= {code}
+    one = found["codes"][code]
+    assert words in one["what"]
+    assert one["remedy"]
+    assert "secret" not in json.dumps(found)
+    assert found["exit"] == (1 if one["level"] == "error" else 0)
+
+
+def test_without_an_alchemy(doctor: Doctor) -> None:
+    assert "has no Alchemy" in doctor("no_alchemy")["codes"]["no-alchemy"]["what"]
+
+
+def test_an_unknown_database(doctor: Doctor) -> None:
+    assert "'reports' is not a database" in doctor("unknown_database")["codes"]["configuration"]["what"]
+
+
+def test_the_outbox_needs_its_table(doctor: Doctor, postgresql_server: Any, run_name: str) -> None:
+    assert doctor("settings", alchemy_outbox=True)["codes"] == {}
+    with databases.new_postgresql(postgresql_server, f"{run_name}_bare") as bare:
+        bare.execute("DROP TABLE celery_alchemy_outbox")
+        found = doctor("settings", url=bare.url("doctor"), alchemy_outbox=True)
+    assert "outbox_table(Base.metadata)" in found["codes"]["outbox-table"]["remedy"]
+    assert found["exit"] == 1
+
+
+def test_two_phase_needs_a_server_that_prepares(doctor: Doctor, run_database: PostgreSQL) -> None:
+    both = {"alchemy_databases": {"reports": run_database.url("doctor")}, "alchemy_two_phase": True}
+    found = doctor("settings", **both)
+    if run_database.column("SHOW max_prepared_transactions") == ["0"]:
+        assert "max_prepared_transactions" in found["codes"]["two-phase"]["remedy"]
+    else:
+        assert found["codes"] == {}
+
+
+def test_databases_of_one_server_add_up(doctor: Doctor, run_database: PostgreSQL) -> None:
+    two = {"alchemy_databases": {"reports": run_database.url("doctor")}}
+    found = doctor("settings", "--hosts", "6", "-c", "8", **two)
+    assert "216 connections to the server of 'default' and 'reports'" in found["codes"]["too-many-connections"]["what"]
+
+
+def test_a_pooler_that_the_app_does_not_know_of(
+    doctor: Doctor, run_database: PostgreSQL, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = make_url(run_database.url("unused")).difference_update_query(["application_name"])
+    with pgbouncer(server, tmp_path_factory.mktemp("doctor")) as pooled:
+        url = pooled.render_as_string(hide_password=False)
+        found = doctor("settings", url=url)
+        assert "alchemy_external_pooler = 'pgbouncer'" in found["codes"]["pooler"]["remedy"]
+        assert found["exit"] == 1
+        assert doctor("settings", "--hosts", "100", url=url, alchemy_external_pooler="pgbouncer")["codes"] == {}
+    assert set(doctor("settings", alchemy_external_pooler="pgbouncer")["codes"]) == {"no-pooler"}
+
+
+@pytest.fixture
+def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
+    with databases.new_mariadb(servers.mariadb(), f"{run_name}_doctor") as database:
+        yield database
+
+
+def test_mariadb(doctor: Doctor, mariadb: databases.MariaDB) -> None:
+    assert doctor("settings", url=mariadb.url(""))["codes"] == {}
+    found = doctor("settings", "--hosts", "900", url=mariadb.url(""))
+    assert "max_connections" in found["codes"]["too-many-connections"]["what"]
+
+
+def test_sqlite(doctor: Doctor, tmp_path: Path) -> None:
+    found = doctor("settings", "-c", "4", url=f"sqlite:///{tmp_path}/shop.sqlite3")
+    assert set(found["codes"]) == {"sqlite"}
+
+
+def test_for_people(run_database: PostgreSQL) -> None:
+    done = call(run_database.url("doctor"), "sends_before_commit", "-P", "threads", "-c", "4")
+    assert done.returncode == 0, done.stderr
+    assert "worker pool threads, concurrency 4" in done.stdout
+    assert "session strategy scoped (auto: threads share one process" in done.stdout
+    assert "1 workers x 1 processes x 8 connections = 8" in done.stdout
+    assert (
+        f"warning sends-before-commit [{PROJECTS}/{line('sends_before_commit', 'welcome.delay(name)')}]" in done.stdout
+    )
+    assert done.stdout.rstrip().endswith("0 errors, 1 warning")
+    assert call(run_database.url("doctor"), "sends_before_commit", "--strict").returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["--pool", "procesess"], ["--hosts", "0"], ["--concurrency", "many"]])
+def test_bad_arguments(run_database: PostgreSQL, arguments: list[str]) -> None:
+    done = call(run_database.url("doctor"), "right", *arguments)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr or "Error" in done.stderr

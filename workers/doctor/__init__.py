@@ -1,0 +1,1 @@
+"""`celery alchemy doctor`: what would go wrong in production, found before it does."""

@@ -1,0 +1,108 @@
+"""Settings that work, and will not in production."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Celery
+
+from ...strategies import SessionStrategy
+from ...strategies.worker_pool import WorkerPool
+from ..extension import Alchemy
+from ..task import DatabaseTask
+from .code import tasks_of
+from .findings import Finding, error, note, warning
+
+_REDIS_VISIBILITY_S = 3600
+
+
+def look_at_settings(app: Celery, databases: dict[str, Alchemy], worker_pool: WorkerPool) -> Iterator[Finding]:
+    """Yield what the settings of the app and of its databases are wrong about."""
+    for name, db in databases.items():
+        yield from _of_database(name, db.strategy, db.settings.engine_options, worker_pool)
+    yield from _acknowledgement(app, worker_pool)
+
+
+def _of_database(
+    name: str, strategy: SessionStrategy, options: dict[str, Any], worker_pool: WorkerPool
+) -> Iterator[Finding]:
+    setting = strategy.engines.terms.options_setting
+    if str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT":
+        yield error(
+            "autocommit",
+            f"Every statement on the database {name!r} commits itself: a task that fails leaves half of its work.",
+            f"Leave isolation_level out of {setting}; tasks that only read have read_only=True.",
+            setting,
+        )
+    if options.get("pool_pre_ping"):
+        yield note(
+            "pre-ping",
+            f"pool_pre_ping asks the server of {name!r} for each task. Connections that the server has closed are "
+            f"noticed without it, by a look at the socket.",
+            f"Leave it out of {setting} and save a round trip a task.",
+            setting,
+        )
+    size, tasks = strategy.size, worker_pool.tasks_per_process
+    if "poolclass" not in options and 0 <= size.max_overflow < tasks - size.pool_size and not worker_pool.is_green:
+        yield warning(
+            "tasks-queue",
+            f"{tasks} tasks run at one time in a process, and the connection pool of {name!r} has "
+            f"{size.pool_size + size.max_overflow} connections: the others wait for one, up to pool_timeout.",
+            f"Make the Engine with pool_size={tasks}."
+            if strategy.engines.given is not None
+            else f"Leave pool_size and max_overflow out of {setting}; they follow the concurrency.",
+            setting,
+        )
+    if getattr(options.get("poolclass"), "__name__", "") == "NullPool":
+        yield warning(
+            "null-pool",
+            f"NullPool connects to {name!r} anew for each task, which takes longer than most statements.",
+            f"Leave poolclass out of {setting}: the connection pool fits the worker pool, and is safe across forks.",
+            setting,
+        )
+    if strategy.engines.url.get_backend_name() == "sqlite" and worker_pool.concurrency > 1:
+        yield warning(
+            "sqlite",
+            f"{name!r} is a SQLite file: one task writes at a time, and the others wait.",
+            "For production use PostgreSQL, MySQL or MariaDB.",
+            setting,
+        )
+
+
+def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
+    tasks = {name: task for name, task in tasks_of(app).items() if isinstance(task, DatabaseTask)}
+    late = {name: task for name, task in tasks.items() if task.acks_late}
+    lost = [name for name, task in late.items() if not task.reject_on_worker_lost]
+    if lost and worker_pool.forks:
+        yield warning(
+            "lost-when-killed",
+            f"{_some(lost)}: acks_late is set, but a task whose process is killed (out of memory, hard time limit) is "
+            f"acknowledged as failed, its transaction rolled back: nobody runs it again.",
+            "Set task_reject_on_worker_lost = True, for tasks that may run twice.",
+            "task_reject_on_worker_lost",
+        )
+    visible_s = app.conf.broker_transport_options.get("visibility_timeout", _REDIS_VISIBILITY_S)
+    limits = {name: task.time_limit or app.conf.task_time_limit or 0 for name, task in late.items()}
+    twice = [name for name, limit_s in limits.items() if limit_s > visible_s]
+    if twice and str(app.conf.broker_url or "").startswith(("redis", "valkey", "sqs")):
+        yield warning(
+            "runs-twice",
+            f"{_some(twice)}: may run longer than the broker's visibility_timeout ({visible_s} s), and is then given "
+            f"to another worker while it runs: both commit.",
+            "Raise visibility_timeout in broker_transport_options above the longest time limit.",
+            "broker_transport_options",
+        )
+    never = [name for name, task in tasks.items() if not task.acks_late]
+    if never:
+        yield note(
+            "acks-early",
+            f"{_some(never)}: acknowledged before it runs, Celery's default. A worker that is killed loses it.",
+            "Set task_acks_late and task_reject_on_worker_lost to True, for tasks that may run twice.",
+            "task_acks_late",
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

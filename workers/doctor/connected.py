@@ -1,0 +1,139 @@
+"""What the servers say, against what the app expects of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
+
+from ...strategies import in_doubt
+from ...strategies.drivers import shown
+from ...strategies.outbox import TABLE
+from ...strategies.terms import Terms
+from ..extension import Alchemy
+from .code import tasks_of
+from .findings import Finding, error, note, warning
+from .servers import Server, ask
+
+
+def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[str, Server]) -> Iterator[Finding]:
+    """Connect to every database, put what it says into `servers`, and yield what does not fit."""
+    for name, db in databases.items():
+        engine = db.engine
+        try:
+            server = servers[name] = ask(engine, (TABLE,) if db.settings.outbox else ())
+        except SQLAlchemyError as failure:
+            yield error(
+                "unreachable",
+                f"The database {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
+                "Check the URL, the network and the server's access rules; --no-connect leaves the servers alone.",
+                name,
+            )
+            continue
+        finally:
+            engine.dispose()
+        yield from _pooler(name, engine.dialect.driver, db.strategy.engines.terms, server)
+        yield from _timeouts(app, name, server)
+        yield from _tables(name, db, server)
+        if db.strategy.engines.terms.two_phase:
+            yield from _two_phase(name, db, server)
+    yield from _replicas(databases)
+    if any(db.settings.two_phase for db in databases.values()) and len(servers) == len(databases):
+        yield from _in_doubt(databases)
+
+
+def _pooler(name: str, driver: str, terms: Terms, server: Server) -> Iterator[Finding]:
+    if server.pooler and not terms.external_pooler:
+        prepares = "psycopg prepares statements, which the next transaction's connection does not know"
+        sets = "what is set for a session reaches other clients"
+        yield error(
+            "pooler",
+            f"A connection pooler stands before the database {name!r}, and the app does not know: in transaction mode "
+            f"{prepares if driver == 'psycopg' else sets}.",
+            "Set alchemy_external_pooler = 'pgbouncer'.",
+            "alchemy_external_pooler",
+        )
+    elif terms.external_pooler and not server.pooler:
+        yield warning(
+            "no-pooler",
+            f"alchemy_external_pooler is set, but the database {name!r} is asked directly: statements are not "
+            f"prepared, and read_only=True costs a transaction, for nothing.",
+            "Leave it out, or connect through the pooler.",
+            "alchemy_external_pooler",
+        )
+
+
+def _timeouts(app: Celery, name: str, server: Server) -> Iterator[Finding]:
+    idle_s = server.settings.get("idle_in_transaction_session_timeout")
+    limits = [task.time_limit or app.conf.task_time_limit for task in tasks_of(app).values()]
+    if idle_s and any(limit is None or limit > idle_s for limit in limits):
+        yield note(
+            "idle-in-transaction",
+            f"The server of {name!r} ends a transaction in which nothing is asked for {idle_s:g} s, and tasks may run "
+            f"longer.",
+            "Commit before slow work, or call self.db.rollback(): the connection goes back to the pool.",
+            "idle_in_transaction_session_timeout",
+        )
+
+
+def _tables(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
+    if db.settings.outbox and name == "default" and TABLE not in server.tables:
+        yield error(
+            "outbox-table",
+            f"alchemy_outbox is True, but the database has no table {TABLE!r}: every transaction that sends something "
+            f"fails.",
+            "Create it: outbox_table(Base.metadata), then Alembic or create_all().",
+            "alchemy_outbox",
+        )
+
+
+def _two_phase(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
+    prepared = server.settings.get("max_prepared_transactions")
+    if prepared == 0:
+        yield error(
+            "two-phase",
+            f"alchemy_two_phase is True, but the server of {name!r} prepares no transactions: every unit of work over "
+            f"several databases fails.",
+            "Set max_prepared_transactions in postgresql.conf to at least the most connections of all workers.",
+            "max_prepared_transactions",
+        )
+
+
+def _in_doubt(databases: dict[str, Alchemy]) -> Iterator[Finding]:
+    found = in_doubt.find({name: db.engine for name, db in databases.items()})
+    if found:
+        yield warning(
+            "in-doubt",
+            f"{len(found)} transactions are prepared and not ended. If they stay, a process was killed between the two "
+            f"phases, and their locks are held.",
+            "celery -A ... alchemy in-doubt --resolve",
+        )
+
+
+def _replicas(databases: dict[str, Alchemy]) -> Iterator[Finding]:
+    for name, db in databases.items():
+        if db.strategy.engines.replica_url is None:
+            continue
+        engine = db.strategy.read_engine
+        try:
+            if ask(engine).settings.get("is_replica") is False:
+                yield note(
+                    "no-replica",
+                    f"{shown(engine.url)}, where read_only=True tasks of {name!r} read, is no replica.",
+                    "That works; if you meant one, check the URL.",
+                    "alchemy_replica_database_url",
+                )
+        except SQLAlchemyError as failure:
+            yield error(
+                "unreachable",
+                f"The replica of {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
+                "Check alchemy_replica_database_url.",
+                "alchemy_replica_database_url",
+            )
+        finally:
+            engine.dispose()
+
+
+def _reason(failure: SQLAlchemyError) -> str:
+    return " ".join(str(getattr(failure, "orig", None) or failure).split())[:300]
