@@ -1,20 +1,24 @@
 """SQLAlchemy sessions for Celery tasks, right under every worker pool."""
 
-from .strategies import (
-    BrokenTransaction,
-    CeleryAlchemyError,
-    LocalStrategy,
-    NoUnitOfWork,
-    PerProcessStrategy,
-    ReservedSlotsInUse,
-    ScopedStrategy,
-    SessionStrategy,
-    TransientDatabaseError,
-    WorkerPool,
-    is_transient,
-    outbox_table,
-)
-from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .strategies import (
+        BrokenTransaction,
+        CeleryAlchemyError,
+        LocalStrategy,
+        NoUnitOfWork,
+        PerProcessStrategy,
+        ReservedSlotsInUse,
+        ScopedStrategy,
+        SessionStrategy,
+        TransientDatabaseError,
+        WorkerPool,
+        is_transient,
+        outbox_table,
+    )
+    from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase
 
 __all__ = [
     "Alchemy",
@@ -35,3 +39,20 @@ __all__ = [
     "is_transient",
     "outbox_table",
 ]
+
+_OF_WORKERS = {"Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported with the first name that is asked for: pytest imports this package at every start, for its plugin.
+    if name in {"strategies", "workers"}:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(".workers" if name in _OF_WORKERS else ".strategies", __name__)
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "strategies", "workers"})

@@ -80,6 +80,8 @@ class SessionStrategy(ABC):
         return engine
 
     _read_engine: Engine | None = None
+    shares_connection = False
+    """All its Sessions are on one connection, in one transaction: nothing may be set for it."""
     reads_apart = False
     """Some tasks are `read_only=True`: `read_engine` counts among the most connections."""
 

@@ -66,8 +66,11 @@ def make_read_only(session: Session, strategy: SessionStrategy, mode: ReadOnly, 
     event.listen(session, "before_flush", refuse_flush)
     session.twophase = False  # there is nothing that others would have to agree with
     if mode is True:
-        session.bind = strategy.read_engine
         event.listen(session, "do_orm_execute", _refuse_what_needs_a_transaction(who))
+    if strategy.shares_connection:
+        return
+    if mode is True:
+        session.bind = strategy.read_engine
     else:
         _begin_read_only(session, strategy.engine)
 

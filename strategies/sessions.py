@@ -133,11 +133,11 @@ class SessionSource:
         """Let every Session begin its transactions so that they can be prepared."""
         self._options = {**self._options, "twophase": True}
 
-    def new(self, engine: Engine) -> Session:
-        """Return a new Session bound to `engine`; it connects with its first statement."""
+    def new(self, bind: Engine | Connection, **more: Any) -> Session:
+        """Return a new Session bound to `bind`; it connects with its first statement."""
         if self._make is None:
             self._make = self._prepare()
-        return self._make(bind=engine)
+        return self._make(bind=bind, **more)
 
     def check(self, engine: Engine) -> None:
         """Make one Session and throw it away, connecting to nothing.

@@ -1,8 +1,28 @@
 """The Celery side: extension, task class, worker-pool detection, lifecycle. The only folder that imports Celery."""
 
-from .errors import ConfigurationError
-from .extension import Alchemy
-from .injection import CurrentSession, UseDatabase
-from .task import DatabaseTask
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ConfigurationError
+    from .extension import Alchemy
+    from .injection import CurrentSession, UseDatabase
+    from .task import DatabaseTask
 
 __all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"]
+
+_HOMES = {
+    "Alchemy": "extension",
+    "ConfigurationError": "errors",
+    "CurrentSession": "injection",
+    "DatabaseTask": "task",
+    "UseDatabase": "injection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Not at import: `pytest_plugin` is imported at every start of pytest, and is not to bring Celery with it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return value

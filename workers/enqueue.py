@@ -22,7 +22,7 @@ from kombu import serialization
 from sqlalchemy.orm import Session
 
 from ..strategies.foreign import plain_session
-from . import apps, outbox
+from . import apps, outbox, recording
 
 if TYPE_CHECKING:
     from .extension import Alchemy
@@ -82,13 +82,18 @@ def attach(app: Celery) -> None:
         return
     places = _places(original)
 
+    def send(name: str, args: Any, kwargs: Any, **options: Any) -> Any:
+        if recording.kept(app, name, args, kwargs, options):
+            return recording.result_of(app, options.get("task_id") or uuid(), options)
+        return original(name, args, kwargs, **options)
+
     @functools.wraps(original)
     def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         asked = options.pop(OPTION, None)
         db = apps.find(app)
         options |= zip(places, more, strict=False)
         if db is None or not waits(db, asked, options.get("task_type") or app._tasks.get(name)):
-            return original(name, args, kwargs, **options)
+            return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
         args, kwargs = snapshot(app, args, kwargs, options)
         # Whatever it is that sends now, a group or a `with` of the caller, gives its producer back before the COMMIT.
@@ -98,7 +103,7 @@ def attach(app: Celery) -> None:
             register(db, outbox.Stored(app, name, args, kwargs, options))
             outbox.watch(db, session)
         else:
-            register(db, Sending(name, task_id, functools.partial(original, name, args, kwargs, **options)))
+            register(db, Sending(name, task_id, functools.partial(send, name, args, kwargs, **options)))
         result = (options.get("result_cls") or app.AsyncResult)(task_id)
         result.ignored = options.get("ignore_result")
         return result
@@ -114,14 +119,24 @@ def eagerly(
     asked = options.pop(OPTION, None)
     options |= zip(_places(apply_async), more, strict=False)
     task_id = options["task_id"] = options.get("task_id") or uuid()
-    sending = Sending(task.name, task_id, functools.partial(apply_async, args, kwargs, **options))
-    db = apps.find(task._get_app())
+    app = task._get_app()
+    sending = Sending(
+        task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
+    )
+    db = apps.find(app)
     if db is None or not waits(db, asked, task):
         return sending()
     if task.typing and (check := getattr(task, "__header__", None)) is not None:
         check(*(args or ()), **(kwargs or {}))
     register(db, sending)
     return task.AsyncResult(task_id)
+
+
+def _run_now(
+    apply_async: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]
+) -> Any:
+    recording.kept(app, name, args, kwargs, options)
+    return apply_async(args, kwargs, **options)
 
 
 def _places(function: Callable[..., Any]) -> list[str]:

@@ -12,14 +12,12 @@ from typing import Any, TypeVar, cast
 from celery import Celery
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.util import ScopedRegistry
 
 from ..strategies import SessionStrategy, WorkerPool, forks, green, statement_timeout
 from ..strategies.drivers import parse_url
 from ..strategies.engines import EngineListener, EngineSource
 from ..strategies.foreign import on_commit_of
 from ..strategies.read_only import ReadOnly
-from ..strategies.scope import current_scope
 from ..strategies.sessions import SessionFactory, SessionSource
 from ..strategies.terms import Terms
 from ..strategies.two_phase import can_prepare
@@ -29,8 +27,10 @@ from ..strategies.worker_pool import outside_worker
 from . import apps, lifecycle, selection
 from .databases import Databases, databases_of
 from .errors import ConfigurationError, as_configuration_error
+from .proxy import proxy_to
 from .settings import DEFAULT, Settings, read_settings
 from .sharing import share
+from .testing import one_transaction
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,10 @@ class Alchemy:
         self._engines: EngineSource | None = None
         self._settings: Settings | None = None
         self._strategy: SessionStrategy | None = None
+        self.pinned: SessionStrategy | None = None
+        """In force whatever else was chosen: a test's."""
         self.lock = threading.RLock()
-        self._session = _proxy_to(self.units)
+        self._session = proxy_to(self.units)
         sessions = SessionSource(session_factory, {})
         for known in (engine, sessions.bind, *sessions.binds):
             if isinstance(known, Engine):
@@ -120,7 +122,7 @@ class Alchemy:
         Raises:
             ConfigurationError: the settings do not say enough, or something that cannot work.
         """
-        strategy = self._strategy
+        strategy = self.pinned or self._strategy
         if strategy is None:
             with self.lock:
                 strategy = self._strategy or self._start(self._worker_pool(), None)
@@ -227,6 +229,21 @@ class Alchemy:
             callback()
         return callback
 
+    @contextmanager
+    def one_transaction(self) -> Iterator[Session]:
+        """For tests: let everything until the end of the block happen in one transaction, which is then rolled back.
+
+        Each unit of work joins it with a savepoint: tasks run eagerly or by a worker in a thread of this process,
+        nested ones, `unit_of_work()`. What they commit is seen by all of them. Outside of tasks `db.session` is the
+        Session that the block yields. One thing at a time, in whatever thread; what connects by `db.engine` stays
+        outside.
+
+        Yields:
+            A Session for the test itself, on the default database.
+        """
+        with one_transaction(self) as session:
+            yield session
+
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
     def start_worker(self, worker_pool: WorkerPool, strategy_name: str | None = None) -> SessionStrategy:
@@ -235,6 +252,8 @@ class Alchemy:
         Raises:
             ConfigurationError: a setting is missing, unknown or of no use.
         """
+        if self.pinned is not None:
+            return self.pinned
         with self.lock:
             self._settings = None  # read again: the configuration may have changed since the module was imported
             return self._start(worker_pool, strategy_name)
@@ -246,6 +265,8 @@ class Alchemy:
 
     def stop(self) -> None:
         """Close idle connections and forget the strategy: the worker, or this process's part of it, is over."""
+        if self.pinned is not None:
+            return  # a test's worker ends, and the test goes on
         strategy, self._strategy = self._strategy, None
         if strategy is not None:
             strategy.dispose()
@@ -353,34 +374,3 @@ class Alchemy:
         strategy = self._strategy.name if self._strategy is not None else "not started"
         database = f" database {self.database!r}," if self.database != DEFAULT else ""
         return f"<Alchemy of {self.app!r},{database} strategy {strategy}, pid {os.getpid()}>"
-
-
-def _proxy_to(units: UnitsOfWork) -> scoped_session[Session]:
-    registry = _CurrentSession(units)
-    proxy: scoped_session[Session] = scoped_session(registry)  # type: ignore[arg-type]
-    proxy.registry = registry
-    return proxy
-
-
-class _CurrentSession(ScopedRegistry[Session]):
-    """The registry behind `db.session`: whatever the strategy, the innermost unit of work's Session."""
-
-    def __init__(self, units: UnitsOfWork) -> None:
-        super().__init__(lambda: units.current().session, current_scope)
-        self._units = units
-
-    def __call__(self) -> Session:
-        return self._units.current().session
-
-    def has(self) -> bool:
-        frame = self._units.current_frame()
-        return frame is not None and self._units.unit_of(frame).opened is not None
-
-    def set(self, obj: Session) -> None:
-        raise NotImplementedError("the Session of a unit of work is opened by its strategy, and is not to be replaced")
-
-    def clear(self) -> None:
-        """`db.session.remove()` ends here, with the Session closed: the unit of work opens a new one on next use."""
-        frame = self._units.current_frame()
-        if frame is not None:
-            self._units.unit_of(frame).forget_session()

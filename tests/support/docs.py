@@ -19,8 +19,12 @@ def code_of(page: str, url: str, *, broker: str = "memory://", title: str = "") 
 
 
 def run_page(page: str, folder: Path, *, title: str = "") -> dict[str, Any]:
-    """Run the code of a page, or of its section `title`, on SQLite files in `folder`; return what it defined."""
+    """Run the code of a page, or of its section `title`, on SQLite files in `folder`; return what it defined.
+
+    Its tasks are its own: Celery gives every new app of a process the tasks of all others.
+    """
     found: dict[str, Any] = {"__name__": "shop"}
     code = code_of(page, f"sqlite:///{folder}/{{}}.sqlite3", title=title)
+    code = code.replace("@app.task(", "@app.task(shared=False, ")
     exec(compile(code, page, "exec", dont_inherit=True), found)
     return found
