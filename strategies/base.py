@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -125,11 +126,15 @@ class SessionStrategy(ABC):
         """The child of a fork begins: the inherited connections are already cut off, connection pools are empty."""
         self.engines.after_fork()
 
+    def engines_made(self) -> list[Engine]:
+        """Return the Engines that this process has made so far, or was given."""
+        made = (self._engine, self._read_engine, *self.engines.others)
+        return [engine for engine in made if engine is not None]
+
     def dispose(self) -> None:
         """Close the connections that this process keeps open and nobody uses; makes no Engine for it."""
-        for engine in (self._engine, self._read_engine, *self.engines.others):
-            if engine is not None:
-                engine.dispose()
+        for engine in self.engines_made():
+            engine.dispose()
 
     @property
     def max_connections(self) -> int | None:
@@ -184,6 +189,11 @@ class SessionStrategy(ABC):
         if self.forks and self.worker_pool.in_main_process:
             # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
             self.dispose()
+
+    def recycle(self) -> None:
+        """Let no connection that is open now serve another unit of work."""
+        for engine in self.engines_made():
+            connection_pool.recycle(engine.pool, time.time())
 
     def new_session(self) -> Session:
         return self.sessions.new(self.engine)

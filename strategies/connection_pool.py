@@ -222,6 +222,22 @@ def retire(pool: Pool) -> None:
         idle.popleft().close()
 
 
+def recycle(pool: Pool, now: float) -> None:
+    """Let no connection that `pool` has made before `now` (of `time.time`) be used again: what is idle is closed now,
+    the rest when it is checked out next."""
+    pool._invalidate_time = now
+    if isinstance(pool, QueuePool):
+        idle = []
+        with contextlib.suppress(sa_queue.Empty):
+            while True:
+                idle.append(pool._pool.get(False))
+        for record in idle:
+            if record.dbapi_connection is not None:
+                record.close()
+            with contextlib.suppress(sa_queue.Full):
+                pool._pool.put(record, False)
+
+
 def size_of(pool: QueuePool) -> PoolSize:
     """Return the size of `pool` as it is."""
     return PoolSize(pool.size(), pool._max_overflow, getattr(pool, "reserve", 0))

@@ -50,6 +50,12 @@ class Scope(Protocol):
     def connects(self) -> bool:
         """Tell whether the Session of its innermost unit of work is connecting now."""
 
+    def executing(self, statement: str) -> None:
+        """A statement begins."""
+
+    def executed(self) -> None:
+        """It is over, however."""
+
 
 class EngineSource:
     """Where Engines come from: the user's own, or a URL with options.
@@ -191,7 +197,7 @@ class EngineSource:
         """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
         self.others = list({id(engine): engine for engine in engines if engine is not self.given}.values())
         for engine in self.others:
-            _listen(engine, self._observe)
+            _listen(engine, self._observe, self._scope)
             if isinstance(engine.pool, QueuePool):
                 self._resize(engine, connection_pool.size_of(engine.pool))
 
@@ -216,7 +222,7 @@ class EngineSource:
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
         _explain_failing_creator(engine, self.terms.options_setting)
-        _listen(engine, self._observe, fresh=True)
+        _listen(engine, self._observe, self._scope, fresh=True)
         if not self.terms.external_pooler:
             notice_lost_clients(engine)
         if engine.dialect.driver == "pymysql":
@@ -240,7 +246,7 @@ class EngineSource:
     def _adopt(self, engine: Engine) -> Engine:
         if not self._guarded_given:
             self._guarded_given = True
-            _listen(engine, self._observe)
+            _listen(engine, self._observe, self._scope)
             self._impose(engine)
         self._resize(engine, self.given_size())
         return engine
@@ -293,7 +299,7 @@ def _explain_failing_creator(engine: Engine, setting: str) -> None:
     engine.pool._creator = creator
 
 
-def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> None:
+def _listen(engine: Engine, observe: ErrorObserver, scope: Scope, *, fresh: bool = False) -> None:
     forks.guard(engine, fresh=fresh)
     if engine in _listened:
         return  # the user's Engine, served by another Alchemy before
@@ -301,6 +307,7 @@ def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> N
 
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
+        scope.executed()
         lost = server_rolled_back(engine.dialect, error)
         if not is_interrupt(error):
             narrow(context.sqlalchemy_exception, disconnected=context.is_disconnect)
@@ -322,7 +329,15 @@ def _listen(engine: Engine, observe: ErrorObserver, *, fresh: bool = False) -> N
         # one, for SQLAlchemy raises what is returned here from the first.
         return type(error)(*error.args)
 
+    def before_execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        scope.executing(statement)
+
+    def after_execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        scope.executed()
+
     event.listen(engine, "handle_error", on_error)
+    event.listen(engine, "before_cursor_execute", before_execute)
+    event.listen(engine, "after_cursor_execute", after_execute)
 
 
 def _spare_second_rollback(engine: Engine) -> None:

@@ -70,7 +70,7 @@ class Parts:
         self._after(units, final=final)
 
     def _fail_after(self, ended: list[UnitOfWork], error: BaseException) -> None:
-        committed = [unit for unit in ended[:-1] if unit.has_committed]
+        committed = [unit for unit in ended[:-1] if unit.outcome == "committed"]
         self.whole.fail(error)
         if not committed:
             return

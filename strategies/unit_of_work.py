@@ -27,6 +27,7 @@ from .sessions import UNIT, connections_of, is_committing, watch_commits
 from .writes import Writes
 
 if TYPE_CHECKING:
+    from .activity import Activity
     from .base import SessionStrategy
     from .parts import Parts
 
@@ -51,8 +52,6 @@ class UnitOfWork:
     # Defaults on the class: most units of work use few of them, and each is made for every task request.
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
-    has_committed = False
-    """Its end has committed."""
     parts: Parts | None = None
     """What it does on other databases; None while it has used none."""
     decision: tuple[str, str] | None = None
@@ -60,6 +59,9 @@ class UnitOfWork:
     """Of two-phase commit: the names of the transactions, and itself or the part whose database decides."""
     kept: Any = None
     """What its strategy keeps with it."""
+    activity: Activity | None = None
+    outcome = "nothing"
+    """How it has ended: "committed", "rolled back", or "nothing" where there was no transaction."""
     _whole: UnitOfWork | None = None
     waiting: CommitCallbacks | None = None
     """What waits for the COMMIT; None when nothing does."""
@@ -217,7 +219,7 @@ class UnitOfWork:
             except BaseException as error:
                 self.fail_own(error)
                 raise
-            self.has_committed = True
+            self.outcome = "committed"
 
     def run_waiting(self) -> None:
         """Run the `on_commit` callables that `end_well` has set free."""
@@ -294,6 +296,7 @@ class UnitOfWork:
         session = self._session
         if session is None or not session.in_transaction():
             return
+        self.outcome = "rolled back"
         with shield.quiet():
             held = connections_of(session)
             if is_kill(error):

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import forks
+from .activity import activities
 from .base import SessionStrategy
 from .callbacks import Callback
 from .checkouts import checkouts, take_back
@@ -83,6 +84,18 @@ class RunningScope:
         except ValueError:  # a script that calls `raw_connection` is not as deep
             return False
 
+    def executing(self, statement: str) -> None:
+        """A statement begins."""
+        top = frames.top()
+        if top is not None and top.unit.activity is not None:
+            activities.executing(top.unit.activity, statement)
+
+    def executed(self) -> None:
+        """It is over, however."""
+        top = frames.top()
+        if top is not None and top.unit.activity is not None:
+            activities.executed(top.unit.activity)
+
     def runs_task(self) -> bool:
         """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
         return any(frame.kind in _TASK_KINDS for frame in frames.get() or ())
@@ -118,6 +131,7 @@ class UnitsOfWork:
     def __init__(self, strategy: Callable[[], SessionStrategy]) -> None:
         self._strategy = strategy
         forks.forget_after_fork(frames)
+        forks.on_fork(activities.forget)
 
     def unit_of(self, frame: Frame) -> UnitOfWork:
         """Return the unit of work of `frame` on this database, which joins it with its first use."""
@@ -211,6 +225,7 @@ class UnitsOfWork:
         if held := checkouts.get():
             frame.held = list(held)
         frame.home = frames.push(frame)
+        activities.begin(unit)
         return frame
 
     @shield.covers
@@ -291,6 +306,7 @@ def _end(frame: Frame) -> None:
     frames.remove(frame, frame.home)
     if checkouts.get():
         _take_back(frame)
+    activities.end(frame.unit)
     for unit in frame.unit.all_parts:
         unit.strategy.leave(unit)
 
@@ -302,7 +318,9 @@ def _take_back(frame: Frame) -> None:
     if frame.kind not in _TASK_KINDS or not frame.unit.outermost:
         return
     kept = [record for record in checkouts.get() or () if record not in frame.held]
-    for place in take_back(kept):
+    places = take_back(kept)
+    activities.leaked(len(places))
+    for place in places:
         logger.warning(
             "%s has ended, and a connection is still checked out. It is taken back and closed. It was checked out at "
             "%s: close it there, or use `with`.",

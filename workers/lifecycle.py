@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from celery.app import base as celery_base
 
 from ..strategies import SessionStrategy
 from ..strategies.interrupts import register_interrupt
-from . import apps, detection, enqueue
+from . import apps, boards, detection, enqueue
 from .databases import Databases, check_two_phase
 from .errors import ConfigurationError
 from .running import injected_places
@@ -62,7 +63,10 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             strategy.reads_apart = reads
         check_two_phase(databases)
         check_injected(worker.app, databases)
+        from . import control  # noqa: F401 - registers the remote-control commands
+
         if worker_pool.forks:
+            boards.make()
             detection.publish(
                 worker_pool,
                 {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in strategies.items()},
@@ -123,6 +127,8 @@ def attach(app: Celery) -> None:
     per process."""
     enqueue.attach(app)
     mask_reports()
+    if "celery.worker.control" in sys.modules:  # a worker, or `celery inspect`, which refuses what it does not know
+        from . import control  # noqa: F401
     app.steps["worker"].add(SessionStrategyStep)
     options = app.user_options["worker"]
     if not any(OPTION in getattr(option, "opts", ()) for option in options):
@@ -145,6 +151,7 @@ def attach(app: Celery) -> None:
 
 
 def _on_process_init(**_: Any) -> None:
+    boards.write_here()
     # Forked pool processes know all they need. A spawned one starts from nothing: there is no worker_init, no bootstep.
     # The signal also fires in solo's one process, which is no pool process.
     if not celery_base.USING_EXECV and not os.environ.get("FORKED_BY_MULTIPROCESSING"):
@@ -179,5 +186,6 @@ def _on_worker_shutdown(sender: Any = None, **_: Any) -> None:
 def _stop(app: Celery) -> None:
     if apps.find(app) is not None:
         detection.withdraw()
+        boards.remove()
     for db in apps.databases(app).values():
         db.stop()

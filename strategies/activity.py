@@ -1,0 +1,150 @@
+"""What the units of work of this process are doing: for `celery inspect sessions`, for warnings and for metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .board import Board
+    from .metrics import Observer
+    from .unit_of_work import UnitOfWork
+
+
+class Activity:
+    """What one unit of work has done so far. Times are of `time.monotonic`, in seconds."""
+
+    __slots__ = ("at", "began", "executing", "in_transaction", "place", "statement", "statements", "unit", "warned")
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self.unit = unit
+        self.began = self.at = monotonic()
+        """When it began, and when its last statement began or ended."""
+        self.statements = 0
+        self.statement = ""
+        """The last one, without its parameters."""
+        self.executing = False
+        self.in_transaction = False
+        self.place = 0
+        """Its place on the board."""
+        self.warned = False
+
+    def report(self, now: float) -> dict[str, Any]:
+        """Return what people want to know of it."""
+        return describe(
+            self.unit.label,
+            now,
+            self.began,
+            self.at,
+            self.statements,
+            self.statement,
+            self.executing,
+            self.in_transaction,
+        )
+
+
+def describe(
+    label: str, now: float, began: float, at: float, statements: int, statement: str, executing: bool, open_: bool
+) -> dict[str, Any]:
+    """Return the report of a unit of work, ages in seconds."""
+    name, bracket, rest = label.partition("[")
+    return {
+        "task": name if bracket else label,
+        "id": rest.rstrip("]") if bracket else None,
+        "age_s": round(now - began, 3),
+        "statements": statements,
+        "state": "in a statement" if executing else "idle in transaction" if open_ else "no transaction",
+        "since_s": round(now - at, 3),
+        "statement": statement[:200],
+    }
+
+
+def _nothing() -> None:
+    """There is nothing to be done."""
+
+
+class Activities:
+    """All that is open in this process, and what was."""
+
+    def __init__(self) -> None:
+        self.open: dict[Activity, None] = {}
+        self.ended = 0
+        self.leaks = 0
+        self.longest: tuple[float, str] = (0.0, "")
+        self.board: Board | None = None
+        """Where a pool process writes it for the worker's main process to read; None elsewhere."""
+        self.obey: Callable[[], object] = _nothing
+        """Called in a pool process when the main process wants its connections closed."""
+        self.observer: Observer | None = None
+        """Is told of every end, where there are metrics."""
+
+    def begin(self, unit: UnitOfWork) -> None:
+        """Note that `unit` begins."""
+        if self.board is not None and self.board.ordered():
+            self.obey()
+        activity = unit.activity = Activity(unit)
+        activity.place = len(self.open)
+        self.open[activity] = None
+        if self.board is not None:
+            self.board.write(activity)
+
+    def end(self, unit: UnitOfWork) -> None:
+        """Note that `unit` is over."""
+        activity = unit.activity
+        if activity is None or self.open.pop(activity, self) is self:
+            return
+        self.ended += 1
+        duration_s = monotonic() - activity.began
+        if duration_s > self.longest[0]:
+            self.longest = (duration_s, unit.label)
+        if self.board is not None:
+            self.board.erase(activity, self)
+        if self.observer is not None:
+            self.observer.unit_ended(unit, duration_s)
+
+    def executing(self, activity: Activity, statement: str) -> None:
+        """Note that a statement begins."""
+        activity.statements += 1
+        activity.statement = statement
+        activity.executing = activity.in_transaction = True
+        activity.at = monotonic()
+        if self.board is not None:
+            self.board.write(activity)
+
+    def executed(self, activity: Activity) -> None:
+        """Note that it is over."""
+        activity.executing = False
+        activity.at = monotonic()
+        if self.board is not None:
+            self.board.touch(activity)
+
+    def transaction_over(self, activity: Activity) -> None:
+        """Note that nothing is held any more."""
+        activity.in_transaction = False
+        if self.board is not None:
+            self.board.touch(activity)
+
+    def leaked(self, count: int) -> None:
+        """Note that connections had to be taken back."""
+        self.leaks += count
+        if self.observer is not None:
+            self.observer.leaked(count)
+
+    def report(self) -> dict[str, Any]:
+        """Return what is open now, the oldest first, and what was."""
+        now = monotonic()
+        return {
+            "open": [activity.report(now) for activity in list(self.open)],
+            "ended": self.ended,
+            "longest": {"task": self.longest[1], "s": round(self.longest[0], 3)} if self.longest[1] else None,
+            "leaks": self.leaks,
+        }
+
+    def forget(self) -> None:
+        """Begin anew, in the child of a fork."""
+        self.__init__()  # type: ignore[misc]
+
+
+#: Of this process.
+activities = Activities()

@@ -1,0 +1,49 @@
+"""Tasks to be looked at while they run."""
+
+from typing import Any
+
+from sqlalchemy import text
+
+from support.project import tools
+from support.project.app import db, task
+from support.project.models import Row
+
+
+@task()
+def wait_in_transaction(self: Any, key: str, parties: int) -> None:
+    self.db.add(Row(key=key, note="row"))
+    self.db.flush()
+    self.db.execute(text("SELECT 'the last one'"))
+    tools.barrier(key, parties)
+
+
+@task()
+def wait_in_statement(self: Any, key: str, seconds: float) -> None:
+    self.db.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+
+@task()
+def wait_after_commit(self: Any, key: str, parties: int) -> None:
+    self.db.add(Row(key=key, note="row"))
+    self.db.commit()
+    tools.barrier(key, parties)
+
+
+@task()
+def wait_nested(self: Any, key: str, parties: int) -> None:
+    self.db.execute(text("SELECT 1"))
+    with db.unit_of_work() as session:
+        session.execute(text("SELECT 2"))
+        session.execute(text("SELECT 3"))
+        tools.barrier(key, parties)
+
+
+@task()
+def server_pid(self: Any) -> int:
+    return int(self.db.scalar(text("SELECT pg_backend_pid()")))
+
+
+@task()
+def keep_a_connection(self: Any) -> None:
+    tools.kept = db.engine.connect()  # type: ignore[attr-defined]
+    tools.kept.execute(text("SELECT 1"))  # type: ignore[attr-defined]
