@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from .interrupts import is_interrupt
 
 if TYPE_CHECKING:
     from .board import Board
     from .metrics import Observer
     from .unit_of_work import UnitOfWork
+
+
+logger = logging.getLogger(__name__)
 
 
 class Activity:
@@ -60,6 +67,17 @@ def describe(
     }
 
 
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Let an observer that fails fail no task."""
+    try:
+        yield
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        logger.exception("alchemy_metrics: the observer failed")
+
+
 def _nothing() -> None:
     """There is nothing to be done."""
 
@@ -101,7 +119,8 @@ class Activities:
         if self.board is not None:
             self.board.erase(activity, self)
         if self.observer is not None:
-            self.observer.unit_ended(unit, duration_s)
+            with _harmless():
+                self.observer.unit_ended(unit, duration_s)
 
     def executing(self, activity: Activity, statement: str) -> None:
         """Note that a statement begins."""
@@ -128,8 +147,15 @@ class Activities:
     def leaked(self, count: int) -> None:
         """Note that connections had to be taken back."""
         self.leaks += count
+        if self.observer is not None and count:
+            with _harmless():
+                self.observer.leaked(count)
+
+    def waited(self, database: str, wait_s: float) -> None:
+        """Note how long a checkout took."""
         if self.observer is not None:
-            self.observer.leaked(count)
+            with _harmless():
+                self.observer.waited(database, wait_s)
 
     def report(self) -> dict[str, Any]:
         """Return what is open now, the oldest first, and what was."""

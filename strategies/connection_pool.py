@@ -6,12 +6,14 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.util import queue as sa_queue
 
+from .activity import activities
 from .checkouts import checkouts, forget, is_noted, note
 from .errors import NoConnectionFree, ReservedSlotsInUse
 from .interrupts import shield
@@ -52,6 +54,8 @@ class ReservedQueuePool(QueuePool):
     """Names the holder for the message; set by the unit-of-work layer."""
     queues: Callable[[], bool] = staticmethod(_always)
     """Tells whether this thread or greenlet runs a task, which queues for its first connection; set like `who`."""
+    database: str = "default"
+    """The name of the database, for metrics."""
     scarce: bool = False
     """Tasks queue for a first connection, and use other scarce pools beside it (the databases of one app). Who holds a
     connection of another one takes an extra one here rather than queue: they could wait for one another."""
@@ -69,6 +73,13 @@ class ReservedQueuePool(QueuePool):
         self._family, self.reserve = other._family, other.reserve
 
     def connect(self) -> PoolProxiedConnection:
+        if activities.observer is not None:
+            began = monotonic()
+            try:
+                with shield:
+                    return super().connect()
+            finally:
+                activities.waited(self.database, monotonic() - began)
         if not shield.installed:
             return super().connect()
         # An exception of a signal handler inside the checkout would lose the slot for good.
@@ -178,7 +189,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
         new.who, new.queues, new.is_own, new._family = pool.who, pool.queues, pool.is_own, pool._family
-        new.scarce = pool.scarce
+        new.scarce, new.database = pool.scarce, pool.database
     return new
 
 

@@ -265,7 +265,7 @@ class EngineSource:
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues, pool.is_own = self._scope.labels, self._scope.runs_task, self._scope.connects
-        pool.scarce = self.scarce
+        pool.scarce, pool.database = self.scarce, self.terms.database
 
 
 def _driver_defaults(url: URL, options: dict[str, Any], terms: Terms) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from celery.app import base as celery_base
 
 from ..strategies import SessionStrategy
 from ..strategies.interrupts import register_interrupt
-from . import apps, boards, detection, enqueue
+from . import apps, boards, detection, enqueue, metrics
 from .databases import Databases, check_two_phase
 from .errors import ConfigurationError
+from .idle_watch import IdleWatch
 from .running import injected_places
 from .secrecy import mask_reports
 from .selection import OPTION
@@ -36,6 +37,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, session_strategy: str | None = None, **options: Any) -> None:
         self._strategy_name = session_strategy
+        self._watch: IdleWatch | None = None
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> None:
@@ -77,15 +79,24 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
         if len(strategies) > 1:
             logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
+        if db.settings.metrics is not None:
+            metrics.start(db.settings.metrics)
+        if db.settings.warn_idle_s is not None:
+            self._watch = IdleWatch(db.settings.warn_idle_s)
 
     def start(self, worker: Any) -> None:
-        """Nothing to start: the first statement of the first task connects."""
+        """Begin to watch; the first statement of the first task connects."""
+        if self._watch is not None:
+            self._watch.start(worker)
 
     def stop(self, worker: Any) -> None:
-        """Nothing to stop yet: the pool's tasks still run; the signal worker_shutdown comes after them."""
+        """Watch no more. The pool's tasks still run; the signal worker_shutdown comes after them."""
+        if self._watch is not None:
+            self._watch.stop()
 
     def terminate(self, worker: Any) -> None:
         """Close what is idle: worker_shutdown is not sent after a cold shutdown."""
+        self.stop(worker)
         _stop(worker.app)
 
 
@@ -152,6 +163,10 @@ def attach(app: Celery) -> None:
 
 def _on_process_init(**_: Any) -> None:
     boards.write_here()
+    if detection.published() is not None:
+        for setting in {db.settings.metrics for db in apps.every() if db.app is not None}:
+            if setting is not None:
+                metrics.start(setting)
     # Forked pool processes know all they need. A spawned one starts from nothing: there is no worker_init, no bootstep.
     # The signal also fires in solo's one process, which is no pool process.
     if not celery_base.USING_EXECV and not os.environ.get("FORKED_BY_MULTIPROCESSING"):

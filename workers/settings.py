@@ -31,6 +31,8 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
     "alchemy_application_name": ((bool,), "True or False"),
     "alchemy_external_pooler": ((str,), "'pgbouncer'"),
+    "alchemy_warn_idle_s": ((int, float), "a number of seconds above 0"),
+    "alchemy_metrics": ((str,), "'opentelemetry' or 'package.module:observer'"),
 }
 
 DEFAULT = "default"
@@ -72,6 +74,8 @@ class Settings:
     statement_timeout_s: float | None = None
     application_name: bool = False
     external_pooler: str | None = None
+    warn_idle_s: float | None = None
+    metrics: str | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """What each database says of its own, by its name, in the order in which they are declared."""
 
@@ -126,7 +130,8 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
 def _is_none_of_its_values(key: str, value: Any) -> bool:
     return (
         (key == "alchemy_isolation_retries" and value < 0)
-        or (key == "alchemy_statement_timeout_s" and value <= 0)
+        or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and value <= 0)
+        or (key == "alchemy_metrics" and value != "opentelemetry" and ":" not in value)
         or (key == "alchemy_external_pooler" and value != "pgbouncer")
     )
 
