@@ -34,6 +34,7 @@ test-lowest: $(VENV)-lowest/installed
 CELERY_5_5_DIFFERS := (a_hook_that_fails or system_exit)
 LOWEST_TESTS := test_readme.py test_definitions.py test_outside_workers.py test_contract_endings.py \
 	test_contract_nesting.py test_contract_hooks.py test_fork_actions.py test_transient.py test_read_only.py test_outbox.py \
+	test_database_settings.py test_two_phase.py test_plugin.py test_bridges.py \
 	-k '(not (prefork or threads or gevent or eventlet or solo) or per_process-prefork or scoped-threads or scoped-gevent) \
 	and not $(CELERY_5_5_DIFFERS)'
 

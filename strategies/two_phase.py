@@ -142,13 +142,28 @@ def _is_open(unit: UnitOfWork) -> bool:
 
 @contextmanager
 def _explaining(unit: UnitOfWork) -> Iterator[None]:
+    """Let what the server has said be raised, and no error of the clean-up after it."""
     try:
         yield
-    except DBAPIError as error:
-        if "max_prepared_transactions" not in str(error) and "prepared transactions are disabled" not in str(error):
+    except Exception as error:
+        refused = _servers_error(error)
+        if refused is None:
             raise
-        raise TwoPhaseUnavailable(
-            f"{unit.label}: the server of the database {unit.database!r} prepares no transactions, so "
-            f"alchemy_two_phase cannot work. Set max_prepared_transactions in postgresql.conf to at least the most "
-            f"connections of all workers, and restart it; or leave alchemy_two_phase out."
-        ) from error
+        if "max_prepared_transactions" in str(refused) or "prepared transactions are disabled" in str(refused):
+            raise TwoPhaseUnavailable(
+                f"{unit.label}: the server of the database {unit.database!r} prepares no transactions, so "
+                f"alchemy_two_phase cannot work. Set max_prepared_transactions in postgresql.conf to at least the most "
+                f"connections of all workers, and restart it; or leave alchemy_two_phase out."
+            ) from refused
+        if refused is error:
+            raise
+        raise refused from refused.__cause__
+
+
+def _servers_error(error: BaseException) -> DBAPIError | None:
+    """Return the first error of the database that led to `error`: SQLAlchemy 2.0 fails again when it rolls back."""
+    found, seen = None, error
+    while seen is not None:
+        found = seen if isinstance(seen, DBAPIError) else found
+        seen = seen.__context__  # type: ignore[assignment]
+    return found
