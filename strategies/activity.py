@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .interrupts import is_interrupt
+from .interrupts import is_interrupt, shield
 
 if TYPE_CHECKING:
     from .board import Board
@@ -24,6 +24,7 @@ class Activity:
 
     __slots__ = ("at", "began", "executing", "in_transaction", "place", "statement", "statements", "unit", "warned")
 
+    @shield.covers
     def __init__(self, unit: UnitOfWork) -> None:
         self.unit = unit
         self.began = self.at = monotonic()
@@ -97,6 +98,7 @@ class Activities:
         self.observer: Observer | None = None
         """Is told of every end, where there are metrics."""
 
+    @shield.covers
     def begin(self, unit: UnitOfWork) -> None:
         """Note that `unit` begins."""
         if self.board is not None and self.board.ordered():
@@ -107,6 +109,7 @@ class Activities:
         if self.board is not None:
             self.board.write(activity)
 
+    @shield.covers
     def end(self, unit: UnitOfWork) -> None:
         """Note that `unit` is over."""
         activity = unit.activity
@@ -121,7 +124,9 @@ class Activities:
         if self.observer is not None:
             with _harmless():
                 self.observer.unit_ended(unit, duration_s)
+        unit.activity = None  # no cycle: what a task has loaded is freed when it ends, not when the collector comes
 
+    @shield.covers
     def executing(self, activity: Activity, statement: str) -> None:
         """Note that a statement begins."""
         activity.statements += 1
@@ -131,6 +136,7 @@ class Activities:
         if self.board is not None:
             self.board.write(activity)
 
+    @shield.covers
     def executed(self, activity: Activity) -> None:
         """Note that it is over."""
         activity.executing = False
@@ -138,6 +144,7 @@ class Activities:
         if self.board is not None:
             self.board.touch(activity)
 
+    @shield.covers
     def transaction_over(self, activity: Activity) -> None:
         """Note that nothing is held any more."""
         activity.in_transaction = False

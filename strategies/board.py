@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .activity import describe
+from .interrupts import shield
 
 if TYPE_CHECKING:
     from .activity import Activities, Activity
@@ -55,12 +56,14 @@ class Board:
         self._obeyed = _ORDER.unpack_from(self._orders)[0]
         _HEADER.pack_into(self._map, 0, os.getpid(), 0, 0, 0.0, 0, 0, 0)
 
+    @shield.covers
     def ordered(self) -> bool:
         """Tell whether the main process wants the connections closed, and has not been told so before."""
         order = _ORDER.unpack_from(self._orders)[0]
         wanted, self._obeyed = order != self._obeyed, order
         return bool(wanted)
 
+    @shield.covers
     def write(self, activity: Activity) -> None:
         """Write all of it."""
         if activity.place >= PLACES:
@@ -76,6 +79,7 @@ class Board:
         at += _TEXT
         self._map[at : at + len(statement)] = statement
 
+    @shield.covers
     def touch(self, activity: Activity) -> None:
         """Write what has changed since the statement began."""
         if activity.place < PLACES:
@@ -85,6 +89,7 @@ class Board:
                 activity.at,
             )  # fmt: skip
 
+    @shield.covers
     def erase(self, activity: Activity, totals: Activities) -> None:
         """Take it away."""
         if activity.place < PLACES:
@@ -107,7 +112,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.iterdir(), key=lambda path: path.name.zfill(12)):
         if path.name == _ORDERS:
             continue
-        if not _is_alive(int(path.name)):
+        if not is_alive(int(path.name)):
             path.unlink(missing_ok=True)
             continue
         data = path.read_bytes()
@@ -138,7 +143,8 @@ def _parse(data: bytes, now: float) -> dict[str, Any]:
     }
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether there is a process with this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

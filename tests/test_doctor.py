@@ -169,6 +169,8 @@ def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
 
 def test_mariadb(doctor: Doctor, mariadb: databases.MariaDB) -> None:
     assert doctor("settings", url=mariadb.url(""))["codes"] == {}
+    slow = {"alchemy_engine_options": {"pool_recycle": 999_999}}
+    assert "it comes too late" in doctor("settings", url=mariadb.url(""), **slow)["notes"]["recycle"]["what"]
     found = doctor("settings", "--hosts", "900", url=mariadb.url(""))
     assert "max_connections" in found["codes"]["too-many-connections"]["what"]
 

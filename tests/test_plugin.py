@@ -206,6 +206,52 @@ def test_celerys_worker_in_a_thread(run: Run, url: str) -> None:
     assert rows(url) == 0
 
 
+def test_celerys_own_fixtures(run: Run, shop: Path, url: str) -> None:
+    """`celery_app` and `celery_worker`: an app in memory, made for each test, and its worker in a thread."""
+    (shop / "conftest.py").write_text(
+        textwrap.dedent(f"""
+        import pytest
+        from celery import shared_task
+        from celery_alchemy import Alchemy, DatabaseTask
+        from sqlalchemy import text
+
+        pytest_plugins = ["celery.contrib.pytest"]
+
+        @shared_task(base=DatabaseTask, bind=True, name="insert")
+        def insert(self, name):
+            self.db.execute(text("INSERT INTO users (name) VALUES (:name)"), {{"name": name}})
+
+        @pytest.fixture(scope="session")
+        def celery_config():
+            return {{"alchemy_database_url": {url!r}}}
+
+        @pytest.fixture
+        def alchemy(celery_app):
+            from shop import Base
+            db = Alchemy(celery_app)
+            Base.metadata.create_all(db.engine)
+            yield db
+            db.stop()
+
+        @pytest.fixture
+        def celery_worker_parameters():
+            return {{"perform_ping_check": False, "shutdown_timeout": 20}}
+        """)
+    )
+    code = """
+        import pytest
+        from sqlalchemy import text
+
+        @pytest.mark.parametrize("again", [1, 2])
+        @pytest.mark.filterwarnings("ignore")
+        def test_a_task(alchemy_session, celery_app, celery_worker, again):
+            celery_app.tasks["insert"].delay("ada").get(timeout=20)
+            assert alchemy_session.scalars(text("SELECT name FROM users")).all() == ["ada"]
+        """
+    assert "2 passed" in run(code)
+    assert rows(url) == 0
+
+
 def test_enqueued(run: Run) -> None:
     code = """
         import pytest

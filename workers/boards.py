@@ -16,13 +16,15 @@ logger = logging.getLogger(__name__)
 
 #: For pool processes, forked or spawned: the folder, and the worker's main process, whose child alone is meant.
 ENVIRONMENT = "CELERY_ALCHEMY_BOARDS"
+_PREFIX = "celery-alchemy-"
 
 
 def make() -> None:
     """Make the place, in the worker's main process; without one, `inspect sessions` shows less and all else works."""
     remove()
     try:
-        path = Path(tempfile.mkdtemp(prefix="celery-alchemy-"))
+        _remove_orphans()
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         board.make_folder(path)
     except OSError as error:
         logger.warning("No folder for the state of pool processes (%s): celery inspect sessions cannot show it", error)
@@ -60,3 +62,11 @@ def remove() -> None:
     if path is not None:
         del os.environ[ENVIRONMENT]
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    """Remove what workers that were killed have left: theirs had no chance."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}[0-9]*-*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and path.is_dir() and path.stat().st_uid == os.getuid() and not board.is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)

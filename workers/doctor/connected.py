@@ -35,6 +35,7 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
             engine.dispose()
         yield from _pooler(name, engine.dialect.driver, db.strategy.engines.terms, server)
         yield from _timeouts(app, name, server)
+        yield from _recycling(name, db, server)
         yield from _tables(name, db, server)
         if db.strategy.engines.terms.two_phase:
             yield from _two_phase(name, db, server)
@@ -74,6 +75,18 @@ def _timeouts(app: Celery, name: str, server: Server) -> Iterator[Finding]:
             f"longer.",
             "Commit before slow work, or call self.db.rollback(): the connection goes back to the pool.",
             "idle_in_transaction_session_timeout",
+        )
+
+
+def _recycling(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
+    wait_s, recycle_s = server.settings.get("wait_timeout"), db.settings.engine_options.get("pool_recycle", -1)
+    if wait_s and recycle_s >= wait_s:
+        yield note(
+            "recycle",
+            f"pool_recycle of {name!r} is {recycle_s} s, and the server closes idle connections after {wait_s:g} s "
+            f"(wait_timeout): it comes too late. That harms nothing: a closed connection is noticed and replaced.",
+            f"Leave it out of {db.strategy.engines.terms.options_setting}.",
+            "wait_timeout",
         )
 
 
