@@ -70,6 +70,9 @@ def test_it_says_nothing_against_a_right_project(doctor: Doctor, pool: str) -> N
         ("commit_in_signal", "commit-in-signal", "error", "db.session.commit()", "Commit in the task"),
         ("commit_in_hook", "commit-in-hook", "error", "self.session.commit()", "Commit in the task"),
         ("sends_before_commit", "sends-before-commit", "warning", "welcome.delay(name)", "delay_on_commit"),
+        ("flat_tasks", "session-on-task", "error", "self.session = flat_database", "base=DatabaseTask"),
+        ("flat_tasks", "commit-in-signal", "error", "sender.session.commit()", "Commit in the task"),
+        ("flat_tasks", "engine-at-import", "error", "flat_database.py: engine = create_engine", "db.engine"),
         ("own_scoped_session", "scoped-session", "warning", "DBSession = scoped_session", "db.share(DBSession)"),
     ],
 )
@@ -79,10 +82,12 @@ def test_patterns_in_the_code_are_found_at_their_line(
     found = doctor(project, "--no-connect")
     one = found["codes"][code]
     assert one["level"] == level
-    assert one["where"].endswith(line(project, at))
+    file, _, text_ = at.rpartition(".py: ")
+    assert one["where"].endswith(line(file or project, text_))
     assert remedy in one["remedy"]
     assert found["exit"] == (1 if level == "error" or "error" in {f["level"] for f in found["codes"].values()} else 0)
-    expected = {"recipe": {"session-on-task", "engine-at-import"}}.get(project, {code})
+    both = {"session-on-task", "engine-at-import"}
+    expected = {"recipe": both, "flat_tasks": both | {"commit-in-signal"}}.get(project, {code})
     assert set(found["codes"]) == expected, "and nothing else"
 
 

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,7 +43,17 @@ def modules_of(app: Celery) -> dict[str, Module]:
     for name, module in list(sys.modules.items()):
         if any(value is app for value in list(getattr(module, "__dict__", {}).values())):
             names.add(name)
-    found = (_read(sys.modules.get(str(name))) for name in sorted(str(name) for name in names))
+    found = _read_all(names)
+    beside = {Path(module.path).parent for module in found.values()}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and Path(path).parent in beside:
+            names.add(name)
+    return _read_all(names)
+
+
+def _read_all(names: set[Any]) -> dict[str, Module]:
+    found = (_read(sys.modules.get(name)) for name in sorted(str(name) for name in names))
     return {module.name: module for module in found if module is not None}
 
 

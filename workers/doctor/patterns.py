@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,8 +43,8 @@ def _sessions_on_tasks(app: Celery, modules: dict[str, Module]) -> Iterator[Find
             if not isinstance(one, ast.Assign | ast.AnnAssign) or not isinstance(one.value, ast.Call):
                 continue
             targets = one.targets if isinstance(one, ast.Assign) else [one.target]
-            on_self = any(isinstance(target, ast.Attribute) and _is_self(target.value) for target in targets)
-            if on_self and _makes_session(module, one.value):
+            on_task = one in node.body or any(_is_self(getattr(target, "value", None)) for target in targets)
+            if on_task and _makes_session(modules, module, one.value):
                 yield error(
                     "session-on-task",
                     f"{cls.__name__} keeps a Session on the Task object. A Task is one object for all requests of a "
@@ -95,7 +97,8 @@ def _commits_too_late(app: Celery, modules: dict[str, Module]) -> Iterator[Findi
     remedy = "Commit in the task: with base=DatabaseTask its return commits, before the result is stored."
     for name in _AFTER_THE_TASK:
         signal = getattr(signals, name, None)
-        for receiver in signal._live_receivers(None) if signal is not None else ():
+        for _, reference in signal.receivers or () if signal is not None else ():
+            receiver = reference() if isinstance(reference, weakref.ReferenceType) else reference
             found = function_node(modules, receiver)
             for call in calls(found[1], "commit") if found is not None else ():
                 assert found is not None
@@ -122,17 +125,24 @@ def _commits_too_late(app: Celery, modules: dict[str, Module]) -> Iterator[Findi
                 )
 
 
-def _is_self(node: ast.AST) -> bool:
+def _is_self(node: Any) -> bool:
     return isinstance(node, ast.Name) and node.id in {"self", "cls"}
 
 
-def _makes_session(module: Module, call: ast.Call) -> bool:
+def _makes_session(modules: dict[str, Module], module: Module, call: ast.Call, depth: int = 3) -> bool:
     maker = value_of(module, call.func)
     if isinstance(maker, sessionmaker | scoped_session) or (isinstance(maker, type) and issubclass(maker, Session)):
         return True
     # sessionmaker(bind=engine)()
     inner = value_of(module, call.func.func) if isinstance(call.func, ast.Call) else None
-    return inner is sessionmaker or inner is scoped_session
+    if inner is sessionmaker or inner is scoped_session:
+        return True
+    # A function of the project's that returns one.
+    found = function_node(modules, maker) if inspect.isfunction(maker) and depth else None
+    if found is None:
+        return False
+    returned = [one.value for one in ast.walk(found[1]) if isinstance(one, ast.Return | ast.Yield)]
+    return any(isinstance(one, ast.Call) and _makes_session(modules, found[0], one, depth - 1) for one in returned)
 
 
 def _is_ours(value: scoped_session[Any]) -> bool:
