@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import pytest
 from celery import Celery
 from pydantic import BaseModel
-from sqlalchemy import create_engine, text
+from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 from support.apps import Isolated
 
-from celery_alchemy import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase
+from celery_alchemy import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase, outbox_table
 from celery_alchemy.workers.databases import check_two_phase
 from celery_alchemy.workers.lifecycle import check_injected
+from celery_alchemy.workers.recording import recording
 
 
 def make(tmp_path: Path, **conf: Any) -> tuple[Celery, Alchemy]:
@@ -148,3 +149,37 @@ def test_two_phases_need_two_phases(tmp_path: Path) -> None:
     _, db = make(tmp_path, alchemy_two_phase=True, alchemy_databases={"reports": f"sqlite:///{tmp_path}/b"})
     with pytest.raises(ConfigurationError, match="'default' and 'reports' cannot prepare a transaction"):
         check_two_phase(db.databases)
+
+
+@pytest.mark.parametrize("outbox", [False, True])
+def test_messages_wait_for_the_innermost_unit_of_work(tmp_path: Path, outbox: bool) -> None:
+    app, db = make(tmp_path, alchemy_databases={"reports": f"sqlite:///{tmp_path}/b"}, alchemy_outbox=outbox)
+    reports = db.databases["reports"]
+    outbox_table(metadata := MetaData())
+    metadata.create_all(db.engine)
+
+    @app.task(base=DatabaseTask, name="shop.send")
+    def send(what: str) -> None: ...
+
+    def sent() -> list[str]:
+        return [message.args[0] for message in enqueued]
+
+    with recording(app) as enqueued:
+        with reports.unit_of_work():
+            send.delay_on_commit("in a block of reports")
+            assert sent() == []
+        with pytest.raises(ZeroDivisionError), reports.unit_of_work():
+            send.delay_on_commit("dropped")
+            raise ZeroDivisionError
+        assert sent() == ["in a block of reports"]
+        with db.unit_of_work() as session:
+            send.delay_on_commit("in a block of both")
+            with reports.unit_of_work() as alone:
+                send.delay_on_commit("inside")
+                send.apply_async_on_commit(("for the Session",), session=alone)
+            assert sent()[1:] == ["inside", "for the Session"]
+            send.apply_async_on_commit(("for the part",), session=reports.session)
+            reports.session.execute(text("SELECT 1"))
+            session.execute(text("SELECT 1"))
+            assert len(sent()) == 3
+        assert sorted(sent()[3:]) == ["for the part", "in a block of both"]

@@ -22,7 +22,11 @@ from kombu import serialization
 from sqlalchemy.orm import Session
 
 from ..strategies.foreign import plain_session
+from ..strategies.sessions import UNIT
+from ..strategies.unit_of_work import UnitOfWork
+from ..strategies.units import frames
 from . import apps, outbox, recording
+from .settings import DEFAULT
 
 if TYPE_CHECKING:
     from .extension import Alchemy
@@ -90,7 +94,7 @@ def attach(app: Celery) -> None:
     @functools.wraps(original)
     def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         asked = options.pop(OPTION, None)
-        db = apps.find(app)
+        db = _innermost(app)
         options |= zip(places, more, strict=False)
         if db is None or not waits(db, asked, options.get("task_type") or app._tasks.get(name)):
             return send(name, args, kwargs, **options)
@@ -123,13 +127,25 @@ def eagerly(
     sending = Sending(
         task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
     )
-    db = apps.find(app)
+    db = _innermost(app)
     if db is None or not waits(db, asked, task):
         return sending()
     if task.typing and (check := getattr(task, "__header__", None)) is not None:
         check(*(args or ()), **(kwargs or {}))
     register(db, sending)
     return task.AsyncResult(task_id)
+
+
+def _innermost(app: Celery) -> Alchemy | None:
+    """Return the Alchemy whose unit of work is the innermost one here; that of the default database where there is
+    none, or one over all."""
+    known = apps.databases(app)
+    if len(known) > 1:
+        for frame in reversed(frames.get() or ()):
+            for db in known.values():
+                if frame.owner is db.units:
+                    return db
+    return apps.find(app)
 
 
 def _run_now(
@@ -168,9 +184,11 @@ def _session_with_outbox(db: Alchemy) -> Session | None:
         return None
     order = _ordered.get()
     if order is not None and order.session is not None:
-        return plain_session(order.session)
+        session = plain_session(order.session)
+        owner = session.info.get(UNIT)
+        return None if isinstance(owner, UnitOfWork) and owner.database != DEFAULT else session
     unit = db.units.current()
-    return None if unit.read_only or not unit.commits else unit.session
+    return None if unit.read_only or not unit.commits or unit.database != DEFAULT else unit.session
 
 
 def register(db: Alchemy, sending: Sending | outbox.Stored) -> None:
