@@ -43,15 +43,17 @@ __all__ = [
 _OF_WORKERS = {"Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"}
 
 
-def __getattr__(name: str) -> Any:
-    # Imported with the first name that is asked for: pytest imports this package at every start, for its plugin.
-    if name in {"strategies", "workers"}:
-        return importlib.import_module(f".{name}", __name__)
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(".workers" if name in _OF_WORKERS else ".strategies", __name__)
-    value = globals()[name] = getattr(home, name)
-    return value
+if not TYPE_CHECKING:  # a type checker is to find names that are not there
+
+    def __getattr__(name: str) -> Any:
+        # Imported with the first name that is asked for: pytest imports this package at every start, for its plugin.
+        if name in {"strategies", "workers"}:
+            return importlib.import_module(f".{name}", __name__)
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(".workers" if name in _OF_WORKERS else ".strategies", __name__)
+        value = globals()[name] = getattr(home, name)
+        return value
 
 
 def __dir__() -> list[str]:

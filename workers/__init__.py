@@ -20,9 +20,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # Not at import: `pytest_plugin` is imported at every start of pytest, and is not to bring Celery with it.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    return value
+if not TYPE_CHECKING:  # a type checker is to find names that are not there
+
+    def __getattr__(name: str) -> Any:
+        # Not at import: `pytest_plugin` is imported at every start of pytest, and is not to bring Celery with it.
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        return value
