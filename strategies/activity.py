@@ -134,7 +134,7 @@ class Activities:
         activity.executing = activity.in_transaction = True
         activity.at = monotonic()
         if self.board is not None:
-            self.board.write(activity)
+            self.board.write_statement(activity)
 
     @shield.covers
     def executed(self, activity: Activity) -> None:

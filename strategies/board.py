@@ -25,6 +25,7 @@ _TEXT = 240
 _HEADER = struct.Struct("<IQIdHII")  # pid, ended, leaks, longest_s, length of its label, connections out, open
 _RECORD = struct.Struct("<B??IddHH")  # used, executing, in transaction, statements, began, at, lengths of both texts
 _FLAGS = struct.Struct("<B??Idd")
+_LENGTH = struct.Struct("<H")
 _HEADER_SIZE = 512
 _RECORD_SIZE = 1024
 _SIZE = _HEADER_SIZE + PLACES * _RECORD_SIZE
@@ -65,19 +66,24 @@ class Board:
 
     @shield.covers
     def write(self, activity: Activity) -> None:
-        """Write all of it."""
-        if activity.place >= PLACES:
-            return
-        at = _HEADER_SIZE + activity.place * _RECORD_SIZE
-        label, statement = activity.unit.label.encode()[:_TEXT], activity.statement[:_TEXT].encode()[:_TEXT]
-        _RECORD.pack_into(
-            self._map, at, 1, activity.executing, activity.in_transaction, activity.statements, activity.began,
-            activity.at, len(label), len(statement),
-        )  # fmt: skip
-        at += _RECORD.size
-        self._map[at : at + len(label)] = label
-        at += _TEXT
-        self._map[at : at + len(statement)] = statement
+        """Write that it begins."""
+        if activity.place < PLACES:
+            at = _HEADER_SIZE + activity.place * _RECORD_SIZE
+            label = activity.unit.label.encode()[:_TEXT]
+            _RECORD.pack_into(self._map, at, 1, False, False, 0, activity.began, activity.at, len(label), 0)
+            at += _RECORD.size
+            self._map[at : at + len(label)] = label
+
+    @shield.covers
+    def write_statement(self, activity: Activity) -> None:
+        """Write that a statement begins."""
+        if activity.place < PLACES:
+            at = _HEADER_SIZE + activity.place * _RECORD_SIZE
+            statement = activity.statement[:_TEXT].encode()[:_TEXT]
+            self.touch(activity)
+            _LENGTH.pack_into(self._map, at + _RECORD.size - _LENGTH.size, len(statement))
+            at += _RECORD.size + _TEXT
+            self._map[at : at + len(statement)] = statement
 
     @shield.covers
     def touch(self, activity: Activity) -> None:

@@ -245,8 +245,10 @@ def recycle(pool: Pool, now: float) -> None:
         for record in idle:
             if record.dbapi_connection is not None:
                 record.close()
-            with contextlib.suppress(sa_queue.Full):
+            try:
                 pool._pool.put(record, False)
+            except sa_queue.Full:  # while this one was closed, another greenlet has made one in its place
+                pool._dec_overflow()
 
 
 def size_of(pool: QueuePool) -> PoolSize:
