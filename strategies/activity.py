@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -13,7 +14,7 @@ from .interrupts import is_interrupt, shield
 if TYPE_CHECKING:
     from .board import Board
     from .metrics import Observer
-    from .unit_of_work import UnitOfWork
+    from .unit_of_work import Label, UnitOfWork
 
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,21 @@ logger = logging.getLogger(__name__)
 class Activity:
     """What one unit of work has done so far. Times are of `time.monotonic`, in seconds."""
 
-    __slots__ = ("at", "began", "executing", "in_transaction", "place", "statement", "statements", "unit", "warned")
+    __slots__ = (
+        "__weakref__",
+        "_label",
+        "at",
+        "began",
+        "executing",
+        "in_transaction",
+        "place",
+        "statement",
+        "statements",
+    )
 
     @shield.covers
-    def __init__(self, unit: UnitOfWork) -> None:
-        self.unit = unit
+    def __init__(self, label: Label) -> None:
+        self._label = label
         self.began = self.at = monotonic()
         """When it began, and when its last statement began or ended."""
         self.statements = 0
@@ -36,12 +47,16 @@ class Activity:
         self.in_transaction = False
         self.place = 0
         """Its place on the board."""
-        self.warned = False
+
+    @property
+    def label(self) -> str:
+        """The name of its unit of work, put together when somebody asks."""
+        return self._label if isinstance(self._label, str) else f"{self._label[0]}[{self._label[1]}]"
 
     def report(self, now: float) -> dict[str, Any]:
         """Return what people want to know of it."""
         return describe(
-            self.unit.label,
+            self.label,
             now,
             self.began,
             self.at,
@@ -87,7 +102,9 @@ class Activities:
     """All that is open in this process, and what was."""
 
     def __init__(self) -> None:
-        self.open: dict[Activity, None] = {}
+        self.open: weakref.WeakSet[Activity] = weakref.WeakSet()
+        """Weakly: a greenlet that dies with a unit of work open takes it along."""
+        self._depth = 0
         self.ended = 0
         self.leaks = 0
         self.longest: tuple[float, str] = (0.0, "")
@@ -103,24 +120,27 @@ class Activities:
         """Note that `unit` begins."""
         if self.board is not None and self.board.ordered():
             self.obey()
-        activity = unit.activity = Activity(unit)
-        activity.place = len(self.open)
-        self.open[activity] = None
+        activity = unit.activity = Activity(unit._label)
+        self.open.add(activity)
         if self.board is not None:
+            activity.place, self._depth = self._depth, self._depth + 1
             self.board.write(activity)
 
     @shield.covers
     def end(self, unit: UnitOfWork) -> None:
         """Note that `unit` is over."""
         activity = unit.activity
-        if activity is None or self.open.pop(activity, self) is self:
+        if activity is None:
             return
+        self.open.discard(activity)
         self.ended += 1
         duration_s = monotonic() - activity.began
         if duration_s > self.longest[0]:
             self.longest = (duration_s, unit.label)
         if self.board is not None:
-            self.board.erase(activity, self)
+            self._depth = activity.place
+            self.board.erase(activity.place)
+            self.board.write_totals(self, unit)
         if self.observer is not None:
             with _harmless():
                 self.observer.unit_ended(unit, duration_s)
@@ -168,11 +188,18 @@ class Activities:
         """Return what is open now, the oldest first, and what was."""
         now = monotonic()
         return {
-            "open": [activity.report(now) for activity in list(self.open)],
+            "open": [activity.report(now) for activity in sorted(self._alive(), key=lambda one: one.began)],
             "ended": self.ended,
             "longest": {"task": self.longest[1], "s": round(self.longest[0], 3)} if self.longest[1] else None,
             "leaks": self.leaks,
         }
+
+    def _alive(self) -> list[Activity]:
+        while True:
+            try:
+                return list(self.open)
+            except RuntimeError:  # another thread has begun or ended one meanwhile
+                continue
 
     def forget(self) -> None:
         """Begin anew, in the child of a fork."""

@@ -18,6 +18,7 @@ from .interrupts import shield
 
 if TYPE_CHECKING:
     from .activity import Activities, Activity
+    from .unit_of_work import UnitOfWork
 
 PLACES = 4
 """Units of work in one another; deeper ones are not shown."""
@@ -69,7 +70,7 @@ class Board:
         """Write that it begins."""
         if activity.place < PLACES:
             at = _HEADER_SIZE + activity.place * _RECORD_SIZE
-            label = activity.unit.label.encode()[:_TEXT]
+            label = activity.label.encode()[:_TEXT]
             _RECORD.pack_into(self._map, at, 1, False, False, 0, activity.began, activity.at, len(label), 0)
             at += _RECORD.size
             self._map[at : at + len(label)] = label
@@ -96,13 +97,17 @@ class Board:
             )  # fmt: skip
 
     @shield.covers
-    def erase(self, activity: Activity, totals: Activities) -> None:
-        """Take it away."""
-        if activity.place < PLACES:
-            self._map[_HEADER_SIZE + activity.place * _RECORD_SIZE] = 0
+    def erase(self, place: int) -> None:
+        """Take away what stands at `place`."""
+        if place < PLACES:
+            self._map[_HEADER_SIZE + place * _RECORD_SIZE] = 0
+
+    @shield.covers
+    def write_totals(self, totals: Activities, unit: UnitOfWork) -> None:
+        """Write what there was so far; `unit` has just ended."""
         longest_s, label = totals.longest
         raw = label.encode()[:_TEXT]
-        engine = activity.unit.strategy._engine
+        engine = unit.strategy._engine
         pool: Any = engine.pool if engine is not None else None
         out = pool.checkedout() if hasattr(pool, "checkedout") else 0
         _HEADER.pack_into(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import two_phase
 from .interrupts import shield
+from .sessions import is_prepared
 
 if TYPE_CHECKING:
     from .unit_of_work import UnitOfWork
@@ -59,27 +60,37 @@ class Parts:
         ended: list[UnitOfWork] = []
         try:
             # A time limit between two COMMITs would leave one database with the work and another without.
-            with shield:
+            with shield.quiet():
                 self.prepare()
                 for unit in two_phase.prepared(units):
                     ended.append(unit)  # an error in its COMMIT has rolled it back
                     unit.end_well()
         except BaseException as error:
-            self._fail_after(ended, error)
+            self._fail_after(units, ended, error)
             raise
         self._after(units, final=final)
 
-    def _fail_after(self, ended: list[UnitOfWork], error: BaseException) -> None:
+    def _fail_after(self, units: list[UnitOfWork], ended: list[UnitOfWork], error: BaseException) -> None:
         committed = [unit for unit in ended[:-1] if unit.outcome == "committed"]
-        self.whole.fail(error)
-        if not committed:
-            return
         names = ", ".join(unit.database for unit in committed)
-        logger.error(
-            "%s failed in the COMMIT of %s with %s, after that of %s: what is committed stays, the rest is rolled "
-            "back. alchemy_two_phase = True lets all be committed, or none.",
-            self.whole.label, ended[-1].database, type(error).__name__, names,
-        )  # fmt: skip
+        prepared = [unit for unit in units if unit.opened is not None and is_prepared(unit.opened)]
+        if ended and ended[-1].stays_prepared:
+            # The second phase has begun, and nobody knows how far it came: they end as the decider has ended.
+            for unit in prepared:
+                unit.stays_prepared = True
+        self.whole.fail(error)
+        if any(unit.stays_prepared for unit in units):
+            logger.error(
+                "%s failed with %s between the two phases of its COMMIT: its transactions may be prepared still, and "
+                "hold their locks until `celery alchemy in-doubt --resolve` ends them, all in the same way.",
+                self.whole.label, type(error).__name__,
+            )  # fmt: skip
+        elif committed:
+            logger.error(
+                "%s failed in the COMMIT of %s with %s, after that of %s: what is committed stays, the rest is rolled "
+                "back. alchemy_two_phase = True lets all be committed, or none.",
+                self.whole.label, ended[-1].database, type(error).__name__, names,
+            )  # fmt: skip
         try:
             self._after(committed, final=False)
         except Exception:

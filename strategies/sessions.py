@@ -71,9 +71,7 @@ class UnitSession(Session):
     def _commits_alone(self) -> bool:
         """Tell whether this COMMIT is of one database, and nothing has been prepared: two phases would cost a round
         trip, and let nobody agree."""
-        transaction = self.get_transaction()
-        prepared = transaction is not None and transaction._state is SessionTransactionState.PREPARED
-        return not prepared and len(connections_of(self)) <= 1
+        return not is_prepared(self) and len(connections_of(self)) <= 1
 
     def rollback(self) -> None:
         with shield:
@@ -219,6 +217,12 @@ def is_committing(session: Session) -> bool:
     """Tell whether `session` is reporting a COMMIT or RELEASE that has just succeeded."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     return transaction is not None and transaction._state is SessionTransactionState.COMMITTED
+
+
+def is_prepared(session: Session) -> bool:
+    """Tell whether the transaction of `session` has been prepared, and waits for its second phase."""
+    transaction = session.get_transaction()
+    return transaction is not None and transaction._state is SessionTransactionState.PREPARED
 
 
 def watch_commits(session: Session) -> None:

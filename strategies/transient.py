@@ -83,6 +83,10 @@ _MYSQL_NUMBERS = frozenset(
 )
 _SQLITE_CODES = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED
 
+#: Of these nobody knows what became of the statement.
+_LOST_NUMBERS = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+_LOST_STATES = ("08", "57P")
+
 #: Of these the server rolls the transaction back because of another one: it may run again, and at once.
 _CONFLICTS: frozenset[str | int] = frozenset({"40001", "40P01", 1020, 1213, 1614, 3101})
 
@@ -128,6 +132,17 @@ def is_conflict(error: BaseException | None) -> bool:
     if error is None or not _is_drivers(error):
         return False
     return _code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
+
+
+def is_answer(error: BaseException | None) -> bool:
+    """Tell whether the server has said `error`: of a connection that was lost, or of an interruption, nobody knows what
+    the server has done."""
+    if isinstance(error, TransientDatabaseError | sa_exc.DBAPIError) or error is None:
+        original = getattr(error, "orig", None)
+    else:
+        original = error.__cause__.orig if isinstance(error.__cause__, sa_exc.DBAPIError) else None
+    code = _code_of(original) if original is not None else None
+    return code is not None and code not in _LOST_NUMBERS and not str(code).startswith(_LOST_STATES)
 
 
 def narrow(error: sa_exc.SQLAlchemyError | None, *, disconnected: bool = False) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .errors import CeleryAlchemyError
 from .sessions import UNIT
+from .transient import is_answer
 
 if TYPE_CHECKING:
     from .unit_of_work import UnitOfWork
@@ -127,10 +128,15 @@ def prepared(units: list[UnitOfWork]) -> list[UnitOfWork]:
         taking_part.append(decider)
     able = [unit for unit in decider_first(units) if unit in taking_part and unit.session.twophase]
     for unit in able:
-        with _explaining(unit):
-            transaction = unit.session.get_transaction()
-            assert transaction is not None
-            transaction.prepare()
+        try:
+            with _explaining(unit):
+                transaction = unit.session.get_transaction()
+                assert transaction is not None
+                transaction.prepare()
+        except BaseException as error:
+            if unit is not decider and not is_answer(error):
+                decider.stays_prepared = True  # this one may be prepared: while the decider is, it is rolled back
+            raise
     others = [unit for unit in units if unit not in able]
     return [*others, *able]
 

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.orm.session import SessionTransactionState
 
 from .abandon import abandon
 from .broken import refuse_broken
 from .callbacks import Callback, CommitCallbacks, Runner, heir_of
-from .drivers import cancel_statement, is_executing
+from .cancelling import cancel_running
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill, shield
 from .new_session import set_up
-from .read_only import ReadOnly
-from .sessions import UNIT, connections_of, is_committing, watch_commits
+from .read_only import IN_TRANSACTION, ReadOnly
+from .sessions import UNIT, connections_of, is_committing, is_prepared, watch_commits
 from .writes import Writes
 
 if TYPE_CHECKING:
@@ -56,7 +55,9 @@ class UnitOfWork:
     """What it does on other databases; None while it has used none."""
     decision: tuple[str, str] | None = None
     decider: UnitOfWork | None = None
-    """Of two-phase commit: the names of the transactions, and itself or the part whose database decides."""
+    stays_prepared = False
+    """Of two-phase commit: the names of the transactions; itself or the part whose database decides; only `in_doubt`
+    may end this one."""
     kept: Any = None
     """What its strategy keeps with it."""
     activity: Activity | None = None
@@ -89,7 +90,8 @@ class UnitOfWork:
 
     def new_part(self, strategy: SessionStrategy) -> UnitOfWork:
         """Return a unit of work on another database that is to end with this one."""
-        part = UnitOfWork(strategy, self._label, self.commits, self.outermost, self._run_callback, self.read_only)
+        read_only = IN_TRANSACTION if self.read_only and strategy.engines.terms.external_pooler else self.read_only
+        part = UnitOfWork(strategy, self._label, self.commits, self.outermost, self._run_callback, read_only)
         part._whole = self
         return part
 
@@ -209,6 +211,7 @@ class UnitOfWork:
         elif not self.commits:
             self._roll_back_unasked(session)
         else:
+            prepared = is_prepared(session)
             try:
                 self.prepare_own()
                 if self.waiting is None and not shield.installed:
@@ -217,6 +220,7 @@ class UnitOfWork:
                     with self._callbacks_held_back(), shield.quiet():
                         session.commit()
             except BaseException as error:
+                self.stays_prepared = prepared
                 self.fail_own(error)
                 raise
             self.outcome = "committed"
@@ -265,7 +269,7 @@ class UnitOfWork:
         """Prepare this database alone; with `flush`, write even where no time limit makes that worth while."""
         session = self._session
         if session is not None and self.commits and session.in_transaction() and self.read_only is not True:
-            if session.get_transaction()._state is SessionTransactionState.PREPARED:  # type: ignore[union-attr]
+            if is_prepared(session):
                 return
             refuse_broken(session, lambda: self.label, self._error, self._lost)
             if flush or shield.installed:
@@ -302,9 +306,7 @@ class UnitOfWork:
             if is_kill(error):
                 for connection in held:
                     abandon(connection)
-                self._discard(session, held)
-                return
-            if is_interrupt(error) and self._cancel_running(session):
+            if self.stays_prepared or is_kill(error) or (is_interrupt(error) and cancel_running(session)):
                 self._discard(session, held)
                 return
             try:
@@ -335,7 +337,8 @@ class UnitOfWork:
         if session is not None:
             held = connections_of(session) if session.in_transaction() else []
             try:
-                self.strategy.release(self, session)
+                with shield.quiet():
+                    self.strategy.release(self, session)
             except Exception:
                 logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
                 self._discard(session, held)
@@ -375,20 +378,10 @@ class UnitOfWork:
                 dropped,
             )
 
-    def _cancel_running(self, session: Session) -> bool:
-        """Cancel the statements that still run on the server; return whether there were any."""
-        running = False
-        for connection in connections_of(session):
-            if connection.closed or connection.invalidated:
-                continue
-            dbapi_connection = connection.connection.dbapi_connection
-            if is_executing(dbapi_connection):
-                running = True
-                cancel_statement(dbapi_connection, connection.engine)
-        return running
-
     def _discard(self, session: Session, connections: list[Connection]) -> None:
         """Throw the connections away: their state is unknown, and their slots must come back."""
+        if is_prepared(session) and self.whole.decider not in {None, self}:
+            self.whole.decider.stays_prepared = True  # while it is, this one is rolled back
         for connection in connections:
             with contextlib.suppress(Exception):
                 connection.invalidate()

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import make_url, text
 from support import databases, servers
 from support.apps import Isolated
 from support.databases import Database, PostgreSQL
+from support.faults import amount
 from support.project.models import Child, Row
 from support.several import MODULES, settings
 from support.waiting import eventually
@@ -134,6 +136,30 @@ def test_killed_between_any_two_steps_both_are_committed_or_none(
     if step == STEPS:
         expected = {first: [] if reads else ["written"], other: ["written"]}
     assert {"default": pair[0].rows(key), "reports": pair[1].rows(key)} == expected
+
+
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_interrupted_at_any_moment_both_are_committed_or_none(
+    pair: tuple[Database, Database], key: str, how: str
+) -> None:
+    """The process lives on: what it does not know the end of, it leaves to in_doubt."""
+    urls = [database.url("two") for database in pair]
+    script = str(Path(__file__).parent / "scripts" / "two_phase_storm.py")
+    command = [sys.executable, script, *urls, key, str(amount(200, 3000)), how]
+    found = {"PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=TESTS, env=found, check=False)
+    assert done.stdout == "ended\n", done.stderr
+    with app_with(*urls) as db:
+        engines = {name: one.engine for name, one in db.databases.items()}
+        for _ in range(3):
+            time.sleep(1)  # what was under way when its connection was closed may still arrive
+            for one in in_doubt.find(engines):
+                in_doubt.resolve(engines, one)
+        assert in_doubt.find(engines) == []
+    here, there = (sorted(database.rows(key)) for database in pair)
+    assert here == there
+    assert {"-1", "-2"} <= set(here)
+    assert len(here) < amount(200, 3000) + 2, "some were interrupted"
 
 
 def test_what_belongs_to_another_app_is_left_alone(here: PostgreSQL, beside: PostgreSQL, key: str) -> None:
