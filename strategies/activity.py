@@ -147,11 +147,11 @@ class Activities:
         unit.activity = None  # no cycle: what a task has loaded is freed when it ends, not when the collector comes
 
     @shield.covers
-    def executing(self, activity: Activity, statement: str) -> None:
+    def executing(self, activity: Activity, statement: str, *, in_transaction: bool) -> None:
         """Note that a statement begins."""
         activity.statements += 1
         activity.statement = statement
-        activity.executing = activity.in_transaction = True
+        activity.executing, activity.in_transaction = True, in_transaction
         activity.at = monotonic()
         if self.board is not None:
             self.board.write_statement(activity)

@@ -129,7 +129,8 @@ class SessionStrategy(ABC):
     def engines_made(self) -> list[Engine]:
         """Return the Engines that this process has made so far, or was given."""
         made = (self._engine, self._read_engine, *self.engines.others)
-        return [engine for engine in made if engine is not None]
+        # The Engine that reads may be a view of the user's, with the same connection pool.
+        return list({id(engine.pool): engine for engine in made if engine is not None}.values())
 
     def dispose(self) -> None:
         """Close the connections that this process keeps open and nobody uses; makes no Engine for it."""

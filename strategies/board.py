@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.pool import QueuePool
+
 from .activity import describe
 from .interrupts import shield
 
@@ -107,19 +109,20 @@ class Board:
         """Write what there was so far; `unit` has just ended."""
         longest_s, label = totals.longest
         raw = label.encode()[:_TEXT]
-        engine = unit.strategy._engine
-        pool: Any = engine.pool if engine is not None else None
-        out = pool.checkedout() if hasattr(pool, "checkedout") else 0
+        pools = [engine.pool for part in unit.all_parts for engine in part.strategy.engines_made()]
+        out = sum(pool.checkedout() for pool in pools if isinstance(pool, QueuePool))
+        idle = sum(pool.checkedin() for pool in pools if isinstance(pool, QueuePool))
         _HEADER.pack_into(
-            self._map, 0, os.getpid(), totals.ended, totals.leaks, longest_s, len(raw), out,
-            out + (pool.checkedin() if hasattr(pool, "checkedin") else 0),
+            self._map, 0, os.getpid(), totals.ended, totals.leaks, longest_s, len(raw), out, out + idle
         )  # fmt: skip
         self._map[_HEADER.size : _HEADER.size + len(raw)] = raw
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the report of every pool process that is alive; the boards of others are thrown away."""
-    found = []
+    found: list[dict[str, Any]] = []
+    if not folder.is_dir():
+        return found  # somebody has cleaned up behind our back
     for path in sorted(folder.iterdir(), key=lambda path: path.name.zfill(12)):
         if path.name == _ORDERS:
             continue
@@ -144,13 +147,14 @@ def _parse(data: bytes, now: float) -> dict[str, Any]:
             label = data[at : at + name].decode(errors="replace")
             statement = data[at + _TEXT : at + _TEXT + text].decode(errors="replace")
             opened.append(describe(label, now, began, last, statements, statement, executing, in_transaction))
+    out = max(out, sum(1 for one in opened if one["state"] != "no transaction"))
     return {
         "pid": pid,
         "open": opened,
         "ended": ended,
         "longest": {"task": longest, "s": round(longest_s, 3)} if longest else None,
         "leaks": leaks,
-        "connections": {"open": connections, "checked out": out},
+        "connections": {"open": max(connections, out), "checked out": out},
     }
 
 

@@ -59,6 +59,8 @@ class ReservedQueuePool(QueuePool):
     scarce: bool = False
     """Tasks queue for a first connection, and use other scarce pools beside it (the databases of one app). Who holds a
     connection of another one takes an extra one here rather than queue: they could wait for one another."""
+    returned: Callable[[], object] = staticmethod(_never)
+    """Told that a connection has come back; set like `who`."""
     is_own: Callable[[], bool] = staticmethod(_never)
     """Tells whether it is a unit of work that connects now, which gives back what it takes; set like `who`."""
 
@@ -155,6 +157,7 @@ class ReservedQueuePool(QueuePool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         forget(record)
+        self.returned()
         note_idle(record.info, self._dialect)
         if self._max_overflow > -1 and self._overflow > self._max_overflow:
             # An extra connection is out. Shrink back rather than let the queue hand a reserved slot to anybody.
@@ -189,7 +192,7 @@ def like(pool: Pool, *, pool_size: int, max_overflow: int, reserve: int) -> Rese
     if isinstance(pool, ReservedQueuePool):
         # What a thread still holds of the old pool counts: it is a connection of the same Engine.
         new.who, new.queues, new.is_own, new._family = pool.who, pool.queues, pool.is_own, pool._family
-        new.scarce, new.database = pool.scarce, pool.database
+        new.scarce, new.database, new.returned = pool.scarce, pool.database, pool.returned
     return new
 
 

@@ -56,6 +56,9 @@ class Scope(Protocol):
     def executed(self) -> None:
         """It is over, however."""
 
+    def returned(self) -> None:
+        """A connection has come back to its pool."""
+
 
 class EngineSource:
     """Where Engines come from: the user's own, or a URL with options.
@@ -231,7 +234,7 @@ class EngineSource:
             sqlite.listen(engine, self, reads)
         elif engine.dialect.driver == "pymysql" and "pool_reset_on_return" not in self.options and not reads:
             _spare_second_rollback(engine)
-        if reads:
+        if reads and not self.terms.external_pooler:
             set_read_only_at_connect(engine)
         self._impose(engine)
         return engine
@@ -265,7 +268,7 @@ class EngineSource:
 
     def _introduce(self, pool: connection_pool.ReservedQueuePool) -> None:
         pool.who, pool.queues, pool.is_own = self._scope.labels, self._scope.runs_task, self._scope.connects
-        pool.scarce, pool.database = self.scarce, self.terms.database
+        pool.scarce, pool.database, pool.returned = self.scarce, self.terms.database, self._scope.returned
 
 
 def _driver_defaults(url: URL, options: dict[str, Any], terms: Terms) -> dict[str, Any]:
@@ -338,6 +341,8 @@ def _listen(engine: Engine, observe: ErrorObserver, scope: Scope, *, fresh: bool
     event.listen(engine, "handle_error", on_error)
     event.listen(engine, "before_cursor_execute", before_execute)
     event.listen(engine, "after_cursor_execute", after_execute)
+    if not isinstance(engine.pool, QueuePool):
+        event.listen(engine, "checkin", lambda connection, record: scope.returned())
 
 
 def _spare_second_rollback(engine: Engine) -> None:

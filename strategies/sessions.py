@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 from sqlalchemy.orm.session import SessionTransactionState
 
-from .activity import activities
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 
@@ -49,7 +48,6 @@ class UnitSession(Session):
             return
         if not shield.installed:
             super().commit()
-            _note_transaction_over(self)
             return
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
@@ -63,7 +61,6 @@ class UnitSession(Session):
             shield.let_go()
             if callbacks is not None:
                 callbacks.held_back -= 1
-        _note_transaction_over(self)
         if callbacks is not None:
             callbacks.run_ready()
         shield.check()
@@ -76,7 +73,6 @@ class UnitSession(Session):
     def rollback(self) -> None:
         with shield:
             super().rollback()
-        _note_transaction_over(self)
         unit: UnitOfWork | None = self.info.get(UNIT)
         if unit is not None:
             unit.rolled_back()
@@ -87,13 +83,6 @@ class UnitSession(Session):
             return
         with shield:
             super().close()
-
-
-def _note_transaction_over(session: Session) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    activity = unit.whole.activity if unit is not None else None
-    if activity is not None:
-        activities.transaction_over(activity)
 
 
 def shield_mapper_configuration() -> None:

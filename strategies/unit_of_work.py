@@ -58,6 +58,8 @@ class UnitOfWork:
     stays_prepared = False
     """Of two-phase commit: the names of the transactions; itself or the part whose database decides; only `in_doubt`
     may end this one."""
+    notes_commits = has_committed = False
+    """Whether each COMMIT is to be noted, and whether there was one, by the task's own code too."""
     kept: Any = None
     """What its strategy keeps with it."""
     activity: Activity | None = None
@@ -92,7 +94,7 @@ class UnitOfWork:
         """Return a unit of work on another database that is to end with this one."""
         read_only = IN_TRANSACTION if self.read_only and strategy.engines.terms.external_pooler else self.read_only
         part = UnitOfWork(strategy, self._label, self.commits, self.outermost, self._run_callback, read_only)
-        part._whole = self
+        part._whole, part.notes_commits = self, self.notes_commits
         return part
 
     @property

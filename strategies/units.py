@@ -88,13 +88,21 @@ class RunningScope:
         """A statement begins."""
         top = frames.top()
         if top is not None and top.unit.activity is not None:
-            activities.executing(top.unit.activity, statement)
+            # Each statement of what is only read commits itself.
+            activities.executing(top.unit.activity, statement, in_transaction=top.unit.read_only is not True)
 
     def executed(self) -> None:
         """It is over, however."""
         top = frames.top()
         if top is not None and top.unit.activity is not None:
             activities.executed(top.unit.activity)
+
+    def returned(self) -> None:
+        """A connection has come back: where it was the last one, no transaction is open."""
+        if not checkouts.get():
+            for frame in frames.get() or ():
+                if frame.unit.activity is not None and frame.unit.activity.in_transaction:
+                    activities.transaction_over(frame.unit.activity)
 
     def runs_task(self) -> bool:
         """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
@@ -295,7 +303,8 @@ class UnitsOfWork:
         shield.check()
 
     def _run_callback(self, callback: Callback) -> None:
-        label = f"on_commit callback {getattr(callback, '__qualname__', callback)!s}"
+        named = getattr(callback, "func", callback)  # of a partial; its arguments are nobody's business
+        label = f"on_commit callback {getattr(named, '__qualname__', type(named).__name__)}"
         with self.open(label, commits=True, kind="callback"):
             callback()
 
@@ -306,9 +315,11 @@ def _end(frame: Frame) -> None:
     frames.remove(frame, frame.home)
     if checkouts.get():
         _take_back(frame)
-    activities.end(frame.unit)
-    for unit in frame.unit.all_parts:
-        unit.strategy.leave(unit)
+    try:
+        activities.end(frame.unit)
+    finally:
+        for unit in frame.unit.all_parts:
+            unit.strategy.leave(unit)
 
 
 @shield.covers

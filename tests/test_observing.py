@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import NullPool, text
 from support import databases
 from support.apps import make_app
 from support.databases import PostgreSQL
@@ -208,6 +208,42 @@ def test_many_gaps_of_one_task_are_one_warning(caplog: pytest.LogCaptureFixture)
     now[:] = [{**now[0], "task": "other"}, {**now[0], "since_s": 0.5}, {**now[0], "state": "in a statement"}]
     watch.look()
     assert [record.getMessage().partition("[")[0] for record in caplog.records] == ["t", "other"]
+
+
+@pytest.mark.parametrize("poolclass", [None, NullPool])
+def test_what_is_in_a_transaction(run_database: PostgreSQL, poolclass: Any) -> None:
+    options: dict[str, Any] = {"poolclass": poolclass} if poolclass else {}
+    two = {"reports": {"url": run_database.url("metrics"), "engine_options": options}}
+    changes = {"alchemy_engine_options": options, "alchemy_databases": two}
+    _, db = make_app(run_database.url("metrics"), changes=changes)
+    one = text("SELECT 1")
+
+    def state() -> str:
+        (mine,) = [one for one in activities.open if one.label.startswith("unit_of_work()")]
+        return str(mine.report(mine.at)["state"])
+
+    with db.unit_of_work() as session:
+        assert state() == "no transaction"
+        with session.begin():
+            session.execute(one)
+            assert state() == "idle in transaction"
+        assert state() == "no transaction"
+        with db.engine.begin() as connection:
+            connection.execute(one)
+            assert state() == "idle in transaction"
+        assert state() == "no transaction"
+        if poolclass is None:
+            session.execute(one)
+            db.databases["reports"].session.execute(one)
+            db.databases["reports"].session.commit()
+            assert state() == "idle in transaction"
+            session.commit()
+            assert state() == "no transaction"
+    with db.unit_of_work(read_only=True) as session:
+        session.execute(one)
+        assert state() == "no transaction"
+    for name in db.databases:
+        db.databases[name].stop()
 
 
 def test_units_are_forgotten_when_they_end(run_database: PostgreSQL) -> None:

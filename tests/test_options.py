@@ -13,7 +13,7 @@ from support.fleet import Fleet, fleet
 from support.project.models import Row
 from support.worker import Site, Worker
 
-from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
+from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, TransientDatabaseError
 from celery_alchemy.loadtests.proxy import counting_proxy
 from celery_alchemy.strategies.transaction_settings import LONGEST_NAME, shortened
 
@@ -133,6 +133,8 @@ def test_every_driver_has_a_statement_timeout(request: pytest.FixtureRequest, dr
         ("alchemy_isolation_retries", "3", "is '3', but it must be"),
         ("alchemy_statement_timeout_s", 0, "is 0, but it must be a number of seconds above 0"),
         ("alchemy_statement_timeout_s", "10s", "is '10s', but it must be"),
+        ("alchemy_statement_timeout_s", float("inf"), "is inf, but it must be a number of seconds above 0"),
+        ("alchemy_statement_timeout_s", 3e6, "is 3000000.0, but it must be"),
         ("alchemy_statement_timeout_s", 3, "the database 'default' is sqlite, which stops no statement by itself"),
         ("alchemy_application_name", "shop", "is 'shop', but it must be True or False"),
         ("alchemy_external_pooler", "pgpool", "alchemy_external_pooler is 'pgpool', but it must be 'pgbouncer'"),
@@ -203,3 +205,38 @@ def test_running_again_needs_no_worker(run_database: PostgreSQL, key: str) -> No
     seen.clear()
     assert task() == 3, "called like a function, where no unit of work is open"
     db.stop()
+
+
+def test_it_runs_once_where_something_was_committed(run_database: PostgreSQL, there: PostgreSQL, key: str) -> None:
+    """By the body itself, on another database, or for a callback that fails: a second run would do it twice."""
+    app, db = make_app(run_database.url("options"), changes={"alchemy_databases": {"reports": there.url("options")}})
+    conflict = "DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40001'; END $$"
+
+    @app.task(base=DatabaseTask, bind=True, isolation_retries=3)
+    def task(self: Any, how: str) -> None:
+        self.db.add(Row(key=key, note=how))
+        if how == "commits":
+            self.db.commit()
+        elif how == "begins":
+            self.db.rollback()
+            with self.db.begin():
+                self.db.add(Row(key=key, note=how))
+        elif how == "elsewhere":
+            session = db.databases["reports"].session
+            session.add(Row(key=key, note=how))
+            session.commit()
+        elif how == "callback":
+            db.on_commit(lambda: db.session.execute(text(conflict)), raises=True)
+            return
+        self.db.execute(text(conflict))
+
+    for how in ("commits", "begins", "elsewhere", "callback"):
+        with pytest.raises(TransientDatabaseError):
+            task.apply((how,)).get()
+    assert run_database.rows(key) == ["commits", "begins", "callback"]
+    assert there.rows(key) == ["elsewhere"]
+    task.isolation_retries = -1
+    with pytest.raises(TransientDatabaseError):
+        task.apply(("nothing",)).get()
+    for one in db.databases.values():
+        one.stop()

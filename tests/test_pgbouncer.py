@@ -104,3 +104,27 @@ def test_the_default_may_be_overridden(run_database: PostgreSQL) -> None:
     with db.engine.connect() as connection:
         assert connection.connection.dbapi_connection.prepare_threshold is None
     db.stop()
+
+
+def test_a_part_behind_the_pooler_leaves_no_connection_read_only(
+    pooled: URL, run_database: PostgreSQL, key: str
+) -> None:
+    """The default database is asked directly, another one through the pooler, by a task that only reads."""
+    url = pooled.render_as_string(hide_password=False)
+    other = {"reports": {"url": url, "external_pooler": "pgbouncer"}}
+    _, db = make_app(run_database.url("part"), changes={"alchemy_databases": other})
+    for _ in range(SERVER_CONNECTIONS * 2):
+        with db.unit_of_work(read_only=True) as session:
+            assert session.scalar(text("SELECT 1")) == 1
+            reports = db.databases["reports"].session
+            assert reports.scalar(text("SHOW transaction_read_only")) == "on"
+    for one in db.databases.values():
+        one.stop()
+    _, plain = make_app(url)
+    for number in range(SERVER_CONNECTIONS * 2):
+        with plain.engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO rows_ (key_, note) VALUES (:key, :note)"), {"key": key, "note": str(number)}
+            )
+    assert len(run_database.rows(key)) == SERVER_CONNECTIONS * 2
+    plain.stop()

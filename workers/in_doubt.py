@@ -23,7 +23,10 @@ def report(app: Celery, *, wait_s: float, resolve: bool) -> None:
     if db is None:
         raise click.ClickException(f"No database to look at: {apps.explain_none(app)}")
     engines = {name: one.engine for name, one in db.databases.items()}
-    found = in_doubt.find(engines)
+    try:
+        found = in_doubt.find(engines)
+    except DBAPIError as error:
+        raise click.ClickException(f"The prepared transactions cannot be listed: {error.orig}") from error
     if found:
         click.echo(f"{len(found)} prepared; looking again in {wait_s:g} s, for one that commits now is not in doubt")
         time.sleep(wait_s)

@@ -22,7 +22,6 @@ from celery._state import _task_stack
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.read_only import ReadOnlyError
 from ..strategies.sessions import shield_mapper_configuration
-from ..strategies.transient import is_conflict
 from ..strategies.unit_of_work import Label
 from ..strategies.units import Frame, frames
 from . import again, apps
@@ -54,7 +53,7 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
     @shield.covers
     def run(self: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
         retries = again.allowed(self)
-        if not retries or not _ends_transaction(self):
+        if retries <= 0 or not _ends_transaction(self):
             return _run(_enter_run, call, self, args, kwargs)
         request = _request(self)
 
@@ -62,8 +61,8 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
             if request is not None:
                 request.__dict__.pop(_BEGUN, None)
 
-        def attempt(*, may_fail: bool) -> Any:
-            return _run(_enter_run, call, self, args, kwargs, may_fail=may_fail)
+        def attempt(*, first: bool, last: bool) -> Any:
+            return _run(_enter_run, call, self, args, kwargs, first=first, last=last)
 
         return again.run_again(attempt, begin_again, self, retries)
 
@@ -121,10 +120,21 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
 
 @shield.covers
 def _run(
-    enter: Enter, call: Callable[..., Any], task: DatabaseTask, args: Any, kwargs: Any, *, may_fail: bool = False
+    enter: Enter,
+    call: Callable[..., Any],
+    task: DatabaseTask,
+    args: Any,
+    kwargs: Any,
+    *,
+    first: bool = True,
+    last: bool = True,
 ) -> Any:
-    """Run `call` in the unit of work that `enter` opens or joins, and end it; with `may_fail`, a conflict with another
-    transaction is not the end of the request.
+    """Run `call` in the unit of work that `enter` opens or joins, and end it.
+
+    Where this is not the `last` attempt of the request, a conflict with another transaction does not end it.
+
+    Raises:
+        again.Lost: such a conflict.
 
     Under prefork a soft time limit may strike between any two bytecodes. It is held back but for the task's own code:
     so either the transaction is committed and the task succeeds, or it is rolled back and the limit raised.
@@ -144,15 +154,18 @@ def _run(
     stack = frames.get()
     if stack and is_workers and not any(found.request is request for found in stack):
         db.units.sweep()
-    if is_workers and deferring:
+    if is_workers and deferring and first:
         shield.reset()  # what came too late for the request before is not for this one
     held = shield.depth
+    goes_on = False
     frame: Frame | None = None
     error: BaseException | None = None
     try:
         if deferring:
             shield.depth = held + 1
         frame = enter(db, task, request, traced)
+        if not last and frame is not None:
+            frame.unit.notes_commits = True
         try:
             if deferring:
                 shield.depth = held
@@ -174,14 +187,22 @@ def _run(
                 raise hidden from None
             raise
         if frame is not None and frame.ends:
-            frame.unit.succeed(final=frame.owns)
+            try:
+                frame.unit.succeed(final=frame.owns)
+            except BaseException as raised:
+                error = raised
+                raise
         return result
+    except Exception as raised:
+        goes_on = not last and frame is not None and again.may_run_again(error, frame.unit)
+        if goes_on:
+            raise again.Lost from raised
+        raise
     finally:
         if frame is not None:
             if frame.owns and frames.top() is not frame:
                 _leave_inner(frame)
             frame.owner.leave(frame, error)
-        goes_on = may_fail and is_conflict(error)
         error = None  # no cycle: exception -> traceback -> this frame -> exception
         if deferring:
             shield.depth = held

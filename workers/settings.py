@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import UnionType
@@ -127,10 +128,15 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
     return value
 
 
+_LONGEST_S = 2_147_483  # PostgreSQL counts milliseconds, in 31 bits
+
+
 def _is_none_of_its_values(key: str, value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return True
     return (
         (key == "alchemy_isolation_retries" and value < 0)
-        or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and value <= 0)
+        or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and not 0 < value <= _LONGEST_S)
         or (key == "alchemy_metrics" and value != "opentelemetry" and ":" not in value)
         or (key == "alchemy_external_pooler" and value != "pgbouncer")
     )

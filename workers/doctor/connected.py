@@ -23,7 +23,7 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
         engine = db.engine
         try:
             server = servers[name] = ask(engine, (TABLE,) if db.settings.outbox else ())
-        except SQLAlchemyError as failure:
+        except Exception as failure:
             yield error(
                 "unreachable",
                 f"The database {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
@@ -114,7 +114,15 @@ def _two_phase(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
 
 
 def _in_doubt(databases: dict[str, Alchemy]) -> Iterator[Finding]:
-    found = in_doubt.find({name: db.engine for name, db in databases.items()})
+    try:
+        found = in_doubt.find({name: db.engine for name, db in databases.items()})
+    except SQLAlchemyError as failure:
+        yield warning(
+            "in-doubt",
+            f"The prepared transactions cannot be listed: {_reason(failure)}",
+            "Give this user the right to (MySQL: XA_RECOVER_ADMIN), or run `celery alchemy in-doubt` as another.",
+        )
+        return
     if found:
         yield warning(
             "in-doubt",
@@ -137,7 +145,7 @@ def _replicas(databases: dict[str, Alchemy]) -> Iterator[Finding]:
                     "That works; if you meant one, check the URL.",
                     "alchemy_replica_database_url",
                 )
-        except SQLAlchemyError as failure:
+        except Exception as failure:
             yield error(
                 "unreachable",
                 f"The replica of {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
@@ -148,5 +156,7 @@ def _replicas(databases: dict[str, Alchemy]) -> Iterator[Finding]:
             engine.dispose()
 
 
-def _reason(failure: SQLAlchemyError) -> str:
+def _reason(failure: Exception) -> str:
+    if not isinstance(failure, SQLAlchemyError):
+        return f"{type(failure).__name__} in connect_args, creator or a listener of the Engine"
     return " ".join(str(getattr(failure, "orig", None) or failure).split())[:300]

@@ -64,7 +64,7 @@ def _globals(modules: dict[str, Module], alchemies: list[Alchemy], worker_pool: 
             if id(value) in seen:
                 continue
             where = _defined_at(module, name)
-            if isinstance(value, Session):
+            if _is(value, Session):
                 seen.add(id(value))
                 yield error(
                     "global-session",
@@ -73,7 +73,7 @@ def _globals(modules: dict[str, Module], alchemies: list[Alchemy], worker_pool: 
                     "Use self.db, or db.session, which is the Session of the task that is running.",
                     where,
                 )
-            elif isinstance(value, Engine) and id(value) not in given:
+            elif _is(value, Engine) and id(value) not in given:
                 seen.add(id(value))
                 yield (error if worker_pool.forks else warning)(
                     "engine-at-import",
@@ -82,7 +82,7 @@ def _globals(modules: dict[str, Module], alchemies: list[Alchemy], worker_pool: 
                     f"Let celery-alchemy have it: Alchemy(app, engine={name}). Or use db.engine.",
                     where,
                 )
-            elif isinstance(value, scoped_session) and not _is_ours(value):
+            elif _is(value, scoped_session) and not _is_ours(value):
                 seen.add(id(value))
                 yield warning(
                     "scoped-session",
@@ -143,6 +143,11 @@ def _makes_session(modules: dict[str, Module], module: Module, call: ast.Call, d
         return False
     returned = [one.value for one in ast.walk(found[1]) if isinstance(one, ast.Return | ast.Yield)]
     return any(isinstance(one, ast.Call) and _makes_session(modules, found[0], one, depth - 1) for one in returned)
+
+
+def _is(value: object, kind: type) -> bool:
+    """As isinstance does, but without asking the value: a lazy object may not know yet what it is."""
+    return issubclass(type(value), kind)
 
 
 def _is_ours(value: scoped_session[Any]) -> bool:
