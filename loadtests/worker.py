@@ -99,6 +99,7 @@ def running_worker(
     else:
         reporting = user_environ(environment.reply_url, environment.ready_key)
         environ = {**with_package(os.environ), **(app_environ or {}), **reporting}
+    environ["TMPDIR"] = str(run.path)  # what a worker that is killed leaves behind is removed with the run
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
     with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
