@@ -202,8 +202,10 @@ class Activities:
                 continue
 
     def forget(self) -> None:
-        """Begin anew, in the child of a fork."""
+        """Begin anew, in the child of a fork; whoever measures goes on."""
+        observer = self.observer
         self.__init__()  # type: ignore[misc]
+        self.observer = observer
 
 
 #: Of this process.

@@ -36,6 +36,7 @@ _SERVER_STATUS_IN_TRANS = 1
 _ENDED = "celery_alchemy.ended"
 _POOL_OPTIONS = frozenset({"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"})
 _listened: weakref.WeakSet[Engine] = weakref.WeakSet()
+_imposed: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Scope(Protocol):
@@ -240,7 +241,10 @@ class EngineSource:
         return engine
 
     def _impose(self, engine: Engine) -> None:
-        """Let `engine` do what the app asks of its database."""
+        """Let `engine` do what the app asks of its database, once."""
+        if engine in _imposed:
+            return
+        _imposed.add(engine)
         if self.terms.statement_timeout_s is not None and not self.terms.external_pooler:
             limit_statements(engine, self.terms.statement_timeout_s)
         if self.terms.two_phase:

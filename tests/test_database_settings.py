@@ -183,3 +183,15 @@ def test_messages_wait_for_the_innermost_unit_of_work(tmp_path: Path, outbox: bo
             session.execute(text("SELECT 1"))
             assert len(sent()) == 3
         assert sorted(sent()[3:]) == ["for the part", "in a block of both"]
+
+
+def test_a_session_class_of_ones_own_is_for_all(tmp_path: Path) -> None:
+    class Mine(Session):
+        pass
+
+    app = Isolated("mine", broker="memory://", set_as_current=False)
+    app.conf.alchemy_databases = {"default": f"sqlite:///{tmp_path}/a", "reports": f"sqlite:///{tmp_path}/b"}
+    db = Alchemy(app, session_factory=Mine)
+    with db.unit_of_work() as session:
+        assert isinstance(session, Mine)
+        assert isinstance(db.databases["reports"].session(), Mine)

@@ -39,7 +39,9 @@ def databases_of(db: Alchemy) -> Databases:
     with leader.lock:
         for name in declared:
             if name not in apps.databases(app) and name != DEFAULT:
-                type(db)(app, database=name)
+                # A Session class of the user's own is meant for all; a sessionmaker may be bound to one Engine.
+                factory = leader.session_factory if isinstance(leader.session_factory, type) else None
+                type(leader)(app, database=name, session_factory=factory)
     known = apps.databases(app)
     names = dict.fromkeys([DEFAULT, *declared, *known])
     found = Databases({name: known[name] for name in names if name in known})

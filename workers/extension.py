@@ -68,7 +68,7 @@ class Alchemy:
         self.database = database
         self.units = UnitsOfWork(lambda: self.strategy)
         self._given_engine = engine
-        self._session_factory = session_factory
+        self.session_factory = session_factory
         self._listeners: list[EngineListener] = []
         self._engines: EngineSource | None = None
         self._settings: Settings | None = None
@@ -279,7 +279,7 @@ class Alchemy:
     def _start(self, worker_pool: WorkerPool, strategy_name: str | None) -> SessionStrategy:
         with as_configuration_error():
             settings = self.settings
-            sessions = SessionSource(self._session_factory, settings.session_options)
+            sessions = SessionSource(self.session_factory, settings.session_options)
             engines = self._engine_source(settings, sessions)
             if engines.terms.two_phase:
                 sessions.use_two_phase()

@@ -13,6 +13,7 @@ from celery import Celery, bootsteps, signals
 from celery.app import base as celery_base
 
 from ..strategies import SessionStrategy
+from ..strategies.activity import activities
 from ..strategies.interrupts import register_interrupt
 from . import apps, boards, detection, enqueue, metrics
 from .databases import Databases, check_two_phase
@@ -163,7 +164,7 @@ def attach(app: Celery) -> None:
 
 def _on_process_init(**_: Any) -> None:
     boards.write_here()
-    if detection.published() is not None:
+    if activities.observer is None and detection.published() is not None:  # a forked one has its parent's
         for setting in {db.settings.metrics for db in apps.every() if db.app is not None}:
             if setting is not None:
                 metrics.start(setting)

@@ -117,7 +117,7 @@ def _read(module: ModuleType | None) -> Module | None:
     path = getattr(module, "__file__", None)
     if module is None or not path or not path.endswith(".py") or module.__name__.startswith(_OURS):
         return None
-    if path.startswith(_LIBRARIES) and "site-packages" in path:
+    if path.startswith(_LIBRARIES) and ("site-packages" in path or "dist-packages" in path):
         return None
     try:
         tree = ast.parse(inspect.getsource(module))
