@@ -314,6 +314,7 @@ def _listen(engine: Engine, observe: ErrorObserver, scope: Scope, *, fresh: bool
 
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
+        scope.executed()
         lost = server_rolled_back(engine.dialect, error)
         if not is_interrupt(error):
             narrow(context.sqlalchemy_exception, disconnected=context.is_disconnect)
@@ -335,31 +336,17 @@ def _listen(engine: Engine, observe: ErrorObserver, scope: Scope, *, fresh: bool
         # one, for SQLAlchemy raises what is returned here from the first.
         return type(error)(*error.args)
 
+    def before_execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        scope.executing(statement)
+
+    def after_execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        scope.executed()
+
     event.listen(engine, "handle_error", on_error)
-    _tell_of_statements(engine, scope)
+    event.listen(engine, "before_cursor_execute", before_execute)
+    event.listen(engine, "after_cursor_execute", after_execute)
     if not isinstance(engine.pool, QueuePool):
         event.listen(engine, "checkin", lambda connection, record: scope.returned())
-
-
-def _tell_of_statements(engine: Engine, scope: Scope) -> None:
-    """Tell `scope` of the beginning and the end of every statement.
-
-    Not by events of the Engine: one listener there turns on the events of all its Connections, 40 us for each task.
-    """
-
-    def telling(execute: Callable[..., Any]) -> Callable[..., Any]:
-        def execute_and_tell(cursor: Any, statement: str, *more: Any, **keywords: Any) -> Any:
-            scope.executing(statement)
-            try:
-                return execute(cursor, statement, *more, **keywords)
-            finally:
-                scope.executed()
-
-        return execute_and_tell
-
-    dialect: Any = engine.dialect
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        setattr(dialect, name, telling(getattr(dialect, name)))
 
 
 def _spare_second_rollback(engine: Engine) -> None:
