@@ -56,8 +56,8 @@ def name_transactions(engine: Engine, database: str) -> None:
         try:
             prepare(connection, xid)
         except BaseException:
-            # The server has rolled it back. psycopg takes it for prepared, and its ROLLBACK PREPARED would fail with
-            # an error that hides this one.
+            # The server has refused it and rolled it back, or nobody knows (`prepared` minds that). psycopg takes it
+            # for prepared, and its ROLLBACK PREPARED would fail with an error that hides this one.
             connection.invalidate()
             raise
 
