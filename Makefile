@@ -52,7 +52,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-SOURCES := $(wildcard strategies/*.py workers/*.py loadtests/*.py celery_alchemy/*.py)
+SOURCES := $(wildcard strategies/*.py strategies/*/*.py workers/*.py workers/*/*.py loadtests/*.py celery_alchemy/*.py)
 
 $(VENV)-lowest/installed: pyproject.toml $(SOURCES)
 	rm -rf $(VENV)-lowest

@@ -21,7 +21,8 @@ from typing import Any
 from celery import Celery, Task
 from celery.signals import task_failure, task_prerun, task_retry, task_success, worker_init, worker_ready
 
-from celery_alchemy.workers import apps, detection
+from celery_alchemy.workers import apps
+from celery_alchemy.workers.starting import detection
 
 from . import phases
 from .patterns import Pattern

@@ -1,6 +1,7 @@
 """Session strategies, Engines, fork and green safety, connection-pool sizing. Never imports Celery."""
 
 from .base import SessionStrategy
+from .engines.transient import is_transient
 from .errors import (
     BrokenTransaction,
     CeleryAlchemyError,
@@ -9,11 +10,10 @@ from .errors import (
     ReservedSlotsInUse,
     TransientDatabaseError,
 )
+from .features.outbox import outbox_table
 from .local import LocalStrategy
-from .outbox import outbox_table
 from .per_process import PerProcessStrategy
 from .scoped import ScopedStrategy
-from .transient import is_transient
 from .worker_pool import WorkerPool
 
 __all__ = [

@@ -12,12 +12,14 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from . import checkouts, connection_pool, forks
-from .engines import EngineSource
+from .engines import forks
+from .engines import held as checkouts
+from .engines import pool as connection_pool
+from .engines.factory import EngineSource
+from .engines.sizing import PoolSize, is_scarce, size_for
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .sessions import SessionSource
-from .sizing import PoolSize, is_scarce, size_for
 from .worker_pool import NO_WORKER, WorkerPool
 
 if TYPE_CHECKING:

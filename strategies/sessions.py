@@ -16,7 +16,7 @@ from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 
 if TYPE_CHECKING:
-    from .callbacks import CommitCallbacks
+    from .on_commit import CommitCallbacks
     from .unit_of_work import UnitOfWork
 
 SessionFactory = Callable[..., Session]

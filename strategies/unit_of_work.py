@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .abandon import abandon
-from .broken import refuse_broken
-from .callbacks import Callback, CommitCallbacks, Runner, heir_of
-from .cancelling import cancel_running
+from .engines.abandon import abandon
+from .engines.cancelling import cancel_running
 from .errors import RollBack
+from .failed_transaction import refuse_broken
+from .features.new_session import set_up
+from .features.read_only import IN_TRANSACTION, ReadOnly
+from .features.uncommitted import Writes
 from .interrupts import is_interrupt, is_kill, shield
-from .new_session import set_up
-from .read_only import IN_TRANSACTION, ReadOnly
+from .on_commit import Callback, CommitCallbacks, Runner, heir_of
 from .sessions import UNIT, connections_of, is_committing, is_prepared, watch_commits
-from .writes import Writes
 
 if TYPE_CHECKING:
-    from .activity import Activity
     from .base import SessionStrategy
-    from .parts import Parts
+    from .several.several_units import Parts
+    from .watching.activity import Activity
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from support.databases import PostgreSQL
 from support.waiting import eventually
 
 from celery_alchemy import Alchemy, WorkerPool
-from celery_alchemy.strategies import liveness
+from celery_alchemy.strategies.engines import liveness
 
 OURS = "idle_connections"
 BACKEND = text("SELECT pg_backend_pid()")

@@ -16,9 +16,9 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
-from celery_alchemy.strategies.activity import activities
-from celery_alchemy.workers import metrics
-from celery_alchemy.workers.idle_watch import IdleWatch
+from celery_alchemy.strategies.watching.activity import activities
+from celery_alchemy.workers.watching import metrics
+from celery_alchemy.workers.watching.idle_watch import IdleWatch
 
 POOLS = {"prefork": 2, "threads": 3, "gevent": 4, "eventlet": 4, "solo": 1}
 SETTINGS = {"alchemy_warn_idle_s": 0.4, "alchemy_metrics": "support.project.metrics:observer"}

@@ -15,7 +15,7 @@ from support.worker import Site, Worker
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, TransientDatabaseError
 from celery_alchemy.loadtests.proxy import counting_proxy
-from celery_alchemy.strategies.transaction_settings import LONGEST_NAME, shortened
+from celery_alchemy.strategies.features.transaction_settings import LONGEST_NAME, shortened
 
 POOLS = {"prefork": 3, "threads": 4, "gevent": 6, "eventlet": 6, "solo": 1}
 SETTINGS = {"alchemy_isolation_retries": 200, "alchemy_statement_timeout_s": 1.5, "alchemy_application_name": True}

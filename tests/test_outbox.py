@@ -21,8 +21,8 @@ from support.waiting import eventually
 from support.worker import Site
 
 from celery_alchemy import Alchemy, CeleryAlchemyError, DatabaseTask
-from celery_alchemy.strategies.outbox import send_some
-from celery_alchemy.workers import outbox
+from celery_alchemy.strategies.features.outbox import send_some
+from celery_alchemy.workers.sending import outbox
 
 KILLS = amount(80, 1000)
 

@@ -24,7 +24,7 @@ from celery_alchemy.loadtests.errors import ServiceError
 from celery_alchemy.loadtests.postgresql import embedded_postgresql
 from celery_alchemy.loadtests.proxy import counting_proxy
 from celery_alchemy.loadtests.rundir import run_directory
-from celery_alchemy.strategies import in_doubt
+from celery_alchemy.strategies.several import in_doubt
 
 #: prepare the decider, prepare the other, commit the decider, commit the other
 STEPS = 4

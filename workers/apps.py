@@ -78,7 +78,7 @@ def find(app: Celery) -> Alchemy | None:
         return db
     alike = [one for one in _all if one.app is not None and one.app.main == app.main and one.database == DEFAULT]
     if len(alike) == 1 and _is_rebuilt(app, alike[0]):
-        from .enqueue import attach
+        from .sending.enqueue import attach
 
         setattr(app, _ATTRIBUTE, alike[0])
         setattr(app, _ALL, databases(alike[0].app))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from ..strategies.two_phase import can_prepare
+from ..strategies.several.two_phase import can_prepare
 from . import apps
 from .errors import ConfigurationError
 from .settings import DEFAULT

@@ -13,24 +13,27 @@ from celery import Celery
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.orm import Session, scoped_session
 
-from ..strategies import SessionStrategy, WorkerPool, forks, green, statement_timeout
-from ..strategies.drivers import parse_url
-from ..strategies.engines import EngineListener, EngineSource
-from ..strategies.foreign import on_commit_of
-from ..strategies.read_only import ReadOnly
+from ..strategies import SessionStrategy, WorkerPool
+from ..strategies.drivers import green
+from ..strategies.drivers.base import parse_url
+from ..strategies.engines import forks, statement_timeout
+from ..strategies.engines.factory import EngineListener, EngineSource
+from ..strategies.features.foreign_sessions import on_commit_of
+from ..strategies.features.read_only import ReadOnly
+from ..strategies.options import Terms
+from ..strategies.registry import RunningScope, UnitsOfWork, place
+from ..strategies.registry import observe_error as observe
 from ..strategies.sessions import SessionFactory, SessionSource
-from ..strategies.terms import Terms
-from ..strategies.two_phase import can_prepare
-from ..strategies.units import RunningScope, UnitsOfWork, place
-from ..strategies.units import observe_error as observe
+from ..strategies.several.two_phase import can_prepare
 from ..strategies.worker_pool import outside_worker
-from . import apps, lifecycle, selection
+from . import apps, selection
 from .databases import Databases, databases_of
 from .errors import ConfigurationError, as_configuration_error
-from .proxy import proxy_to
+from .session_proxies import proxy_to
 from .settings import DEFAULT, Settings, read_settings
 from .sharing import share
-from .testing import one_transaction
+from .starting import attach as lifecycle
+from .testing.one_transaction import one_transaction
 
 logger = logging.getLogger(__name__)
 

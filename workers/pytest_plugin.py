@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .extension import Alchemy
-    from .recording import Enqueued
+    from .testing.recording import Enqueued
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def alchemy() -> Alchemy:
         return db
     """
     from .extension import Alchemy
-    from .testing import the_only_one
+    from .testing.one_transaction import the_only_one
 
     found = the_only_one()
     assert isinstance(found, Alchemy)
@@ -48,7 +48,7 @@ def alchemy_session(alchemy: Alchemy) -> Iterator[Session]:
 @pytest.fixture
 def alchemy_enqueued(alchemy: Alchemy) -> Iterator[Enqueued]:
     """The messages that the app would send, kept instead of sent: now, or when the COMMIT they wait for has come."""
-    from .recording import recording
+    from .testing.recording import recording
 
     app: Any = alchemy.app
     with recording(app) as enqueued:

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
+from ..strategies.registry import UnitsOfWork
 from ..strategies.scope import current_scope
-from ..strategies.units import UnitsOfWork
 from .errors import ConfigurationError
 
 

@@ -9,11 +9,13 @@ from celery import Task
 from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
-from ..strategies.read_only import IN_TRANSACTION, MODES, ReadOnly
-from ..strategies.units import no_unit_of_work
-from . import apps, databases, enqueue, running
+from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
+from ..strategies.registry import no_unit_of_work
+from . import apps, databases
+from . import wrapping as running
 from .errors import ConfigurationError
 from .injection import hide_from_callers
+from .sending import enqueue
 
 if TYPE_CHECKING:
     from .extension import Alchemy
@@ -59,7 +61,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Wrap what `task_annotations` put on the class since; let workers of `app` check that it has a database."""
-        from .lifecycle import SessionStrategyStep
+        from .starting.attach import SessionStrategyStep
 
         _wrap(cls)
         app.steps["worker"].add(SessionStrategyStep)

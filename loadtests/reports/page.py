@@ -8,19 +8,7 @@ from pathlib import Path
 
 from ..bench.results import BATCHES_FILE, ROUND_TRIPS_FILE, RUN_FILE, SWEEP_FILE, TASKS_DIRECTORY
 from .automatic import Advice, AutoCheck
-from .markup import (
-    ChartNames,
-    Content,
-    Text,
-    bullets,
-    escape,
-    folded,
-    paragraph,
-    section,
-    styled,
-    table,
-    with_note,
-)
+from .markup import ChartNames, Content, Text, bullets, escape, folded, paragraph, section, styled, table, with_note
 from .page_contests import patterns, pools
 from .page_correctness import correctness
 from .page_loads import latency, throughput

@@ -6,17 +6,7 @@ import html
 from collections.abc import Sequence
 
 from . import charts
-from .markup import (
-    ChartNames,
-    Content,
-    bullets,
-    folded,
-    paragraph,
-    scroll,
-    styled,
-    table,
-    with_note,
-)
+from .markup import ChartNames, Content, bullets, folded, paragraph, scroll, styled, table, with_note
 from .recommendation import Recommendation
 from .standings import Standing
 from .statistics import METRICS

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..patterns import OURS
-from .markup import (
-    Content,
-    Text,
-    bullets,
-    folded,
-    paragraph,
-    styled,
-    table,
-    with_note,
-)
+from .markup import Content, Text, bullets, folded, paragraph, styled, table, with_note
 from .summary import BLOCKED, BROKEN, ContestSummary, Row, Summary
 from .wording import where
 

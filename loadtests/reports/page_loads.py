@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from . import charts
-from .markup import (
-    ChartNames,
-    Content,
-    bullets,
-    folded,
-    paragraph,
-    scroll,
-    styled,
-    table,
-)
+from .markup import ChartNames, Content, bullets, folded, paragraph, scroll, styled, table
 from .summary import Summary, SweepSummary
 from .wording import number, where
 

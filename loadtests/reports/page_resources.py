@@ -6,14 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 
 from . import charts
-from .markup import (
-    ChartNames,
-    Content,
-    folded,
-    paragraph,
-    scroll,
-    table,
-)
+from .markup import ChartNames, Content, folded, paragraph, scroll, table
 from .summary import ContestSummary, Row, Summary
 from .wording import count, number, where
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..bench.objective import Objective
-from ..bench.results import (
-    Arm,
-    Batch,
-    RunFacts,
-    SweepStep,
-)
+from ..bench.results import Arm, Batch, RunFacts, SweepStep
 from ..percentiles import Percentiles
 from ..workloads import HubBlocked
 from .statistics import METRICS, Estimate, Ratio, compare_pairs, paired_ratios

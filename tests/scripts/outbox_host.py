@@ -16,7 +16,7 @@ from celery import Celery
 from support.project.models import Row
 
 from celery_alchemy import Alchemy, DatabaseTask
-from celery_alchemy.workers import outbox
+from celery_alchemy.workers.sending import outbox
 
 settings: dict[str, Any] = json.loads(sys.argv[1])
 app = Celery("outbox", broker=settings["broker"], set_as_current=False)

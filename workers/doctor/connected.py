@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...strategies import in_doubt
-from ...strategies.drivers import shown
-from ...strategies.outbox import TABLE
-from ...strategies.terms import Terms
+from ...strategies.drivers.base import shown
+from ...strategies.features.outbox import TABLE
+from ...strategies.options import Terms
+from ...strategies.several import in_doubt
 from ..extension import Alchemy
 from .code import tasks_of
 from .findings import Finding, error, note, warning

@@ -12,7 +12,7 @@ from .. import apps
 from ..databases import check_two_phase
 from ..errors import ConfigurationError
 from ..extension import Alchemy
-from ..lifecycle import check_injected
+from ..starting.attach import check_injected
 from ..task import DatabaseTask
 from .code import tasks_of
 from .configuration import look_at_settings

@@ -9,8 +9,8 @@ from typing import Any
 from celery import Celery
 
 from ..extension import Alchemy
-from ..running import injected_places
 from ..task import DatabaseTask
+from ..wrapping import injected_places
 from .code import Module, calls, function_node, tasks_of, value_of
 from .findings import Finding, warning
 

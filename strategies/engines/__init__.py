@@ -1,0 +1,1 @@
+"""Engines: how they are made, their connection pools, and what guards their connections."""

@@ -1,0 +1,43 @@
+"""Let go of a connection without waiting for anything.
+
+A greenlet may be killed from its hub (a cold shutdown of eventlet, whose signal handler runs there). Whatever the
+greenlet then waits for, a ROLLBACK or the answer to a cancel request, switches to the hub, which is the one that kills
+it: the kill fails, and the worker waits for all tasks instead of ending. So the connection is left to another greenlet.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+
+from ..drivers.base import cancel
+
+logger = logging.getLogger(__name__)
+
+
+def abandon(connection: Connection) -> None:
+    """Free the slot of `connection` now; have its statement cancelled and itself closed later, by somebody else."""
+    if connection.closed or connection.invalidated:
+        return
+    fairy = connection.connection
+    dbapi_connection, record = fairy.dbapi_connection, fairy._connection_record
+    if dbapi_connection is None:
+        return
+    if record is not None:
+        # SQLAlchemy finds nothing to close, and connects anew at the next checkout.
+        record.dbapi_connection = None
+    # Not a Thread: to start one waits until it runs. This one is a greenlet's, where that is patched.
+    _thread.start_new_thread(_end, (dbapi_connection, connection.engine))
+
+
+def _end(dbapi_connection: Any, engine: Engine) -> None:
+    try:
+        cancel(dbapi_connection, engine)
+    except Exception as error:
+        logger.info("Could not cancel the statement of a killed greenlet on the server: %s", error)
+    with contextlib.suppress(Exception):
+        engine.dialect.do_terminate(dbapi_connection)

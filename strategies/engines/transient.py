@@ -1,0 +1,193 @@
+"""Which database errors pass by themselves: a fresh transaction, tried again, may well succeed.
+
+Drivers say it with a code (SQLSTATE, MySQL's error number, SQLite's result code), never with a class of its own that
+all share. So the Engine narrows the class of such an error, and `autoretry_for = (TransientDatabaseError,)` works
+under every driver; whoever catches SQLAlchemy's own class still does.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import exc as sa_exc
+
+from ..errors import BrokenTransaction, TransientDatabaseError
+
+
+class TransientOperationalError(TransientDatabaseError, sa_exc.OperationalError):
+    """An OperationalError that passes by itself."""
+
+
+class TransientInterfaceError(TransientDatabaseError, sa_exc.InterfaceError):
+    """An InterfaceError that passes by itself: the connection is lost."""
+
+
+class TransientInternalError(TransientDatabaseError, sa_exc.InternalError):
+    """An InternalError that passes by itself: the connection is lost."""
+
+
+class TransientDriverError(TransientDatabaseError, sa_exc.DatabaseError):
+    """A DatabaseError of no narrower class that passes by itself: the connection is lost."""
+
+
+class TransientlyBrokenTransaction(TransientDatabaseError, BrokenTransaction):
+    """A BrokenTransaction whose cause passes by itself."""
+
+
+_NARROWED: dict[type[sa_exc.DBAPIError], type[TransientDatabaseError]] = {
+    sa_exc.OperationalError: TransientOperationalError,
+    sa_exc.InterfaceError: TransientInterfaceError,
+    sa_exc.InternalError: TransientInternalError,
+    sa_exc.DatabaseError: TransientDriverError,
+}
+
+#: SQLSTATE. Source: PostgreSQL, appendix A, "PostgreSQL Error Codes". Not among them: 57014, a statement's timeout,
+#: which would only come again, and 57P04, the database is dropped.
+_SQLSTATES = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "55P03",  # lock_not_available: NOWAIT, lock_timeout
+        "53300",  # too_many_connections
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "57P05",  # idle_session_timeout
+        "25P03",  # idle_in_transaction_session_timeout
+        "72000",  # snapshot_too_old
+    }
+)
+_CONNECTION_EXCEPTION = "08"
+
+#: Source: MySQL 8.4 and MariaDB 11, "Error Reference". Not among them: 1317, somebody's KILL QUERY.
+_MYSQL_NUMBERS = frozenset(
+    {
+        1020,  # ER_CHECKREAD: innodb_snapshot_isolation refuses a row that changed since
+        1040,  # ER_CON_COUNT_ERROR: too many connections
+        1053,  # ER_SERVER_SHUTDOWN
+        1203,  # ER_TOO_MANY_USER_CONNECTIONS
+        1205,  # ER_LOCK_WAIT_TIMEOUT
+        1213,  # ER_LOCK_DEADLOCK
+        1226,  # ER_USER_LIMIT_REACHED: max_user_connections
+        1614,  # ER_XA_RBDEADLOCK
+        1927,  # ER_CONNECTION_KILLED (MariaDB)
+        3101,  # ER_TRANSACTION_ROLLBACK_DURING_COMMIT (group replication)
+        3572,  # ER_LOCK_NOWAIT
+        4031,  # ER_CLIENT_INTERACTION_TIMEOUT
+        2002,  # CR_CONNECTION_ERROR: no such socket
+        2003,  # CR_CONN_HOST_ERROR: refused, timed out
+        2006,  # CR_SERVER_GONE_ERROR
+        2013,  # CR_SERVER_LOST
+        2055,  # CR_SERVER_LOST_EXTENDED
+    }
+)
+_SQLITE_CODES = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED
+
+#: Of these nobody knows what became of the statement.
+_LOST_NUMBERS = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+_LOST_STATES = ("08", "57P")
+
+#: Of these the server rolls the transaction back because of another one: it may run again, and at once.
+_CONFLICTS: frozenset[str | int] = frozenset({"40001", "40P01", 1020, 1213, 1614, 3101})
+
+#: libpq has no code for a connection that was not made, nor for one that broke: only its message tells, and the
+#: server's, in the language of either. What is not recognised is not called transient.
+_UNREACHABLE = re.compile(
+    r"connection refused|timeout expired|timed out|no route to host|network is unreachable|connection reset|"
+    r"broken pipe|closed the connection unexpectedly|could not receive data from server|could not send data to server|"
+    r"is the server running|no such file or directory|could not translate host name|failed to resolve host|"
+    r"name resolution|ssl syscall error|unexpected eof|consuming input failed|the connection is (?:closed|lost)|"
+    r"connection (?:already )?closed|is (?:starting up|shutting down|in recovery mode)|"
+    r"not (?:yet )?accepting connections|too many (?:clients|connections)|remaining connection slots|"
+    r"due to administrator command|"
+    r"no more connections allowed|server conn crashed|client_login_timeout|query_wait_timeout",  # PgBouncer's
+    re.IGNORECASE,
+)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Tell whether `error` passes by itself, so that a fresh transaction, tried again, may well succeed.
+
+    Args:
+        error: One of SQLAlchemy's, a driver's own, or ours; from any Engine.
+    """
+    if isinstance(error, TransientDatabaseError | sa_exc.TimeoutError):
+        return True
+    if isinstance(error, BrokenTransaction):
+        return is_transient(error.__cause__)
+    if isinstance(error, sa_exc.DBAPIError):
+        return error.connection_invalidated or _driver_says(error.orig)
+    return error is not None and not isinstance(error, sa_exc.SQLAlchemyError) and _driver_says(error)
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether the server has rolled a transaction back because of another one: deadlock, serialization failure.
+
+    Nothing of it is committed, which nobody knows of a connection that was lost in the COMMIT.
+    """
+    if isinstance(error, BrokenTransaction):
+        return is_conflict(error.__cause__)
+    if isinstance(error, sa_exc.DBAPIError):
+        error = error.orig
+    if error is None or not _is_drivers(error):
+        return False
+    return _code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
+
+
+def is_answer(error: BaseException | None) -> bool:
+    """Tell whether the server has said `error`: of a connection that was lost, or of an interruption, nobody knows what
+    the server has done."""
+    if isinstance(error, TransientDatabaseError | sa_exc.DBAPIError) or error is None:
+        original = getattr(error, "orig", None)
+    else:
+        original = error.__cause__.orig if isinstance(error.__cause__, sa_exc.DBAPIError) else None
+    code = _code_of(original) if original is not None else None
+    return code is not None and code not in _LOST_NUMBERS and not str(code).startswith(_LOST_STATES)
+
+
+def narrow(error: sa_exc.SQLAlchemyError | None, *, disconnected: bool = False) -> None:
+    """Make `error` a TransientDatabaseError if it passes by itself.
+
+    The same object, so that whatever SQLAlchemy still writes on it stays: only its class becomes a narrower one.
+
+    Args:
+        disconnected: SQLAlchemy takes the connection for lost.
+    """
+    narrowed = _NARROWED.get(type(error))  # type: ignore[arg-type]
+    if error is not None and narrowed is not None and (disconnected or is_transient(error)):
+        error.__class__ = narrowed  # type: ignore[assignment]
+
+
+def _driver_says(error: BaseException | None) -> bool:
+    """Read the code of a driver's own error, whichever driver it is."""
+    if error is None or not _is_drivers(error):
+        return False
+    code = _code_of(error)
+    if isinstance(code, int):
+        return code in _MYSQL_NUMBERS
+    if isinstance(code, str):
+        return code in _SQLSTATES or code.startswith(_CONNECTION_EXCEPTION)
+    if (result_code := _sqlite_code_of(error)) is not None:
+        return result_code in _SQLITE_CODES
+    return _UNREACHABLE.search(str(error)) is not None
+
+
+def _code_of(error: BaseException) -> int | str | None:
+    """Return MySQL's error number, or the SQLSTATE; None where the driver gives neither."""
+    first = error.args[0] if error.args else None
+    if isinstance(first, int):
+        return first
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
+    if sqlstate is None and isinstance(first, dict):
+        sqlstate = first.get("C")  # pg8000
+    return sqlstate if isinstance(sqlstate, str) else None
+
+
+def _sqlite_code_of(error: BaseException) -> int | None:
+    result_code = getattr(error, "sqlite_errorcode", None)
+    return result_code & 0xFF if isinstance(result_code, int) else None
+
+
+def _is_drivers(error: BaseException) -> bool:
+    """Tell whether `error` is of a database driver, whose classes have the names that the DB-API fixes."""
+    return any(kind.__name__ in {"OperationalError", "InterfaceError", "DatabaseError"} for kind in type(error).__mro__)

@@ -1,0 +1,104 @@
+"""Tasks that only read: no transaction, so that one SELECT is one round trip; or a transaction that may not write.
+
+`True` takes an Engine apart, with a connection pool of its own: each statement commits itself (AUTOCOMMIT), and each
+connection is set read-only when it is made. No snapshot spans two statements. `"transaction"` takes the ordinary
+Engine, and tells the server when the transaction begins that it is read-only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
+
+from ..engines.at_connect import execute_at_connect
+from ..errors import CeleryAlchemyError
+
+if TYPE_CHECKING:
+    from ..base import SessionStrategy
+
+ReadOnly = bool | Literal["transaction"]
+IN_TRANSACTION: Literal["transaction"] = "transaction"
+MODES: tuple[ReadOnly, ...] = (False, True, IN_TRANSACTION)
+
+#: Sent once for each connection of the Engine that only reads, by dialect.
+_SET_READ_ONLY = {
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+    "sqlite": "PRAGMA query_only = ON",
+}
+
+
+class ReadOnlyError(CeleryAlchemyError):
+    """A unit of work that is read-only wanted to write, or wanted what only a transaction can give."""
+
+
+def set_read_only_at_connect(engine: Engine) -> None:
+    """Let the server refuse writes on every connection that `engine` makes, where it can."""
+    statement = _SET_READ_ONLY.get(engine.dialect.name)
+    if statement is None:
+        return
+
+    def on_connect(dbapi_connection: Any, record: object) -> None:
+        execute_at_connect(dbapi_connection, statement)
+
+    event.listen(engine, "connect", on_connect)
+
+
+def make_read_only(session: Session, strategy: SessionStrategy, mode: ReadOnly, who: str) -> None:
+    """Make a Session that has not been used read-only.
+
+    Args:
+        who: Names the unit of work in messages.
+    """
+
+    def refuse_flush(session: Session, context: object, instances: object) -> None:
+        written = [*session.new, *(one for one in session.dirty if session.is_modified(one)), *session.deleted]
+        if written:
+            names = ", ".join(sorted({type(one).__name__ for one in written}))
+            raise ReadOnlyError(
+                f"{who} is read-only, but would write {names}. Leave read_only out where a task writes."
+            )
+
+    event.listen(session, "before_flush", refuse_flush)
+    session.twophase = False  # there is nothing that others would have to agree with
+    if mode is True:
+        event.listen(session, "do_orm_execute", _refuse_what_needs_a_transaction(who))
+    if strategy.shares_connection:
+        return
+    if mode is True:
+        session.bind = strategy.read_engine
+    else:
+        _begin_read_only(session, strategy.engine)
+
+
+def _begin_read_only(session: Session, engine: Engine) -> None:
+    if engine.dialect.name == "postgresql":
+        session.bind = engine.execution_options(postgresql_readonly=True)  # part of BEGIN: no round trip
+    elif engine.dialect.name in {"mysql", "mariadb"}:
+
+        def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+            if transaction.parent is None:
+                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+        event.listen(session, "after_begin", after_begin)
+
+
+def _refuse_what_needs_a_transaction(who: str) -> Any:
+    def on_execute(state: ORMExecuteState) -> None:
+        if getattr(state.statement, "_for_update_arg", None) is not None:
+            raise ReadOnlyError(
+                f"{who} is read_only=True, without a transaction: FOR UPDATE would let its lock go at once. Leave "
+                f"read_only out to lock rows; read_only='transaction' gives one snapshot without locks."
+            )
+        options = state.execution_options
+        if options.get("yield_per") or options.get("stream_results"):
+            raise ReadOnlyError(
+                f"{who} is read_only=True, without a transaction: a server-side cursor (yield_per, stream_results) "
+                f"needs one. Write read_only='transaction'."
+            )
+
+    return on_execute

@@ -1,0 +1,51 @@
+"""Settings of PostgreSQL that hold until a transaction ends: neither the next task nor a pooler sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, SessionTransaction
+
+from ..engines.statement_timeout import milliseconds
+from ..options import Terms
+
+LONGEST_NAME = 63
+"""Bytes of an application_name; the server cuts off the rest."""
+_ID_LENGTH = 8
+
+
+def set_in_transactions(session: Session, terms: Terms, label: Callable[[], str]) -> None:
+    """Let every transaction of `session` have the settings that `terms` asks for: one round trip for all of them.
+
+    Args:
+        label: Returns the name of the unit of work, `task name[task id]`.
+    """
+
+    def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if transaction.parent is not None or connection.dialect.name != "postgresql":
+            return
+        settings = list(_settings(terms, label))
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
+        connection.exec_driver_sql(f"SELECT {calls}", tuple(part for setting in settings for part in setting))
+
+    event.listen(session, "after_begin", after_begin)
+
+
+def _settings(terms: Terms, label: Callable[[], str]) -> Iterable[tuple[str, str]]:
+    if terms.application_name:
+        yield "application_name", shortened(label())
+    if terms.timeout_in_transactions:
+        yield "statement_timeout", str(milliseconds(terms.statement_timeout_s or 0))
+
+
+def shortened(label: str) -> str:
+    """Return `label`, `task name[task id]`, in at most 63 bytes: the beginning of the id, and what fits of the name."""
+    raw = label.encode()
+    if len(raw) <= LONGEST_NAME:
+        return label
+    name, bracket, task_id = label.rpartition("[")
+    end = f"[{task_id[:_ID_LENGTH]}]" if bracket else ""
+    kept = (name if bracket else label).encode()[: LONGEST_NAME - len(end.encode())]
+    return kept.decode(errors="ignore") + end

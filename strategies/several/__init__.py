@@ -1,0 +1,1 @@
+"""One unit of work over several databases, and two-phase commit."""

@@ -1,0 +1,1 @@
+"""What the units of work of this process are doing, for people and for metrics."""

@@ -1,0 +1,64 @@
+"""Metrics through OpenTelemetry's API, where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..unit_of_work import UnitOfWork
+
+#: The name of a database, and its connections that are in use.
+InUse = Callable[[], Iterable[tuple[str, int]]]
+
+
+class OpenTelemetryObserver:
+    """Records what happens in this process with the global MeterProvider.
+
+    Args:
+        in_use: Returns the connections in use, by database; asked when metrics are collected.
+    Raises:
+        ImportError: opentelemetry-api is not installed.
+    """
+
+    def __init__(self, in_use: InUse) -> None:
+        from opentelemetry import metrics
+
+        meter: Any = metrics.get_meter("celery_alchemy")
+        self._duration = meter.create_histogram(
+            "celery_alchemy.unit_of_work.duration",
+            unit="s",
+            description="From the beginning of a unit of work to its end",
+        )
+        self._statements = meter.create_histogram(
+            "celery_alchemy.unit_of_work.statements", unit="{statement}", description="Statements of a unit of work"
+        )
+        self._wait = meter.create_histogram(
+            "celery_alchemy.checkout.wait", unit="s", description="Until a connection was checked out, or refused"
+        )
+        self._leaks = meter.create_counter(
+            "celery_alchemy.leaks", unit="{connection}", description="Connections taken back from tasks that kept them"
+        )
+
+        def observe(options: object) -> Iterable[Any]:
+            return [metrics.Observation(count, {"database": database}) for database, count in in_use()]
+
+        meter.create_observable_gauge(
+            "celery_alchemy.connections.in_use", callbacks=[observe], unit="{connection}",
+            description="Connections that are checked out",
+        )  # fmt: skip
+
+    def unit_ended(self, unit: UnitOfWork, duration_s: float) -> None:
+        """Record its duration and its statements."""
+        attributes = {"task": unit.label.partition("[")[0], "outcome": unit.outcome}
+        self._duration.record(duration_s, attributes)
+        if unit.activity is not None:
+            self._statements.record(unit.activity.statements, attributes)
+
+    def waited(self, database: str, wait_s: float) -> None:
+        """Record a checkout."""
+        self._wait.record(wait_s, {"database": database})
+
+    def leaked(self, count: int) -> None:
+        """Count connections that were taken back."""
+        self._leaks.add(count)

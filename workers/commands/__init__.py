@@ -1,0 +1,5 @@
+"""`celery alchemy ...`."""
+
+from .group import alchemy
+
+__all__ = ["alchemy"]

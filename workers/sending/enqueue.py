@@ -1,0 +1,226 @@
+"""Sending a task once the transaction that it belongs to is committed.
+
+Everything that Celery sends goes through `app.send_task`: `delay`, `apply_async`, a canvas, a task by its name. There,
+and nowhere else, a message is sent at once or registered for the COMMIT. By then Celery has checked the arguments; they
+are serialised here too, so that what cannot be sent fails where it was asked for and what changes later is not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.utils import uuid
+from kombu import serialization
+from sqlalchemy.orm import Session
+
+from ...strategies.features.foreign_sessions import plain_session
+from ...strategies.registry import frames
+from ...strategies.sessions import UNIT
+from ...strategies.unit_of_work import UnitOfWork
+from .. import apps
+from ..settings import DEFAULT
+from ..testing import recording
+from . import outbox
+
+if TYPE_CHECKING:
+    from ..extension import Alchemy
+    from ..task import DatabaseTask
+
+OPTION = "enqueue_on_commit"
+"""Of one call, and as an attribute of a task: wait for the commit (True) or send at once (False)."""
+_OURS = "_celery_alchemy_send_task"
+_LIBRARIES = ("celery.", "kombu.", "celery_alchemy.workers.", "celery_alchemy.strategies.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What `apply_async_on_commit` was asked for."""
+
+    session: Session | None
+    raises: bool
+
+
+#: Set for the duration of one call: whatever it sends waits.
+_ordered: ContextVar[_Order | None] = ContextVar("celery_alchemy_on_commit", default=None)
+
+
+@contextmanager
+def on_commit(session: Session | None, *, raises: bool) -> Iterator[None]:
+    """Let what the block sends wait for the COMMIT: of `session`, or of the unit of work that is running."""
+    token = _ordered.set(_Order(session, raises))
+    try:
+        yield
+    finally:
+        _ordered.reset(token)
+
+
+class Sending:
+    """A message that waits for a COMMIT; calling it sends."""
+
+    __slots__ = ("_name", "_send", "_task_id")
+
+    def __init__(self, name: str, task_id: str, send: Callable[[], object]) -> None:
+        self._name, self._task_id, self._send = name, task_id, send
+
+    def __call__(self) -> Any:
+        token = _ordered.set(None)  # an eager task runs now, and what it sends is its own business
+        try:
+            return self._send()
+        finally:
+            _ordered.reset(token)
+
+    def __repr__(self) -> str:
+        return f"sending {self._name}[{self._task_id}]"
+
+
+def attach(app: Celery) -> None:
+    """Let the messages of `app` wait for a COMMIT where they are to."""
+    original = app.send_task
+    if getattr(original, _OURS, False):
+        return
+    places = _places(original)
+
+    def send(name: str, args: Any, kwargs: Any, **options: Any) -> Any:
+        if recording.kept(app, name, args, kwargs, options):
+            return recording.result_of(app, options.get("task_id") or uuid(), options)
+        return original(name, args, kwargs, **options)
+
+    @functools.wraps(original)
+    def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        asked = options.pop(OPTION, None)
+        db = _innermost(app)
+        options |= zip(places, more, strict=False)
+        if db is None or not waits(db, asked, options.get("task_type") or app._tasks.get(name)):
+            return send(name, args, kwargs, **options)
+        task_id = options["task_id"] = options.get("task_id") or uuid()
+        args, kwargs = snapshot(app, args, kwargs, options)
+        # Whatever it is that sends now, a group or a `with` of the caller, gives its producer back before the COMMIT.
+        for producer in ("producer", "publisher"):
+            options.pop(producer, None)
+        if (session := _session_with_outbox(db)) is not None:
+            register(db, outbox.Stored(app, name, args, kwargs, options))
+            outbox.watch(db, session)
+        else:
+            register(db, Sending(name, task_id, functools.partial(send, name, args, kwargs, **options)))
+        result = (options.get("result_cls") or app.AsyncResult)(task_id)
+        result.ignored = options.get("ignore_result")
+        return result
+
+    setattr(send_task, _OURS, True)
+    app.send_task = send_task
+
+
+def eagerly(
+    task: DatabaseTask, apply_async: Callable[..., Any], args: Any, kwargs: Any, more: Any, options: dict[str, Any]
+) -> Any:
+    """Run a task of `task_always_eager` when a message would be sent; it does not pass through `app.send_task`."""
+    asked = options.pop(OPTION, None)
+    options |= zip(_places(apply_async), more, strict=False)
+    task_id = options["task_id"] = options.get("task_id") or uuid()
+    app = task._get_app()
+    sending = Sending(
+        task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
+    )
+    db = _innermost(app)
+    if db is None or not waits(db, asked, task):
+        return sending()
+    if task.typing and (check := getattr(task, "__header__", None)) is not None:
+        check(*(args or ()), **(kwargs or {}))
+    register(db, sending)
+    return task.AsyncResult(task_id)
+
+
+def _innermost(app: Celery) -> Alchemy | None:
+    """Return the Alchemy whose unit of work is the innermost one here; that of the default database where there is
+    none, or one over all."""
+    known = apps.databases(app)
+    if len(known) > 1:
+        for frame in reversed(frames.get() or ()):
+            for db in known.values():
+                if frame.owner is db.units:
+                    return db
+    return apps.find(app)
+
+
+def _run_now(
+    apply_async: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]
+) -> Any:
+    recording.kept(app, name, args, kwargs, options)
+    return apply_async(args, kwargs, **options)
+
+
+def _places(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters after `args` and `kwargs`, which a caller may give by position."""
+    names = list(inspect.signature(function).parameters)
+    return names[names.index("kwargs") + 1 :]
+
+
+def waits(db: Alchemy, asked: bool | None, task: Any) -> bool:
+    """Tell whether what is sent now is to wait: as the call says, else the task, else the setting."""
+    order = _ordered.get()
+    if order is not None and order.session is not None:
+        return True
+    if not db.units.is_open():
+        return (
+            False  # first, for most of what is sent is sent outside, and by programs that may read no setting of ours
+        )
+    if order is not None:
+        return True
+    wish = asked if asked is not None else getattr(task, OPTION, None)
+    if wish is None:
+        wish = db.settings.enqueue_on_commit
+    return bool(wish) and not _is_celerys_own()
+
+
+def _session_with_outbox(db: Alchemy) -> Session | None:
+    """Return the Session whose transaction the message is to be written into; None where there is no outbox for it."""
+    if not db.settings.outbox:
+        return None
+    order = _ordered.get()
+    if order is not None and order.session is not None:
+        session = plain_session(order.session)
+        owner = session.info.get(UNIT)
+        return None if isinstance(owner, UnitOfWork) and owner.database != DEFAULT else session
+    unit = db.units.current()
+    return None if unit.read_only or not unit.commits or unit.database != DEFAULT else unit.session
+
+
+def register(db: Alchemy, sending: Sending | outbox.Stored) -> None:
+    """Send after the COMMIT of the Session that was named, or of the current unit of work."""
+    order = _ordered.get()
+    db.on_commit(sending, session=order.session if order else None, raises=order.raises if order else False)
+
+
+def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the arguments as the receiver will see them.
+
+    Raises:
+        kombu.exceptions.EncodeError: they cannot be serialised.
+    """
+    serializer = options.get("serializer") or app.conf.task_serializer
+    content_type, encoding, data = serialization.dumps((args, kwargs), serializer)
+    copied_args, copied_kwargs = serialization.loads(data, content_type, encoding, accept=[content_type])
+    return (tuple(copied_args) if copied_args is not None else None), copied_kwargs
+
+
+def _is_celerys_own() -> bool:
+    """Tell whether Celery itself sends: a retry, a replacement, links, chain, chord and error callbacks never wait.
+
+    The tracer sends them, or `retry` and `on_replace` of a task; and between these and here there is no user's code.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and (module := frame.f_globals.get("__name__", "")).startswith(_LIBRARIES):
+        if module == "celery.app.trace":
+            return True
+        if module == "celery.app.task" and frame.f_code.co_name in {"retry", "on_replace"}:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

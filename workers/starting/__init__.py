@@ -1,0 +1,1 @@
+"""From worker start to shutdown."""

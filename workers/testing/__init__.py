@@ -1,0 +1,1 @@
+"""For tests of projects that use this package."""

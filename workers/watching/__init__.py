@@ -1,0 +1,1 @@
+"""What the workers are doing: remote control, warnings, metrics."""
