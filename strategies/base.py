@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sqlalchemy import literal, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from .engines import forks
-from .engines import held as checkouts
-from .engines import pool as connection_pool
-from .engines.factory import EngineSource
-from .engines.sizing import PoolSize, is_scarce, size_for
+from .engines import forks, pool
+from .engines.factory import EngineFactory
+from .engines.held import held
+from .engines.leaks import take_back
+from .engines.sizing import PoolSize, size_for, tasks_may_queue
 from .errors import InvalidSetting, refused_as
-from .interrupts import shield
-from .sessions import SessionSource
+from .hooks import OpenUnit
+from .sessions import SessionFactory
 from .worker_pool import NO_WORKER, WorkerPool
-
-if TYPE_CHECKING:
-    from .unit_of_work import UnitOfWork
 
 
 class SessionStrategy(ABC):
@@ -48,19 +44,23 @@ class SessionStrategy(ABC):
     released: ClassVar[str]
 
     def __init__(
-        self, engines: EngineSource, sessions: SessionSource, worker_pool: WorkerPool, reason: str = ""
+        self, engines: EngineFactory, sessions: SessionFactory, worker_pool: WorkerPool, reason: str = ""
     ) -> None:
         self.engines = engines
         self.sessions = sessions
         self.worker_pool = worker_pool
         self.reason = reason
+        options = engines.options
         self.size: PoolSize = engines.given_size() or size_for(
-            worker_pool, engines.url, engines.options, engines.terms.databases
+            worker_pool, engines.url, options.engine_options, options.databases
         )
-        engines.scarce = engines.terms.databases > 1 and is_scarce(worker_pool, self.size)
-        self.forks = worker_pool.forks
-        """`worker_pool.forks`, looked at by every task."""
-        engines.write_lock_at_begin = worker_pool.name != NO_WORKER
+        engines.tasks_may_queue = options.databases > 1 and tasks_may_queue(worker_pool, self.size)
+        engines.serves_tasks = worker_pool.name != NO_WORKER
+        self.follows_units = worker_pool.forks or any(
+            getattr(type(self), name) is not getattr(SessionStrategy, name) for name in ("enter", "leave")
+        )
+        """`enter` and `leave` are to be called: a subclass has its own, or prefork's main process is to be kept
+        without connections."""
         forks.on_fork(self.after_fork)
 
     @classmethod
@@ -79,7 +79,7 @@ class SessionStrategy(ABC):
         engine = self._engine
         if engine is None:
             engine = self._engine = self.make_engine()
-            self.engines.announce(engine)
+            self.engines.notify(engine)
         return engine
 
     _read_engine: Engine | None = None
@@ -96,8 +96,8 @@ class SessionStrategy(ABC):
             with self.engines.lock:  # threads meet here: a second one's Engine would be lost with its connections
                 if self._read_engine is None:
                     self._read_engine = self.engines.reading(main)
-            if self._read_engine is not main and self.engines.given is None:
-                self.engines.announce(self._read_engine)
+            if self._read_engine is not main and self.engines.user_engine is None:
+                self.engines.notify(self._read_engine)
         return self._read_engine
 
     @abstractmethod
@@ -110,18 +110,19 @@ class SessionStrategy(ABC):
         Raises:
             InvalidSetting: the Engine or a Session cannot be made from the settings.
         """
-        with refused_as(InvalidSetting, f"{self.engines.terms.options_setting} cannot be used", self.engines.options):
+        options = self.engines.options
+        with refused_as(InvalidSetting, f"{options.options_setting} cannot be used", options.engine_options):
             # Made once to be looked at: under prefork the pool processes come too late to refuse an option.
             engine = self.engines.pooled(self.size)
             self._probe = engine.pool
-            connection_pool.max_connections(self._probe)
+            pool.max_connections(self._probe)
             str(select(literal(1)).compile(dialect=engine.dialect))
-        refusal = connection_pool.refuses(self._probe, self.worker_pool)
+        refusal = pool.refuses(self._probe, self.worker_pool)
         if refusal:
             raise InvalidSetting(refusal)
         if self.worker_pool.name == NO_WORKER:
             self._probe = self.engine.pool
-        self.engines.adopt_others(self.sessions.binds)
+        self.engines.guard_others(self.sessions.binds)
         self.sessions.check(self.engine)
 
     def after_fork(self) -> None:
@@ -135,7 +136,7 @@ class SessionStrategy(ABC):
         return list({id(engine.pool): engine for engine in made if engine is not None}.values())
 
     def dispose(self) -> None:
-        """Close the connections that this process keeps open and nobody uses; makes no Engine for it."""
+        """Close the idle connections of this process; makes no Engine for it."""
         for engine in self.engines_made():
             engine.dispose()
 
@@ -153,9 +154,9 @@ class SessionStrategy(ABC):
     def _each(self) -> int | None:
         """Return the most connections of one process, `binds` included."""
         pools = [self._probe, *(engine.pool for engine in self.engines.others)]
-        if self.reads_apart and self.engines.given is None:
+        if self.reads_apart and self.engines.user_engine is None:
             pools.append(self._probe)  # as big as the other
-        limits = [connection_pool.max_connections(pool) for pool in pools]
+        limits = [pool.max_connections(one) for one in pools]
         return None if None in limits else sum(limit for limit in limits if limit is not None)
 
     def describe(self) -> str:
@@ -168,51 +169,57 @@ class SessionStrategy(ABC):
             limit = f"at most {most} connections ({processes})"
         else:
             limit = f"at most {most} connections"
-        pool = type(self._probe).__name__.removeprefix("Reserved")
-        size = f" {connection_pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
-        twice = " and as much for read-only tasks" if self.reads_apart and self.engines.given is None else ""
-        sizes = f"connection pool of each process: {pool}{size}{twice}"
+        kind = "QueuePool" if isinstance(self._probe, pool.ReservedQueuePool) else type(self._probe).__name__
+        size = f" {pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
+        twice = " and as much for read-only tasks" if self.reads_apart and self.engines.user_engine is None else ""
+        sizes = f"connection pool of each process: {kind}{size}{twice}"
         return f"session strategy {self.name} ({self.reason}), {sizes}, {limit}"
 
     # -- the Session -------------------------------------------------------------------------------------------------
 
-    def enter(self, unit: UnitOfWork) -> None:  # noqa: B027 - a hook, not a duty
+    def enter(self, unit: OpenUnit) -> None:  # noqa: B027 - a hook, not a duty
         """`unit` begins in this thread or greenlet; no Session yet."""
 
     @abstractmethod
-    def open(self, unit: UnitOfWork) -> Session:
+    def open(self, unit: OpenUnit) -> Session:
         """Return the Session of `unit`, new. Called once per unit, on first use."""
 
-    def release(self, unit: UnitOfWork, session: Session) -> None:
+    def release(self, unit: OpenUnit, session: Session) -> None:
         """Close `session`, the one `open` returned for `unit`; its connection goes back."""
         session.close()
 
-    def leave(self, unit: UnitOfWork) -> None:
+    def leave(self, unit: OpenUnit) -> None:
         """`unit` is over; called once for every `enter`, after `release`."""
-        if self.forks and self.worker_pool.in_main_process:
+        if self.worker_pool.in_main_process:
             # Prefork's main process forks again later: it keeps no connection open that a child would inherit.
             self.dispose()
 
     def recycle(self) -> None:
         """Let no connection that is open now serve another unit of work."""
         for engine in self.engines_made():
-            connection_pool.recycle(engine.pool, time.time())
+            pool.recycle_all(engine.pool)
 
     def new_session(self) -> Session:
-        return self.sessions.new(self.engine)
+        """Return a new Session on this process's Engine."""
+        return self.sessions.new(bind=self._engine or self.engine)
 
     def take_back(self) -> int:
         """Return to the connection pool what this thread or greenlet still holds of it; for after an interruption.
 
         Returns:
-            How many connections there were; they are closed, for nobody knows their state.
+            How many connections there were; they are closed, for their state is not known.
         """
-        pool = self.engine.pool
-        if not (shield.applies and isinstance(pool, connection_pool.ReservedQueuePool)):
-            return 0  # only a signal strikes between two bytecodes; SQLAlchemy itself minds every other interruption
-        taken = len(checkouts.take_back(pool.held()))
-        if pool.checkedout() > 0 and threading.active_count() == 1:
+        own = self.engine.pool
+        if not isinstance(own, pool.ReservedQueuePool):
+            return 0
+        taken = take_back([record for record in held.get() if own.is_of(record)])
+        if own.checkedout() > 0 and _only_thread():
             # One thread, its one task is over: what is still counted as out was lost in the interruption.
             self.engine.dispose()
             taken = max(taken, 1)
         return taken
+
+
+def _only_thread() -> bool:
+    """Tell whether the process has one thread that runs code of the user's."""
+    return sum(1 for thread in threading.enumerate() if not thread.name.startswith("celery-alchemy")) == 1

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from .base import SessionStrategy
-
-if TYPE_CHECKING:
-    from .unit_of_work import UnitOfWork
+from .hooks import OpenUnit
 
 
 class LocalStrategy(SessionStrategy):
@@ -18,8 +14,8 @@ class LocalStrategy(SessionStrategy):
 
     The Session hangs on the unit of work itself: no registry, nothing to look up, nothing to remove.
 
-    **Made for** solo and for worker pools nobody knows; **right under** every worker pool.
-    **Not made for** code that expects a `scoped_session` (`Model.query`): take `scoped`.
+    **Made for** solo and for worker pools that are not known; **correct under** every worker pool.
+    **Not made for** code that expects a `scoped_session` (`Model.query`): use `scoped`.
     """
 
     name = "local"
@@ -30,5 +26,5 @@ class LocalStrategy(SessionStrategy):
     def make_engine(self) -> Engine:
         return self.engines.shared(self.size)
 
-    def open(self, unit: UnitOfWork) -> Session:
+    def open(self, unit: OpenUnit) -> Session:
         return self.new_session()

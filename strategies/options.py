@@ -1,12 +1,15 @@
-"""What an app asks of a database, beside its URL and the options of its Engine."""
+"""What an app asks of a database, beside its URL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import URL
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class DatabaseOptions:
     """Settings of the app that an Engine or its Sessions have to know of."""
 
     database: str = "default"
@@ -23,6 +26,12 @@ class Terms:
     external_pooler: bool = False
     """A pooler between gives each transaction any of the server's connections (PgBouncer in transaction mode): nothing
     may be set for a session, and no statement prepared for one."""
+    engine_options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Keyword arguments of `create_engine` that the user gave."""
+    replica_url: URL | None = field(default=None, repr=False)
+    """Where units of work read that are read-only; None: where the others do."""
+    reads: bool = False
+    """The Engine is for `read_only=True`: each statement commits itself."""
 
     @property
     def timeout_in_transactions(self) -> bool:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from .base import SessionStrategy
+from .hooks import OpenUnit
 from .worker_pool import NO_WORKER
-
-if TYPE_CHECKING:
-    from .unit_of_work import UnitOfWork
 
 
 class PerProcessStrategy(SessionStrategy):
@@ -21,8 +17,8 @@ class PerProcessStrategy(SessionStrategy):
     that no fork inherits an open connection. An Engine that the user brought keeps its identity and its listeners, and
     gets a new connection pool after the fork.
 
-    **Made for** prefork; **right under** every worker pool, where the one process counts as the pool process.
-    **Not made for** code that keeps `db.engine` in a variable across the fork: take `local`.
+    **Made for** prefork; **correct under** every worker pool, where the one process counts as the pool process.
+    **Not made for** code that keeps `db.engine` in a variable across the fork: use `local`.
     """
 
     name = "per_process"
@@ -39,5 +35,5 @@ class PerProcessStrategy(SessionStrategy):
         super().after_fork()
         self._engine = self._read_engine = None
 
-    def open(self, unit: UnitOfWork) -> Session:
+    def open(self, unit: OpenUnit) -> Session:
         return self.new_session()

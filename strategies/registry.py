@@ -4,200 +4,162 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ContextDecorator
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.orm import Session
 
+from ._sqlalchemy import connections_of
 from .base import SessionStrategy
 from .engines import forks
-from .engines.held import checkouts, take_back
+from .engines.held import holding_of
+from .engines.leaks import describe, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
-from .features.read_only import IN_TRANSACTION, ReadOnly
-from .interrupts import is_interrupt, shield
+from .interrupts import shield
 from .on_commit import Callback
-from .scope import ScopeStack, describe_current_scope
-from .sessions import connections_of
-from .several.several_units import Parts
-from .unit_of_work import Label, UnitOfWork
-from .watching.activity import activities
+from .scope import HELD, UNITS, ScopeStack, current_scope, describe_current_scope
+from .unit_of_work import TASK_KINDS, Entry, Joined, Label, UnitOfWork, UnitOptions, written
 
 logger = logging.getLogger(__name__)
 
-
-class Frame:
-    """One entry of the stack: a unit of work, and who runs in it.
-
-    A task that is called like a function joins the unit of its caller: a frame of its own over the same unit.
-    """
-
-    coroutine: object = None
-    """The asyncio task that opened a block; None outside an event loop."""
-    left = False
-    """True once it has been taken off the stack."""
-    home: list[Frame] | None = None
-    """The stack it is on."""
-    held: Sequence[ConnectionPoolEntry] = ()
-    """What its thread or greenlet had checked out when it began."""
-
-    def __init__(
-        self, owner: UnitsOfWork, unit: UnitOfWork, owns: bool, ends: bool, kind: str, holder: Any, request: Any
-    ) -> None:
-        self.owner = owner
-        self.unit = unit
-        self.owns = owns
-        """Releases the unit of work when it leaves."""
-        self.ends = ends
-        """Commits or rolls back when it leaves."""
-        self.kind = kind
-        self.holder = holder
-        self.request = request
-
-
-#: From the connection pool through Engine.connect up to the Session that called it, in SQLAlchemy 2.0 and 2.1.
-_SESSIONS_FRAME = 9
-
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
-frames: ScopeStack[Frame] = ScopeStack(lasting=True)
-_TASK_KINDS = frozenset({"run", "call", "hook"})
+entries: ScopeStack[Entry] = ScopeStack(UNITS)
+#: The units of work that are open now, in any thread or greenlet of this process.
+open_units: set[UnitOfWork] = set()
+
+
+def innermost(strategy: object) -> UnitOfWork | None:
+    """Return the innermost unit of work of `strategy` in this thread or greenlet; None where there is none."""
+    for entry in reversed(entries.get()):
+        for unit in entry.unit.all_units:
+            if unit.strategy is strategy:
+                return unit
+    return None
 
 
 class RunningScope:
-    """What connection pools ask about the thread or greenlet that is running."""
+    """What Engines ask about the thread or greenlet that is running."""
 
-    def labels(self) -> str:
+    def describe_holder(self) -> str:
         """Name its open units of work, the innermost first, for a message."""
-        stack = frames.get() or ()
-        labels = list(dict.fromkeys(frame.unit.label for frame in reversed(stack)))
+        labels = list(dict.fromkeys(entry.unit.label for entry in reversed(entries.get())))
         return " inside ".join(labels) or describe_current_scope()
 
-    def connects(self) -> bool:
-        """Tell whether the Session of its innermost unit of work is connecting now; called by the connection pool."""
-        top = frames.top()
-        if top is None or not any(_may_connect(unit) for unit in top.unit.all_parts):
-            return False
-        try:
-            # Code of the task's that connects by itself does not come through a Session.
-            return sys._getframe(_SESSIONS_FRAME).f_code.co_name == "_connection_for_bind"
-        except ValueError:  # a script that calls `raw_connection` is not as deep
-            return False
-
-    def executing(self, statement: str) -> None:
-        """A statement begins."""
-        top = frames.top()
-        if top is not None and top.unit.activity is not None:
-            # Each statement of what is only read commits itself.
-            activities.executing(top.unit.activity, statement, in_transaction=top.unit.read_only is not True)
-
-    def executed(self) -> None:
-        """It is over, however."""
-        top = frames.top()
-        if top is not None and top.unit.activity is not None:
-            activities.executed(top.unit.activity)
-
-    def returned(self) -> None:
-        """A connection has come back: where it was the last one, no transaction is open."""
-        if not checkouts.get():
-            for frame in frames.get() or ():
-                if frame.unit.activity is not None and frame.unit.activity.in_transaction:
-                    activities.transaction_over(frame.unit.activity)
-
-    def runs_task(self) -> bool:
-        """Tell whether it runs a task request; a helper thread of one, or a script, does not."""
-        return any(frame.kind in _TASK_KINDS for frame in frames.get() or ())
-
-
-def _may_connect(unit: UnitOfWork) -> bool:
-    session = unit.opened
-    return session is not None and session.in_transaction() and not connections_of(session)
+    def opened_by_session(self) -> UnitOfWork | None:
+        """Return the unit of work whose Session is connecting now; None where other code connects by itself."""
+        stack = getattr(current_scope(), UNITS, None)
+        if stack:
+            for unit in stack[-1].unit.all_units:
+                if unit.expects_connection():
+                    unit.connected = 1
+                    return unit
+        return None
 
 
 def observe_error(error: BaseException, connection: Connection | None, lost: bool) -> None:
     """Tell the unit of work whose connection it is of a database error; `lost`: the transaction is rolled back."""
-    for frame in reversed(frames.get() or ()):
-        for unit in frame.unit.all_parts:
+    for entry in reversed(entries.get()):
+        for unit in entry.unit.all_units:
             session = unit.opened
             if session is not None and connection is not None and connection in connections_of(session):
                 unit.observed(error, lost)
                 return
 
 
-class UnitsOfWork:
-    """Opens, finds and ends the units of work of one `Alchemy`.
+class UnitOfWorkRegistry:
+    """Opens, finds and ends the units of work of one database of an app.
 
     Args:
-        strategy: Returns the SessionStrategy in force.
+        start: Sets `strategy` and `unit_class`; called at first use, where no worker has set them.
+        options: How blocks and callbacks are treated, by `commits` and `read_only`.
     """
 
-    leader: UnitsOfWork | None = None
+    strategy: SessionStrategy | None = None
+    """The strategy in force; None: not started yet."""
+    unit_class: type[UnitOfWork] = UnitOfWork
+    """Units of work over one database or several, with or without a soft time limit to hold back."""
+    default: UnitOfWorkRegistry | None = None
     """Of the app's default database: its units of work are over this database too. None: this is the default."""
     position = 0
     """The place of this database in the order of COMMITs."""
 
-    def __init__(self, strategy: Callable[[], SessionStrategy]) -> None:
-        self._strategy = strategy
-        forks.forget_after_fork(frames)
-        forks.on_fork(activities.forget)
+    def __init__(self, start: Callable[[], object], options: Callable[..., UnitOptions]) -> None:
+        self._start = start
+        self._options = options
+        self._made_options: dict[tuple[bool, Any], UnitOptions] = {}
+        self.ended = 0
+        """Units of work that are over."""
+        self.leaks = 0
+        """Connections that had to be taken back."""
+        self.longest: tuple[float, str] = (0.0, "")
+        """The longest unit of work so far: seconds, label."""
+        forks.forget_after_fork(entries)
+        forks.on_fork(self.after_fork)
 
-    def unit_of(self, frame: Frame) -> UnitOfWork:
-        """Return the unit of work of `frame` on this database, which joins it with its first use."""
-        return frame.unit if frame.owner is self else self._part(frame.unit)
+    def after_fork(self) -> None:
+        """Begin anew in the child: what was open belongs to the parent."""
+        open_units.clear()
+        self.ended = self.leaks = 0
+        self.longest = (0.0, "")
 
-    @shield.covers
-    def _part(self, whole: UnitOfWork) -> UnitOfWork:
-        parts = whole.parts
-        if parts is None:
-            parts = whole.parts = Parts(whole)
-        part = parts.get(self)
-        if part is None:
-            strategy = self._strategy()
-            part = whole.new_part(strategy)
-            strategy.enter(part)
-            parts.add(self, self.position, part)
-        return part
+    def started(self) -> SessionStrategy:
+        """Return the strategy in force, chosen now where no worker has chosen it.
 
-    def _serves(self, frame: Frame) -> bool:
-        return frame.owner is self or (self.leader is not None and frame.owner is self.leader)
+        Raises:
+            InvalidSetting: the settings do not say enough, or something that cannot work.
+        """
+        if self.strategy is None:
+            self._start()
+        assert self.strategy is not None
+        return self.strategy
+
+    def options_like(self, options: UnitOptions) -> UnitOptions:
+        """Return how a unit of work with these options, of another database, is treated on this one."""
+        return self._options(commits=options.commits, read_only=options.read_only, extra=options.extra)
+
+    def unit_of(self, entry: Entry) -> UnitOfWork:
+        """Return the unit of work of `entry` on this database, which joins it with its first use."""
+        return entry.unit if entry.registry is self else entry.unit.part_of(self, self.started, self.position)
+
+    def _serves(self, entry: Entry) -> bool:
+        return entry.registry is self or (self.default is not None and entry.registry is self.default)
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
-    def current_frame(self) -> Frame | None:
-        """Return the innermost frame of this thread or greenlet; None when there is none."""
-        stack = frames.get()
-        if stack:
-            for frame in reversed(stack):
-                if self._serves(frame):
-                    if frame.coroutine is not None and frame.coroutine is not _current_coroutine():
-                        raise CeleryAlchemyError(_taking_turns("A Session was asked for", frame))
-                    return frame
+    def current_entry(self) -> Entry | None:
+        """Return the innermost entry of this thread or greenlet; None when there is none."""
+        for entry in reversed(entries.get()):
+            if self._serves(entry):
+                if entry.coroutine is not None and entry.coroutine is not _current_coroutine():
+                    raise CeleryAlchemyError(_taking_turns("A Session was asked for", entry))
+                return entry
         return None
 
     def is_open(self) -> bool:
         """Tell whether a unit of work is open here; one of another coroutine of this thread is not."""
-        for frame in reversed(frames.get() or ()):
-            if self._serves(frame):
-                return frame.coroutine is None or frame.coroutine is _current_coroutine()
+        for entry in reversed(entries.get()):
+            if self._serves(entry):
+                return entry.coroutine is None or entry.coroutine is _current_coroutine()
         return False
 
-    def frame_of(self, holder: object) -> Frame | None:
-        """Return the innermost frame in which `holder` (a task) runs; None when it does not run here.
+    def entry_of(self, holder: object) -> Entry | None:
+        """Return the innermost entry in which `holder` (a task) runs; None when it does not run here.
 
         An on_commit callback hides what is below it: the unit of work there is over.
         """
-        stack = frames.get()
-        if stack:
-            for frame in reversed(stack):
-                if (frame.holder is holder or frame.kind == "callback") and self._serves(frame):
-                    return frame
+        for entry in reversed(entries.get()):
+            if (entry.holder is holder or entry.kind == "callback") and self._serves(entry):
+                return entry
         return None
 
-    def above(self, frame: Frame) -> list[Frame]:
-        """Return the frames of units of work opened inside `frame` and still open, the innermost first."""
-        stack = frames.get() or []
-        inner = stack[stack.index(frame) + 1 :] if frame in stack else []
-        return [found for found in reversed(inner) if found.owns]
+    def above(self, entry: Entry) -> list[UnitOfWork]:
+        """Return the units of work opened inside `entry` and still open, the innermost first."""
+        stack = entries.get()
+        inner = stack[stack.index(entry) + 1 :] if entry in stack else []
+        return [found.unit for found in reversed(inner) if found.owns]
 
     def current(self) -> UnitOfWork:
         """Return the unit of work now running in this thread or greenlet.
@@ -205,143 +167,195 @@ class UnitsOfWork:
         Raises:
             NoUnitOfWork: there is none.
         """
-        frame = self.current_frame()
-        if frame is None:
+        entry = self.current_entry()
+        if entry is None:
             raise no_unit_of_work("db.session")
-        return self.unit_of(frame)
+        return self.unit_of(entry)
 
     # -- beginning and ending ----------------------------------------------------------------------------------------
 
     @shield.covers
     def begin(
-        self,
-        label: Label,
-        *,
-        commits: bool,
-        kind: str,
-        holder: object = None,
-        request: object = None,
-        read_only: ReadOnly = False,
-    ) -> Frame:
+        self, options: UnitOptions, label: Label, kind: str, holder: object = None, request: object = None
+    ) -> UnitOfWork:
         """Open a unit of work of its own; no Session yet."""
-        strategy = self._strategy()
-        if read_only and strategy.engines.terms.external_pooler:
-            read_only = IN_TRANSACTION  # a connection cannot be set read-only: it is everybody's
-        unit = UnitOfWork(strategy, label, commits, not frames.get(), self._run_callback, read_only)
-        strategy.enter(unit)
-        frame = Frame(self, unit, True, True, kind, holder, request)
-        if held := checkouts.get():
-            frame.held = list(held)
-        frame.home = frames.push(frame)
-        activities.begin(unit)
-        return frame
+        strategy = self.strategy or self.started()
+        unit = self.unit_class(strategy, options, label, self._run_callback, kind, holder, request)
+        self._push(unit)
+        unit.outermost = len(unit.home) == 1
+        open_units.add(unit)
+        held = getattr(current_scope(), HELD, None)
+        if held:
+            unit.held = list(held)
+        if strategy.follows_units:
+            strategy.enter(unit)
+        for hook in options.hooks:
+            hook.begun(unit)
+        return unit
 
     @shield.covers
-    def join(self, frame: Frame, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Frame:
-        """Let `holder` run in the unit of work of `frame`, which releases it and, unless `ends`, ends it."""
-        joined = Frame(self, frame.unit, False, ends, kind, holder, request)
-        joined.home = frames.push(joined)
+    def join(self, entry: Entry, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Joined:
+        """Let `holder` run in the unit of work of `entry`, which releases it and, unless `ends`, ends it."""
+        joined = Joined(entry.unit, kind, holder, request, ends=ends)
+        self._push(joined)
         return joined
 
     @shield.covers
-    def leave(self, frame: Frame, error: BaseException | None = None) -> None:
-        """Take `frame` off the stack and, where it owns its unit of work, release that."""
-        unit = frame.unit
-        if frame.left:
-            return  # an abandoned block's generator is closed by the garbage collector, long after `sweep`
-        frame.left = True
-        if not frame.owns:
-            frames.remove(frame, frame.home)
-            return
-        if unit.opened is None and unit.parts is None:
-            _end(frame)
-            return
-        if not shield.installed:
-            try:
-                unit.close()
-            finally:
-                _end(frame)
-            return
-        with shield:
-            try:
-                unit.close()
-            finally:
-                _end(frame)
-            if unit.outermost and error is not None and is_interrupt(error):
-                taken = sum(part.strategy.take_back() for part in unit.all_parts)
-                if taken:
-                    logger.info("%s: %s connection(s) taken back after %s", unit.label, taken, type(error).__name__)
+    def _push(self, entry: Entry) -> None:
+        scope: Any = current_scope()
+        stack = getattr(scope, UNITS, None)
+        if stack is None:
+            stack = entries.get()
+        entry.registry, entry.home = self, stack
+        entry.in_task = entry.kind in TASK_KINDS or bool(stack and stack[-1].in_task)
+        stack.append(entry)
 
-    def sweep(self) -> None:
+    @shield.covers
+    def leave(self, entry: Entry, error: BaseException | None = None) -> None:
+        """Take `entry` off the stack and, where it owns its unit of work, release that."""
+        if entry.left:
+            return  # an abandoned block's generator is closed by the garbage collector, long after `end_abandoned`
+        entry.left = True
+        if not entry.owns:
+            _remove(entry)
+            return
+        unit = entry.unit
+        try:
+            unit.close()
+        finally:
+            _remove(entry)
+            open_units.discard(unit)
+            self._end(unit, error)
+
+    @shield.covers
+    def _end(self, unit: UnitOfWork, error: BaseException | None) -> None:
+        if getattr(current_scope(), HELD, None) and unit.kind in TASK_KINDS and unit.outermost:
+            self._take_back(unit)
+        self.ended += 1
+        duration_s = monotonic() - unit.began
+        if duration_s > self.longest[0]:
+            self.longest = (duration_s, unit.label)
+        unit.after_end(error)
+        for one in unit.all_units:
+            if one.strategy.follows_units:
+                one.strategy.leave(one)
+        for hook in unit.options.hooks:
+            hook.ended(unit)
+
+    @shield.covers
+    def _take_back(self, unit: UnitOfWork) -> None:
+        """Give back what the code of a task request has checked out, and kept: no other code ever will, and the
+        connection pool would lose a slot for each."""
+        for record in [record for record in getattr(current_scope(), HELD, ()) if record not in unit.held]:
+            holding = holding_of(record)
+            origin = describe(holding.origin if holding is not None else None)
+            if take_back([record]):
+                self.leaks += 1
+                unit.leaked += 1
+                logger.warning(
+                    "%s has ended, and a connection is still checked out. It is taken back and closed. It was checked "
+                    "out at %s: close it there, or use `with`.",
+                    unit.label, origin,
+                )  # fmt: skip
+
+    def end_abandoned(self) -> None:
         """End what an interruption between two bytecodes left on the stack of this thread or greenlet: a request that
         the worker has just begun is inside nothing."""
-        for frame in reversed(list(frames.get() or ())):
-            logger.warning("%s was interrupted before it could be ended; it is rolled back now", frame.unit.label)
-            frame.owner.leave(frame)
+        for entry in reversed(list(entries.get())):
+            logger.warning("%s was interrupted before it could be ended; it is rolled back now", entry.unit.label)
+            entry.registry.leave(entry)
 
-    @contextmanager
-    @shield.covers
-    def open(self, label: str, *, commits: bool, kind: str, read_only: ReadOnly = False) -> Iterator[UnitOfWork]:
-        """Open a unit of work of its own and end it with the block: commit, or roll back when the block raises."""
-        coroutine = _current_coroutine()
-        top = frames.top()
-        if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
-            raise CeleryAlchemyError(_taking_turns(f"{label} would be opened", top))
-        frame = self.begin(label, commits=commits, kind=kind, read_only=read_only)
-        frame.coroutine = coroutine
-        error: BaseException | None = None
-        try:
-            try:
-                yield frame.unit
-            except BaseException as raised:
-                error = raised
-                frame.unit.fail(raised)
-                raise
-            frame.unit.succeed(final=True)
-        finally:
-            self.leave(frame, error)
-        shield.check()
+    def open(self, label: Label, *, commits: bool, kind: str, read_only: Any = False) -> Block:
+        """Return a block that is a unit of work of its own, ended with the block: committed, or rolled back when it
+        raises."""
+        return Block(self, self.block_options(commits, read_only), label, kind)
+
+    def block_options(self, commits: bool, read_only: Any) -> UnitOptions:
+        """Return how blocks are treated; made once for each kind."""
+        key = (commits, read_only)
+        options = self._made_options.get(key)
+        if options is None:
+            options = self._made_options[key] = self._options(commits=commits, read_only=read_only)
+        return options
+
+    def use(self, strategy: SessionStrategy | None, unit_class: type[UnitOfWork]) -> None:
+        """Open units of work with `strategy` from now on; None: it is to be chosen again."""
+        self.strategy, self.unit_class = strategy, unit_class
+        self._made_options.clear()
 
     def _run_callback(self, callback: Callback) -> None:
-        named = getattr(callback, "func", callback)  # of a partial; its arguments are nobody's business
+        named = getattr(callback, "func", callback)  # of a partial; its arguments are not for a log
         label = f"on_commit callback {getattr(named, '__qualname__', type(named).__name__)}"
-        with self.open(label, commits=True, kind="callback"):
+        unit = self.begin(self.block_options(True, False), label, "callback")
+        error: BaseException | None = None
+        try:
             callback()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.finish(unit, error)
+
+    @shield.covers
+    def finish(self, unit: UnitOfWork, error: BaseException | None) -> None:
+        """End `unit`, whose block has returned or raised `error`, and release it."""
+        try:
+            if error is not None:
+                unit.fail(error)
+            else:
+                try:
+                    unit.succeed(final=True)
+                except BaseException as failure:
+                    error = failure
+                    raise
+        finally:
+            self.leave(unit, error)
+            error = None  # no cycle: exception -> traceback -> this frame -> exception
+        shield.check()
+
+
+class Block(ContextDecorator, AbstractContextManager[Session]):
+    """A block of code that is a unit of work: its Session is what `with` gives."""
+
+    def __init__(self, registry: UnitOfWorkRegistry, options: UnitOptions, label: Label, kind: str) -> None:
+        self._registry, self._options, self._label, self._kind = registry, options, label, kind
+        self._open: list[UnitOfWork] = []
+
+    @shield.covers
+    def __enter__(self) -> Session:
+        coroutine = _current_coroutine()
+        top = entries.top()
+        if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
+            raise CeleryAlchemyError(_taking_turns(f"{written(self._label)} would be opened", top))
+        unit = self._registry.begin(self._options, self._label, self._kind)
+        unit.coroutine = coroutine
+        try:
+            session = unit.session
+        except BaseException as error:
+            self._registry.finish(unit, error)
+            raise
+        self._open.append(unit)
+        return session
+
+    @shield.covers
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._registry.finish(self._open.pop(), error)
 
 
 @shield.covers
-def _end(frame: Frame) -> None:
-    """Take `frame`, whose Session is closed, off the stack, with whatever its code has kept."""
-    frames.remove(frame, frame.home)
-    if checkouts.get():
-        _take_back(frame)
-    try:
-        activities.end(frame.unit)
-    finally:
-        for unit in frame.unit.all_parts:
-            unit.strategy.leave(unit)
+def _remove(entry: Entry) -> None:
+    """Take `entry` off the stack it was put on: another one, when a block is left in another thread than it was entered
+    in (web frameworks run the two halves of a dependency so)."""
+    stack = entry.home
+    if stack and stack[-1] is entry:
+        stack.pop()
+    elif entry in stack:
+        stack.remove(entry)
 
 
-@shield.covers
-def _take_back(frame: Frame) -> None:
-    """Give back what the code of a task request has checked out, and kept: in the request it ends with nobody else may
-    ever give it back, and the connection pool would lose a slot for each."""
-    if frame.kind not in _TASK_KINDS or not frame.unit.outermost:
-        return
-    kept = [record for record in checkouts.get() or () if record not in frame.held]
-    places = take_back(kept)
-    activities.leaked(len(places))
-    for place in places:
-        logger.warning(
-            "%s has ended, and a connection is still checked out. It is taken back and closed. It was checked out at "
-            "%s: close it there, or use `with`.",
-            frame.unit.label, place,
-        )  # fmt: skip
-
-
-def _taking_turns(what: str, frame: Frame) -> str:
+def _taking_turns(what: str, entry: Entry) -> str:
     return (
-        f"{what} inside {frame.unit.label}, which another coroutine of this thread has open. Sessions are not for "
+        f"{what} inside {entry.unit.label}, which another coroutine of this thread has open. Sessions are not for "
         f"coroutines that take turns: do not await inside the block, or run it in a thread (asyncio.to_thread)."
     )
 
@@ -349,20 +363,18 @@ def _taking_turns(what: str, frame: Frame) -> str:
 def _current_coroutine() -> object:
     """Return the running asyncio task; None where there is no event loop."""
     asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
+    if asyncio is None:
         return None
-    return asyncio.current_task()
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
 
 
 def no_unit_of_work(what: str) -> NoUnitOfWork:
+    """Return the error for `what`, used where no unit of work is open."""
     return NoUnitOfWork(
         f"{what} was used in {describe_current_scope()}, where no unit of work is open. A thread or greenlet that a "
         f"task starts has none of its own, and a Session must not be shared. Open one there: "
         f"`with db.unit_of_work() as session:`."
     )
-
-
-def place(depth: int) -> str:
-    """Return `file:line` of the caller `depth` frames up, to name an unnamed block."""
-    caller = sys._getframe(depth)
-    return f"{caller.f_code.co_filename}:{caller.f_lineno}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from typing import Any, Generic, TypeVar, cast
 
@@ -14,11 +13,14 @@ try:
 except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
-__all__ = ["ScopeStack", "current_scope", "describe_current_scope"]
+__all__ = ["HELD", "UNITS", "ScopeStack", "current_scope", "describe_current_scope"]
 
 T = TypeVar("T")
 
-_serial = itertools.count()
+UNITS = "_celery_alchemy_units"
+"""Attribute of a thread or greenlet: the entries of its open units of work, the innermost last."""
+HELD = "_celery_alchemy_held"
+"""Attribute of a thread or greenlet: the pool records of the connections that it has checked out, oldest first."""
 
 
 def describe_current_scope() -> str:
@@ -32,59 +34,32 @@ class ScopeStack(Generic[T]):
     The stack is an attribute of the thread's or greenlet's own object. That is the weakest possible hold: there is no
     table whose keys could be reused by the next greenlet (`id()`, `get_ident()`), none that grows when a greenlet dies
     without popping, and nothing that `contextvars.copy_context()` could carry into another thread.
+
+    The empty list stays on the thread or greenlet for the next push. On the path of a request this list is read and
+    changed in place, by the attribute's name.
     """
 
-    __slots__ = ("_attribute", "_lasting")
+    __slots__ = ("_attribute",)
 
-    def __init__(self, *, lasting: bool = False) -> None:
-        """Make a stack; a `lasting` one leaves its empty list on the thread or greenlet for the next push."""
-        self._lasting = lasting
-        self._attribute = f"_celery_alchemy_{next(_serial)}"
+    def __init__(self, attribute: str) -> None:
+        self._attribute = attribute
 
-    def get(self) -> list[T] | None:
-        """Return the current thread's or greenlet's stack, the innermost last; None or empty when there is none."""
-        return getattr(current_scope(), self._attribute, None)
-
-    def top(self) -> T | None:
-        stack = getattr(current_scope(), self._attribute, None)
-        return stack[-1] if stack else None
-
-    def push(self, item: T) -> list[T]:
-        """Put `item` on the current stack, and return that stack."""
+    def get(self) -> list[T]:
+        """Return the current thread's or greenlet's stack, the innermost last; made where there is none."""
         scope: Any = current_scope()
         stack = getattr(scope, self._attribute, None)
         if stack is None:
             stack = []
             setattr(scope, self._attribute, stack)
-        stack.append(item)
         return cast("list[T]", stack)
 
-    def remove(self, item: T, home: list[T] | None = None) -> None:
-        """Take `item` out, wherever it stands in the current stack; nothing happens when it is not there.
-
-        Args:
-            home: The stack it was put on: another one, when a block is left in another thread than it was entered in
-                (web frameworks run the two halves of a dependency so).
-        """
+    def top(self) -> T | None:
+        """Return what was pushed last; None where the stack is empty."""
         stack = getattr(current_scope(), self._attribute, None)
-        if home is not None and home is not stack:
-            with contextlib.suppress(ValueError):
-                home.remove(item)
-            return
-        if not stack:
-            return
-        if stack[-1] is item:
-            stack.pop()
-            if not stack and not self._lasting:
-                delattr(current_scope(), self._attribute)
-            return
-        for index, found in enumerate(stack):
-            if found is item:
-                del stack[index]
-                return
+        return stack[-1] if stack else None
 
     def forget(self) -> None:
         """Drop the current stack without looking at what is on it: for the child of a fork."""
         scope: Any = current_scope()
-        if getattr(scope, self._attribute, None) is not None:
+        with contextlib.suppress(AttributeError):
             delattr(scope, self._attribute)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
-from sqlalchemy.orm.session import SessionTransactionState
 
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
+from .on_commit import CommitCallbacks
 
-if TYPE_CHECKING:
-    from .on_commit import CommitCallbacks
-    from .unit_of_work import UnitOfWork
-
-SessionFactory = Callable[..., Session]
+#: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
+MakeSession = Callable[..., Session]
 
 #: Key in `Session.info` of the unit of work a Session belongs to.
 UNIT = "celery_alchemy.unit"
@@ -32,26 +29,41 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+class Owner(Protocol):
+    """Whom a Session belongs to: a unit of work, or what waits for the COMMIT of a Session that is not ours."""
+
+    @property
+    def waiting(self) -> CommitCallbacks | None:
+        """What waits for its COMMIT; None when nothing does."""
+
+    committed: SessionTransaction | None
+    """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
+
+    def rolled_back(self) -> None:
+        """The Session was rolled back by hand."""
+
+
 class UnitSession(Session):
-    """Session whose commit, rollback and close are never cut in two by a soft time limit.
+    """Session of a unit of work."""
+
+    def rollback(self) -> None:
+        super().rollback()
+        owner = owner_of(self)
+        if owner is not None:
+            owner.rolled_back()
+
+
+class DeferringSession(UnitSession):
+    """The same for prefork: commit, rollback and close are never cut in two by a soft time limit.
 
     An interrupted COMMIT would be reported as a failure although the server has committed.
     """
 
     def commit(self) -> None:
-        if self.twophase and self._commits_alone():
-            self.twophase = False
-            try:
-                self.commit()
-            finally:
-                self.twophase = True
-            return
-        if not shield.installed:
-            super().commit()
-            return
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
-        callbacks = waiting_of(self)
+        owner = owner_of(self)
+        callbacks = owner.waiting if owner is not None else None
         if callbacks is not None:
             callbacks.held_back += 1
         shield.hold()
@@ -65,22 +77,11 @@ class UnitSession(Session):
             callbacks.run_ready()
         shield.check()
 
-    def _commits_alone(self) -> bool:
-        """Tell whether this COMMIT is of one database, and nothing has been prepared: two phases would cost a round
-        trip, and let nobody agree."""
-        return not is_prepared(self) and len(connections_of(self)) <= 1
-
     def rollback(self) -> None:
         with shield:
             super().rollback()
-        unit: UnitOfWork | None = self.info.get(UNIT)
-        if unit is not None:
-            unit.rolled_back()
 
     def close(self) -> None:
-        if not shield.installed:
-            super().close()
-            return
         with shield:
             super().close()
 
@@ -97,19 +98,25 @@ def shield_mapper_configuration() -> None:
         event.listen(Mapper, "after_configured", shield.let_go)
 
 
-class SessionSource:
+class SessionFactory:
     """Where Sessions come from: SQLAlchemy's sessionmaker with our defaults, or the user's `session_factory`.
 
     Args:
         factory: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
         options: Keyword arguments of Session (`alchemy_session_options`); they win over the defaults, and over those
             of a `sessionmaker`.
+        kinds: Subclasses of UnitSession that each Session is to be, the first winning.
     """
 
-    def __init__(self, factory: SessionFactory | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        factory: MakeSession | None,
+        options: dict[str, Any],
+        kinds: tuple[type[UnitSession], ...] = (UnitSession,),
+    ) -> None:
+        self._kinds = kinds
         self._options = options
         self._factory = factory
-        self._make: SessionFactory | None = None
 
     @property
     def bind(self) -> Engine | None:
@@ -127,15 +134,23 @@ class SessionSource:
         found = [*(kept or {}).values(), *(given.values() if isinstance(given, dict) else ())]
         return [engine for engine in found if isinstance(engine, Engine)]
 
-    def use_two_phase(self) -> None:
-        """Let every Session begin its transactions so that they can be prepared."""
-        self._options = {**self._options, "twophase": True}
-
-    def new(self, bind: Engine | Connection, **more: Any) -> Session:
-        """Return a new Session bound to `bind`; it connects with its first statement."""
-        if self._make is None:
-            self._make = self._prepare()
-        return self._make(bind=bind, **more)
+    @functools.cached_property
+    def new(self) -> MakeSession:
+        """Makes a Session: `new(bind=...)`, with further keyword arguments of Session; it connects with its first
+        statement. A partial of the class, so that nothing of ours stands between."""
+        factory = self._factory
+        if factory is None:
+            base: type[Session] = Session
+            options = DEFAULTS
+        elif isinstance(factory, sessionmaker):
+            base, options = factory.class_, {**DEFAULTS, **factory.kw}
+        elif isinstance(factory, type):
+            base, options = factory, DEFAULTS
+        else:
+            return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
+        options = {**options, **self._options}
+        options.pop("bind", None)
+        return functools.partial(_class_of(base, self._kinds), **options)
 
     def check(self, engine: Engine) -> None:
         """Make one Session and throw it away, connecting to nothing.
@@ -155,63 +170,46 @@ class SessionSource:
             )
         what = "session_factory and alchemy_session_options" if self._factory else "alchemy_session_options"
         with refused_as(InvalidSetting, f"{what} cannot be used to make a Session", self._options):
-            first, second = self.new(engine), self.new(engine)
+            first, second = self.new(bind=engine), self.new(bind=engine)
             if first is second:
                 raise TypeError("it returned the same Session twice, but each unit of work needs one of its own")
             first.close()
             second.close()
 
-    def _prepare(self) -> SessionFactory:
-        factory = self._factory
-        if factory is None:
-            base: type[Session] = Session
-            options = DEFAULTS
-        elif isinstance(factory, sessionmaker):
-            base, options = factory.class_, {**DEFAULTS, **factory.kw}
-        elif isinstance(factory, type):
-            base, options = factory, DEFAULTS
-        else:
-            return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
-        options = {**options, **self._options}
-        options.pop("bind", None)
-        return functools.partial(_with_unit(base), **options)
+
+_classes: weakref.WeakKeyDictionary[type[Session], dict[tuple[type[UnitSession], ...], type[UnitSession]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-_mixed: weakref.WeakKeyDictionary[type[Session], type[UnitSession]] = weakref.WeakKeyDictionary()
+def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...]) -> type[UnitSession]:
+    """Return `base` as one of these kinds; made once, for SQLAlchemy remembers every Session class it has
+    listened to."""
+    if len(kinds) == 1 and issubclass(kinds[0], base):
+        return kinds[0]
+    made = _classes.setdefault(base, {})
+    if kinds not in made:
+        bases = kinds if issubclass(kinds[-1], base) else (*kinds, base)
+        made[kinds] = type(base.__name__, bases, {})
+    return made[kinds]
 
 
-def _with_unit(base: type[Session]) -> type[UnitSession]:
-    """Return `base` as a UnitSession; made once, for SQLAlchemy remembers every Session class it has listened to."""
-    if issubclass(UnitSession, base):
-        return UnitSession
-    if base not in _mixed:
-        _mixed[base] = type(base.__name__, (UnitSession, base), {})
-    return _mixed[base]
-
-
-def _make_checked(factory: SessionFactory, options: dict[str, Any], **keywords: Any) -> Session:
+def _make_checked(factory: MakeSession, options: dict[str, Any], **keywords: Any) -> Session:
     session = factory(**options, **keywords)
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
     return session
 
 
+def owner_of(session: Session) -> Owner | None:
+    """Return the unit of work of `session`; None where it has none."""
+    return session.info.get(UNIT)
+
+
 def waiting_of(session: Session) -> CommitCallbacks | None:
     """Return what waits for the COMMIT of `session`; None when nothing ever did."""
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    return unit.waiting if unit is not None else None
-
-
-def is_committing(session: Session) -> bool:
-    """Tell whether `session` is reporting a COMMIT or RELEASE that has just succeeded."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    return transaction is not None and transaction._state is SessionTransactionState.COMMITTED
-
-
-def is_prepared(session: Session) -> bool:
-    """Tell whether the transaction of `session` has been prepared, and waits for its second phase."""
-    transaction = session.get_transaction()
-    return transaction is not None and transaction._state is SessionTransactionState.PREPARED
+    owner = owner_of(session)
+    return owner.waiting if owner is not None else None
 
 
 def watch_commits(session: Session) -> None:
@@ -223,42 +221,17 @@ def watch_commits(session: Session) -> None:
     event.listen(session, "after_transaction_end", _after_end)
 
 
-def watch_statements(session: Session, listener: Callable[..., None], ended: Callable[[], None]) -> None:
-    """Call `listener` with the arguments of `before_cursor_execute` for every statement of `session`, and `ended`
-    whenever a transaction is over."""
-
-    def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-        if transaction.parent is None:
-            event.listen(connection, "before_cursor_execute", listener)
-
-    def after_end(session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:
-            ended()
-
-    event.listen(session, "after_begin", after_begin)
-    event.listen(session, "after_transaction_end", after_end)
-
-
-def connections_of(session: Session) -> list[Connection]:
-    """Return the connections that the transaction of `session` holds; never acquires one."""
-    transaction = session.get_transaction()
-    if transaction is None:
-        return []
-    # Keyed on both Engine and Connection. `SessionTransaction.connections` is there since SQLAlchemy 2.1.7 only.
-    return [key for key in transaction._connections if isinstance(key, Connection)]
-
-
 def _after_commit(session: Session) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is not None:
+    owner = owner_of(session)
+    if owner is not None:
         # Fires for the release of a savepoint too, while it is still the innermost.
-        unit.committed = session.get_nested_transaction() or session.get_transaction()
+        owner.committed = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    unit: UnitOfWork | None = session.info.get(UNIT)
-    if unit is None or not (transaction.parent is None or transaction.nested):
+    owner = owner_of(session)
+    if owner is None or not (transaction.parent is None or transaction.nested):
         return
-    committed, unit.committed = unit.committed is transaction, None
-    if unit.waiting is not None:
-        unit.waiting.ended(transaction, committed=committed)
+    committed, owner.committed = owner.committed is transaction, None
+    if owner.waiting is not None:
+        owner.waiting.ended(transaction, committed=committed)

@@ -12,8 +12,8 @@ from support.apps import Isolated
 
 from celery_alchemy import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase, outbox_table
 from celery_alchemy.workers.databases import check_two_phase
+from celery_alchemy.workers.sending.recording import recording
 from celery_alchemy.workers.starting.attach import check_injected
-from celery_alchemy.workers.testing.recording import recording
 
 
 def make(tmp_path: Path, **conf: Any) -> tuple[Celery, Alchemy]:

@@ -1,26 +1,29 @@
-"""Which Alchemy serves which Celery app."""
+"""Which Alchemy serves which Celery app.
+
+This room is below the Alchemy itself, so it knows of it only what it keeps.
+"""
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any
 
 from celery import Celery
 
+from ._celery import is_spawned
 from .errors import ConfigurationError
 from .settings import DEFAULT
 
-if TYPE_CHECKING:
-    from .extension import Alchemy
-
-_ATTRIBUTE = "_celery_alchemy"
+ATTRIBUTE = "_celery_alchemy"
 """Of an app: the Alchemy of its default database, which every task request asks for."""
 _ALL = "_celery_alchemy_databases"
 """Of an app: the Alchemy of each database, by its name."""
-_all: weakref.WeakSet[Alchemy] = weakref.WeakSet()
+#: An Alchemy, of one database; rooms above know its class.
+Served = Any
+_all: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def register(app: Celery, db: Alchemy) -> None:
+def register(app: Celery, db: Served) -> None:
     """Let `db` serve its database of `app`; the app keeps it alive.
 
     Raises:
@@ -33,67 +36,60 @@ def register(app: Celery, db: Alchemy) -> None:
             f"there. One for another database has a name: Alchemy(app, database='reports')."
         )
     if db.database == DEFAULT:
-        setattr(app, _ATTRIBUTE, db)
+        setattr(app, ATTRIBUTE, db)
     _all.add(db)
     _link(known)
 
 
-def unregister(app: Celery, db: Alchemy) -> None:
+def unregister(app: Celery, db: Served) -> None:
     """Let `db` serve `app` no longer."""
     known = databases(app)
     if known.get(db.database) is db:
         del known[db.database]
-        db.units.leader = None
+        db.units.default = None
         _link(known)
-    if getattr(app, _ATTRIBUTE, None) is db:
-        delattr(app, _ATTRIBUTE)
+    if getattr(app, ATTRIBUTE, None) is db:
+        delattr(app, ATTRIBUTE)
 
 
-def databases(app: Celery) -> dict[str, Alchemy]:
+def databases(app: Celery) -> dict[str, Served]:
     """Return the Alchemy of each database of `app` that there is one for, by the database's name."""
-    found: dict[str, Alchemy] = app.__dict__.get(_ALL, {})
+    found: dict[str, Served] = app.__dict__.get(_ALL, {})
     return found
 
 
-def _link(known: dict[str, Alchemy]) -> None:
+def _link(known: dict[str, Served]) -> None:
     """Let the units of work of the default database be over all the others."""
     default = known.get(DEFAULT)
     for db in known.values():
-        db.units.leader = default.units if default is not None and db is not default else None
+        db.units.default = default.units if default is not None and db is not default else None
+        db.refresh()
 
 
-def every() -> list[Alchemy]:
+def every() -> list[Served]:
     """Return every Alchemy of this process that was given an app."""
     return list(_all)
 
 
-def find(app: Celery) -> Alchemy | None:
+def find(app: Celery) -> Served | None:
     """Return the Alchemy that serves `app`; None when none was initialised.
 
     A spawned pool process (`--pool-start-method spawn`) runs its tasks under a second app object, rebuilt from the
     first one's configuration; the Alchemy of the app with the same name serves it too.
     """
-    db: Alchemy | None = getattr(app, _ATTRIBUTE, None)
+    db: Served | None = getattr(app, ATTRIBUTE, None)
     if db is not None:
         return db
     alike = [one for one in _all if one.app is not None and one.app.main == app.main and one.database == DEFAULT]
-    if len(alike) == 1 and _is_rebuilt(app, alike[0]):
-        from .sending.enqueue import attach
-
-        setattr(app, _ATTRIBUTE, alike[0])
+    if len(alike) == 1 and is_spawned() and app is not alike[0].app:
+        setattr(app, ATTRIBUTE, alike[0])
         setattr(app, _ALL, databases(alike[0].app))
-        attach(app)
+        alike[0].attach(app)
         return alike[0]
     return None
 
 
-def _is_rebuilt(app: Celery, db: Alchemy) -> bool:
-    from celery.app import base
-
-    return bool(base.USING_EXECV) and app is not db.app
-
-
-def get(app: Celery) -> Alchemy:
+def get(app: Celery) -> Served:
     """Return the Alchemy that serves `app`.
 
     Raises:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
 
 from ..strategies.several.two_phase import can_prepare
 from . import apps
 from .errors import ConfigurationError
 from .settings import DEFAULT
 
-if TYPE_CHECKING:
-    from .extension import Alchemy
 
-
-class Databases(dict[str, "Alchemy"]):
+class Databases(dict[str, apps.Served]):
     """The Alchemy of each database of an app, by the database's name."""
 
-    def __missing__(self, name: object) -> Alchemy:
+    def __missing__(self, name: object) -> apps.Served:
         near = difflib.get_close_matches(str(name), self, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(
@@ -26,7 +22,7 @@ class Databases(dict[str, "Alchemy"]):
         )
 
 
-def databases_of(db: Alchemy) -> Databases:
+def databases_of(db: apps.Served) -> Databases:
     """Return all databases of the app of `db`: the default first, then the others in the order of their COMMITs.
 
     Those that `alchemy_databases` names, and nobody has made an Alchemy for, are made now; nothing is connected.
@@ -34,14 +30,14 @@ def databases_of(db: Alchemy) -> Databases:
     app = db.app
     if app is None:
         return Databases({db.database: db})
-    leader = apps.find(app) or db
-    declared = leader.settings.databases
-    with leader.lock:
+    default = apps.find(app) or db
+    declared = default.settings.databases
+    with default.lock:
         for name in declared:
             if name not in apps.databases(app) and name != DEFAULT:
                 # A Session class of the user's own is meant for all; a sessionmaker may be bound to one Engine.
-                factory = leader.session_factory if isinstance(leader.session_factory, type) else None
-                type(leader)(app, database=name, session_factory=factory)
+                factory = default.session_factory if isinstance(default.session_factory, type) else None
+                type(default)(app, database=name, session_factory=factory)
     known = apps.databases(app)
     names = dict.fromkeys([DEFAULT, *declared, *known])
     found = Databases({name: known[name] for name in names if name in known})
@@ -50,7 +46,7 @@ def databases_of(db: Alchemy) -> Databases:
     return found
 
 
-def database(db: Alchemy, name: str) -> Alchemy:
+def database(db: apps.Served, name: str) -> apps.Served:
     """Return the Alchemy of the database `name` of the app of `db`; called for every use of one.
 
     Raises:

@@ -7,16 +7,14 @@ import inspect
 import typing
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session, scoped_session
 
+from ._celery import pydantic_dump, set_pydantic_dump
 from .errors import ConfigurationError
 from .settings import DEFAULT
-
-if TYPE_CHECKING:
-    from .task import DatabaseTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ def injected_parameters(run: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class InjectedParameter:
     """Where a parameter that is filled stands among those of the function, the task not counted."""
 
     name: str
@@ -62,7 +60,7 @@ class Place:
     database: str
 
 
-def places_of(signature: inspect.Signature, names: dict[str, str]) -> list[Place]:
+def places_of(signature: inspect.Signature, names: dict[str, str]) -> list[InjectedParameter]:
     """Return where the parameters in `names` stand in `signature`, whose first parameter is the task.
 
     Raises:
@@ -77,14 +75,14 @@ def places_of(signature: inspect.Signature, names: dict[str, str]) -> list[Place
                     f"one parameter."
                 )
             at = None if parameter.kind is parameter.KEYWORD_ONLY else index
-            places.append(Place(parameter.name, at, names[parameter.name]))
+            places.append(InjectedParameter(parameter.name, at, names[parameter.name]))
     return places
 
 
-def injecting(call: Callable[..., Any], places: list[Place]) -> Callable[..., Any]:
+def injecting(call: Callable[..., Any], places: list[InjectedParameter]) -> Callable[..., Any]:
     """Return `call`, a function that takes the task first, with the task's Session passed at `places`."""
 
-    def call_with_session(task: DatabaseTask, /, *args: Any, **kwargs: Any) -> Any:
+    def call_with_session(task: Any, /, *args: Any, **kwargs: Any) -> Any:
         for place in places:
             if not _is_passed(place, args, kwargs):
                 session = task.db if place.database == DEFAULT else task.session_for(place.database)
@@ -94,13 +92,15 @@ def injecting(call: Callable[..., Any], places: list[Place]) -> Callable[..., An
     return call_with_session
 
 
-def _is_passed(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_passed(place: InjectedParameter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a caller has passed it by hand: by name, or a Session at its place."""
     at_place = args[place.index] if place.index is not None and place.index < len(args) else None
     return place.name in kwargs or isinstance(at_place, Session | scoped_session)
 
 
-def _filled(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> tuple[tuple[Any, ...], Any]:
+def _filled(
+    place: InjectedParameter, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+) -> tuple[tuple[Any, ...], Any]:
     if place.index is not None and place.index <= len(args):
         return (*args[: place.index], value, *args[place.index :]), kwargs
     return args, {**kwargs, place.name: value}
@@ -111,7 +111,7 @@ def hidden(signature: inspect.Signature, names: Container[str]) -> inspect.Signa
     return signature.replace(parameters=[one for one in signature.parameters.values() if one.name not in names])
 
 
-def hide_from_callers(cls: type[DatabaseTask], places: list[Place]) -> None:
+def hide_from_callers(cls: Any, places: list[InjectedParameter]) -> None:
     """Give the task the signature that `run` shows, and Celery its check of a caller's arguments from that.
 
     Celery has made its checks before the class, from the function with all its parameters.
@@ -127,12 +127,12 @@ def hide_from_callers(cls: type[DatabaseTask], places: list[Place]) -> None:
         visible.__signature__ = shown  # type: ignore[attr-defined]
         visible.__name__ = cls.__name__
         cls.__header__ = staticmethod(head_from_fun(visible, bound=False))
-    if cls.__dict__.get("_dump_pydantic_arguments") is not None:
+    if (dump := pydantic_dump(cls)) is not None:
         # Celery 5.7 binds a caller's arguments to all parameters before it dumps the models among them.
-        cls._dump_pydantic_arguments = staticmethod(_dumping(cls._dump_pydantic_arguments, places))
+        set_pydantic_dump(cls, _dumping(getattr(dump, "__func__", dump), places))
 
 
-def _dumping(dump: Callable[..., Any], places: list[Place]) -> Callable[..., Any]:
+def _dumping(dump: Callable[..., Any], places: list[InjectedParameter]) -> Callable[..., Any]:
     def dump_arguments(args: Any, kwargs: Any) -> Any:
         if not isinstance(args, list | tuple | None) or not isinstance(kwargs, dict | None):
             return dump(args, kwargs)

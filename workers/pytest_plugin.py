@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .extension import Alchemy
-    from .testing.recording import Enqueued
+    from .sending.recording import Enqueued
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def alchemy_session(alchemy: Alchemy) -> Iterator[Session]:
 @pytest.fixture
 def alchemy_enqueued(alchemy: Alchemy) -> Iterator[Enqueued]:
     """The messages that the app would send, kept instead of sent: now, or when the COMMIT they wait for has come."""
-    from .testing.recording import recording
+    from .sending.recording import recording
 
     app: Any = alchemy.app
     with recording(app) as enqueued:

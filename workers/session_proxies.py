@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
-from ..strategies.registry import UnitsOfWork
+from ..strategies.registry import UnitOfWorkRegistry
 from ..strategies.scope import current_scope
 
 
-def proxy_to(units: UnitsOfWork) -> scoped_session[Session]:
+def proxy_to(units: UnitOfWorkRegistry) -> scoped_session[Session]:
     """Return the proxy to the Session of the unit of work that is running."""
     registry = _CurrentSession(units)
     proxy: scoped_session[Session] = scoped_session(registry)  # type: ignore[arg-type]
@@ -20,7 +20,7 @@ def proxy_to(units: UnitsOfWork) -> scoped_session[Session]:
 class _CurrentSession(ScopedRegistry[Session]):
     """The registry behind `db.session`: whatever the strategy, the innermost unit of work's Session."""
 
-    def __init__(self, units: UnitsOfWork) -> None:
+    def __init__(self, units: UnitOfWorkRegistry) -> None:
         super().__init__(lambda: units.current().session, current_scope)
         self._units = units
 
@@ -28,14 +28,14 @@ class _CurrentSession(ScopedRegistry[Session]):
         return self._units.current().session
 
     def has(self) -> bool:
-        frame = self._units.current_frame()
-        return frame is not None and self._units.unit_of(frame).opened is not None
+        entry = self._units.current_entry()
+        return entry is not None and self._units.unit_of(entry).opened is not None
 
     def set(self, obj: Session) -> None:
         raise NotImplementedError("the Session of a unit of work is opened by its strategy, and is not to be replaced")
 
     def clear(self) -> None:
         """`db.session.remove()` ends here, with the Session closed: the unit of work opens a new one on next use."""
-        frame = self._units.current_frame()
-        if frame is not None:
-            self._units.unit_of(frame).forget_session()
+        entry = self._units.current_entry()
+        if entry is not None:
+            self._units.unit_of(entry).forget_session()

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
-from ..strategies.registry import UnitsOfWork
+from ..strategies.registry import UnitOfWorkRegistry
 from ..strategies.scope import current_scope
 from .errors import ConfigurationError
 
@@ -15,11 +15,11 @@ from .errors import ConfigurationError
 class SharedRegistry(ScopedRegistry[Session]):
     """The registry of a `scoped_session` that looks for a unit of work first, and asks the one it replaces else.
 
-    Who ends a Session is who opened it: in a unit of work `remove()` does nothing, for a web framework calls it
+    Who ends a Session is who opened it: in a unit of work `remove()` does nothing, for a web entrywork calls it
     whenever an application context ends, which may be in the middle of a task.
     """
 
-    def __init__(self, units: UnitsOfWork, original: Any) -> None:
+    def __init__(self, units: UnitOfWorkRegistry, original: Any) -> None:
         super().__init__(original, current_scope)
         self._units, self.original = units, original
 
@@ -40,7 +40,7 @@ class SharedRegistry(ScopedRegistry[Session]):
             self.original.clear()
 
 
-def share(units: UnitsOfWork, sessions: scoped_session[Any]) -> None:
+def share(units: UnitOfWorkRegistry, sessions: scoped_session[Any]) -> None:
     """Let `sessions` be the Session of the unit of work wherever one is open.
 
     Raises:

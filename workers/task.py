@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from celery import Task
 from celery.result import AsyncResult
@@ -11,14 +11,13 @@ from sqlalchemy.orm import Session
 
 from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
 from ..strategies.registry import no_unit_of_work
-from . import apps, databases
-from . import wrapping as running
+from ..strategies.scope import UNITS, current_scope
+from . import apps, databases, wrapping
+from ._celery import app_of
 from .errors import ConfigurationError
 from .injection import hide_from_callers
 from .sending import enqueue
-
-if TYPE_CHECKING:
-    from .extension import Alchemy
+from .starting.attach import BOOTSTEP
 
 _HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
@@ -61,10 +60,8 @@ class DatabaseTask(Task):  # type: ignore[misc]
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Wrap what `task_annotations` put on the class since; let workers of `app` check that it has a database."""
-        from .starting.attach import SessionStrategyStep
-
         _wrap(cls)
-        app.steps["worker"].add(SessionStrategyStep)
+        app.steps["worker"].add(BOOTSTEP)
         super().on_bound(app)
 
     @property
@@ -75,6 +72,10 @@ class DatabaseTask(Task):  # type: ignore[misc]
             NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
             ConfigurationError: the app has no Alchemy.
         """
+        stack = getattr(current_scope(), UNITS, None)
+        if stack and stack[-1].holder is self:
+            session: Session = stack[-1].session
+            return session
         return self._session_of(apps.get(self.app))
 
     def session_for(self, database: str) -> Session:
@@ -88,12 +89,13 @@ class DatabaseTask(Task):  # type: ignore[misc]
         """
         return self._session_of(databases.database(apps.get(self.app), database))
 
-    def _session_of(self, db: Alchemy) -> Session:
-        units = db.units
-        frame = units.frame_of(self) or units.current_frame()
-        if frame is None:
+    def _session_of(self, db: Any) -> Session:
+        registry = db.units
+        entry = registry.entry_of(self) or registry.current_entry()
+        if entry is None:
             raise no_unit_of_work(f"self.db of {self.name}")
-        return units.unit_of(frame).session
+        session: Session = registry.unit_of(entry).session
+        return session
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
@@ -128,54 +130,56 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
-        if self._get_app().conf.task_always_eager:
+        if app_of(self).conf.task_always_eager:
             return enqueue.eagerly(self, super().apply_async, args, kwargs, more, options)
         return super().apply_async(args, kwargs, *more, **options)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
-        frame = self._own_frame()
-        if frame is not None:
-            for inner in frame.owner.above(frame):
-                inner.unit.roll_back()
-            frame.unit.roll_back()
-        return super().retry(*args, **kwargs)
+        entry = self._own_entry()
+        if entry is not None:
+            for inner in entry.registry.above(entry):
+                inner.roll_back()
+            entry.unit.roll_back()
+        with enqueue.sent_by_celery():
+            return super().retry(*args, **kwargs)
 
     def on_replace(self, sig: Any) -> Any:
         """Commit, then replace: the replacement may start before this method returns."""
-        frame = self._own_frame()
-        if frame is not None:
-            for inner in frame.owner.above(frame):
-                inner.unit.succeed(final=False)
-            frame.unit.succeed(final=False)
-        return super().on_replace(sig)
+        entry = self._own_entry()
+        if entry is not None:
+            for inner in entry.registry.above(entry):
+                inner.succeed(final=False)
+            entry.unit.succeed(final=False)
+        with enqueue.sent_by_celery():
+            return super().on_replace(sig)
 
-    def _own_frame(self) -> Any:
-        """Return the frame of this request; None when it was called like a function, and publishes nothing."""
+    def _own_entry(self) -> Any:
+        """Return the entry of this request; None when it was called like a function, and publishes nothing."""
         db = apps.find(self.app)
         request = self.request_stack.top
         if db is None or request is None or request.called_directly:
             return None
-        frame = db.units.frame_of(self)
-        # After `run` has ended (autoretry), a frame still found may be that of an outer request of the same task.
-        return frame if frame is not None and frame.request is request else None
+        entry = db.units.entry_of(self)
+        # After `run` has ended (autoretry), an entry still found may be that of an outer request of the same task.
+        return entry if entry is not None and entry.request is request else None
 
 
 def _wrap(cls: type[DatabaseTask]) -> None:
     """Put `run`, an own `__call__` and the hooks into their units of work, wherever in the bases they stand."""
     run = inspect.getattr_static(cls, "run")
-    if not running.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
+    if not wrapping.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
         _refuse_async(cls, run)
-        cls.run = running.wrap_run(run)
-        if places := running.injected_places(cls.run):
+        cls.run = wrapping.wrap_run(run)
+        if places := wrapping.injected_places(cls.run):
             hide_from_callers(cls, places)
     call = inspect.getattr_static(cls, "__call__")
-    if not running.is_wrapped(call) and call is not inspect.getattr_static(Task, "__call__"):
-        cls.__call__ = running.wrap_call(call)
+    if not wrapping.is_wrapped(call) and call is not inspect.getattr_static(Task, "__call__"):
+        cls.__call__ = wrapping.wrap_call(call)
     for name in _HOOKS:
         hook = inspect.getattr_static(cls, name)
-        if not running.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
-            setattr(cls, name, running.wrap_hook(name, hook))
+        if not wrapping.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
+            setattr(cls, name, wrapping.wrap_hook(name, hook))
     if not any(cls.read_only is mode or cls.read_only == mode == IN_TRANSACTION for mode in MODES):
         raise ConfigurationError(
             f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} must be False, True or 'transaction'."

@@ -1,7 +1,8 @@
-"""What differs from driver to driver: installed or not, sync or async, cancelling, transaction status."""
+"""The seam for drivers: what differs from one to another. One module a driver, imported when it is selected."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import stat
@@ -9,170 +10,107 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.engine import URL, Dialect, Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.engine import URL, Dialect, Engine
 
-from ..errors import InvalidSetting
+from ..options import DatabaseOptions
 
 logger = logging.getLogger(__name__)
 
-#: The driver to name in a message instead of an async one.
-_SYNC = {
-    "asyncpg": "psycopg",
-    "psycopg_async": "psycopg",
-    "aiomysql": "pymysql",
-    "asyncmy": "pymysql",
-    "aiosqlite": "pysqlite",
-    "aioodbc": "pyodbc",
-    "oracledb_async": "oracledb",
-}
-_INSTALL = {
-    "psycopg": "pip install 'celery-alchemy[postgresql]'",
-    "pymysql": "pip install 'celery-alchemy[mysql]'",
-    "psycopg2": "pip install psycopg2-binary",
-    "mysqldb": "pip install mysqlclient",
-}
 CANCEL_TIMEOUT_S = 2.0
-_IN_ERROR = 3  # libpq's PQTRANS_INERROR
-_ER_LOCK_DEADLOCK = 1213
-_ER_XA_RBDEADLOCK = 1614
-_ACTIVE = 1  # libpq's PQTRANS_ACTIVE
+#: The module of each driver that is known, below this package, by SQLAlchemy's name for it.
+_MODULES = {
+    "psycopg": "postgresql",
+    "psycopg2": "postgresql",
+    "pg8000": "postgresql",
+    "pymysql": "mysql",
+    "mysqldb": "mysql",
+    "pysqlite": "sqlite",
+}
+#: Makes a new connection to the same server, outside the limits of the connection pool.
+Connect = Callable[[], Any]
 
 
-def shown(url: URL) -> str:
-    """Return `url` for a message: no user, no password, no query, and nothing that could be half a password."""
-    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-    return f"{url.drivername}://{'...' if '@' in place or '%' in place else place}"
+class Driver:
+    """What the strategies know of a database driver. This one is of a driver that nobody has looked at.
 
-
-def parse_url(value: str | URL, setting: str) -> URL:
-    """Return the URL in `value`, checked: SQLAlchemy can parse it, its driver is installed and is not async.
-
-    Connects to nothing. Raises:
-        InvalidSetting: names `setting` and the remedy; the message holds no password, not even a part of a broken URL.
+    Each method takes the driver's own connection (`dbapi_connection`), and pays no round trip unless it says so.
     """
-    try:
-        url = make_url(value)
-    except (ArgumentError, ValueError, TypeError):
-        # The text of a URL that cannot be parsed may be a password; SQLAlchemy's own message would repeat it.
-        raise InvalidSetting(
-            f"{setting} is not a URL that SQLAlchemy can parse (its text is not shown, for it may hold a password). "
-            f"Write it as dialect+driver://user:password@host/database, special characters in the password "
-            f"percent-encoded, for example postgresql+psycopg://shop@localhost/shop."
-        ) from None
-    try:
-        dialect = url.get_dialect()
-    except NoSuchModuleError:
-        raise InvalidSetting(
-            f"{setting}={shown(url)!r}: SQLAlchemy knows no dialect {url.drivername!r}. Known to work here: "
-            f"postgresql+psycopg, postgresql+psycopg2, mysql+pymysql, mysql+mysqldb, sqlite."
-        ) from None
-    if dialect.is_async:
-        sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(url.get_driver_name(), 'DRIVER')}")
-        raise InvalidSetting(
-            f"{setting}={shown(url)!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary "
-            f"functions. Use {shown(sync)!r}."
-        )
-    try:
-        dialect.import_dbapi()
-    except ImportError as error:
-        install = _INSTALL.get(dialect.driver, f"install the package that provides it ({error.name or dialect.driver})")
-        raise InvalidSetting(
-            f"{setting}={shown(url)!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
-            f"Remedy: {install}."
-        ) from error
-    return _password_in_its_place(url)
+
+    cooperative: bool | None = None
+    """Whether it lets other greenlets run while it waits; None: not known."""
+    instead = "a driver written in Python"
+    """What to use under gevent and eventlet where it does not."""
+
+    def connect_args(self, url: URL, options: DatabaseOptions) -> dict[str, Any]:
+        """Return the driver's arguments that tasks need; those of the user win."""
+        return {}
+
+    def engine_arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        """Return the arguments of `create_engine` that tasks need; those of the user win."""
+        return {}
+
+    def listen(self, engine: Engine, options: DatabaseOptions) -> None:
+        """Put the listeners on `engine` that tasks need with this driver."""
+
+    def serve_tasks(self, engine: Engine) -> None:
+        """Let `engine`, in a worker, serve tasks, which compete."""
+
+    def transaction_failed(self, dbapi_connection: Any) -> bool:
+        """Tell whether the server refuses everything but ROLLBACK: COMMIT would roll back and report success."""
+        return False
+
+    def is_executing(self, dbapi_connection: Any) -> bool:
+        """Tell whether the driver is in the middle of a statement, as far as it says so."""
+        return False
+
+    def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
+        """Stop on the server what is executing. A round trip or more, and it may raise."""
+
+    def cancel_within_timeout(self, dbapi_connection: Any, connect: Connect) -> None:
+        """Do what `cancel` does. Never raises, and takes `CANCEL_TIMEOUT_S` seconds at most: a server that does not
+        answer ends the statement by itself, only later."""
+
+        def guarded() -> None:
+            try:
+                self.cancel(dbapi_connection, connect)
+            except Exception as error:
+                # The interruption itself is what the user must see.
+                logger.info("Could not cancel the interrupted statement on the server: %s", error)
+
+        thread = threading.Thread(target=guarded, name="celery-alchemy-cancel", daemon=True)
+        thread.start()
+        thread.join(CANCEL_TIMEOUT_S)
+
+    def descriptor(self, dbapi_connection: Any) -> int | None:
+        """Return the file descriptor of its socket; None when it shows none."""
+        return socket_descriptor(dbapi_connection)
+
+    def make_cooperative(self, library: str) -> None:
+        """Let other greenlets of `library` (gevent, eventlet) run while the driver waits, where that can be done."""
+
+    def code_of(self, error: BaseException) -> int | str | None:
+        """Return MySQL's error number, or the SQLSTATE; None where the driver gives neither."""
+        return code_of(error)
+
+    def rolled_back(self, error: BaseException) -> bool:
+        """Tell whether the server has undone the whole transaction because of `error`: the next statement would
+        silently begin a new one, without what was written before."""
+        return False
 
 
-def _password_in_its_place(url: URL) -> URL:
-    """Return `url` with a password that stands in its query where SQLAlchemy's `repr` masks it."""
-    for name in ("password", "passwd"):
-        value = url.query.get(name)
-        if isinstance(value, str):
-            url = url.difference_update_query([name]).set(password=url.password or value)
-    return url
+_unknown = Driver()
+_drivers: dict[str, Driver] = {}
 
 
-def transaction_failed(dbapi_connection: Any) -> bool:
-    """Tell whether the server refuses everything but ROLLBACK (PostgreSQL after an error); COMMIT would roll back and
-    report success. No round trip."""
-    pgconn = getattr(dbapi_connection, "pgconn", None)  # psycopg, and every task ends here: no detours
-    if pgconn is not None:
-        return bool(pgconn.transaction_status == _IN_ERROR)
-    status = _libpq_status(dbapi_connection)
-    if status is not None:
-        return status == _IN_ERROR
-    return getattr(dbapi_connection, "_transaction_status", None) == b"E"  # pg8000
-
-
-def server_rolled_back(dialect: Dialect, error: BaseException) -> bool:
-    """Tell whether the server has undone the whole transaction because of `error` (MySQL's deadlock victim). The next
-    statement would silently begin a new one, without what was written before."""
-    return dialect.name in {"mysql", "mariadb"} and error.args[:1] in {(_ER_LOCK_DEADLOCK,), (_ER_XA_RBDEADLOCK,)}
-
-
-def is_executing(dbapi_connection: Any) -> bool:
-    """Tell whether the driver is in the middle of a statement, as far as it says so (libpq). No round trip."""
-    return _libpq_status(dbapi_connection) == _ACTIVE
-
-
-def _libpq_status(dbapi_connection: Any) -> int | None:
-    pgconn = getattr(dbapi_connection, "pgconn", None)  # psycopg
-    if pgconn is not None:
-        return int(pgconn.transaction_status)
-    ask = getattr(dbapi_connection, "get_transaction_status", None)  # psycopg2
-    return int(ask()) if ask is not None else None
-
-
-def cancel_statement(dbapi_connection: Any, engine: Engine) -> None:
-    """Stop on the server what `dbapi_connection` is executing, so that it holds its locks no longer.
-
-    psycopg and psycopg2 send a cancel request; PyMySQL and mysqlclient a `KILL QUERY` over a connection of its own.
-    Never raises, and takes `CANCEL_TIMEOUT_S` seconds at most: whoever does not answer is left to the server.
-    """
-    if engine.dialect.name in {"mysql", "mariadb"} or is_executing(dbapi_connection):
-        _within_timeout(lambda: cancel(dbapi_connection, engine))
-
-
-def cancel(dbapi_connection: Any, engine: Engine) -> None:
-    """Do what `cancel_statement` does, here and now: it may wait, and it may raise."""
-    if engine.dialect.name == "postgresql":
-        if is_executing(dbapi_connection):
-            _cancel_libpq(dbapi_connection)
-    elif engine.dialect.name in {"mysql", "mariadb"}:
-        _kill_query(dbapi_connection, engine)
-
-
-def _cancel_libpq(dbapi_connection: Any) -> None:
-    if hasattr(dbapi_connection, "cancel_safe"):
-        dbapi_connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
-    else:
-        dbapi_connection.cancel()
-
-
-def _kill_query(dbapi_connection: Any, engine: Engine) -> None:
-    thread_id = int(dbapi_connection.thread_id())
-    # Connects as this Engine does, the user's connect_args, creator and listeners included; outside its pool.
-    other: Any = engine.pool._invoke_creator(None)  # type: ignore[arg-type]
-    try:
-        cursor = other.cursor()
-        cursor.execute(f"KILL QUERY {thread_id}")
-        cursor.close()
-    finally:
-        other.close()
-
-
-def _within_timeout(work: Callable[[], None]) -> None:
-    def guarded() -> None:
-        try:
-            work()
-        except Exception as error:
-            # The interruption itself is what the user must see; the server ends the statement by itself, only later.
-            logger.info("Could not cancel the interrupted statement on the server: %s", error)
-
-    thread = threading.Thread(target=guarded, name="celery-alchemy-cancel", daemon=True)
-    thread.start()
-    thread.join(CANCEL_TIMEOUT_S)
+def driver_of(dialect: Dialect | type[Dialect]) -> Driver:
+    """Return the Driver of `dialect`, its module imported now."""
+    name = dialect.driver
+    found = _drivers.get(name)
+    if found is None:
+        module = _MODULES.get(name)
+        made: dict[str, Driver] = importlib.import_module(f".{module}", __package__).DRIVERS if module else {}
+        found = _drivers[name] = made.get(name, _unknown)
+    return found
 
 
 def socket_descriptor(connection: object) -> int | None:
@@ -188,3 +126,14 @@ def socket_descriptor(connection: object) -> int | None:
         except Exception:  # noqa: S112
             continue  # closed or not connected: nothing to cut
     return None
+
+
+def code_of(error: BaseException) -> int | str | None:
+    """Return the code that the error of any driver carries: MySQL's number, or the SQLSTATE; None where it has none."""
+    first = error.args[0] if error.args else None
+    if isinstance(first, int):
+        return first
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
+    if sqlstate is None and isinstance(first, dict):
+        sqlstate = first.get("C")  # pg8000
+    return sqlstate if isinstance(sqlstate, str) else None

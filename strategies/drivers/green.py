@@ -8,25 +8,24 @@ cooperative where that can be done, and refused where it cannot.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from sqlalchemy.engine import URL
 
 from ..errors import InvalidSetting
 from ..worker_pool import WorkerPool
+from .base import driver_of
 
 logger = logging.getLogger(__name__)
 
-#: Drivers that wait inside C, and what to use instead. psycopg2 waits there too, but lets itself be taught.
+#: Drivers that wait inside C and have no module here, and what to use instead.
 _BLOCKING = {
-    "mysqldb": "mysql+pymysql",
     "mysqlconnector": "mysql+pymysql",
     "mariadbconnector": "mysql+pymysql",
     "pyodbc": "a driver written in Python",
     "pymssql": "a driver written in Python",
     "cx_oracle": "oracle+oracledb",
 }
-_COOPERATIVE = {"psycopg", "psycopg2", "pymysql", "pg8000", "oracledb"}
+_COOPERATIVE = {"oracledb"}
 
 
 def prepare(worker_pool: WorkerPool, url: URL) -> None:
@@ -46,23 +45,23 @@ def prepare(worker_pool: WorkerPool, url: URL) -> None:
             f"CELERY_WORKER_POOL, app.Worker() or worker_main()). Start it that way, or patch first thing in the "
             f"program: {_recipe(library)}."
         )
-    driver = url.get_dialect().driver
-    if driver in _BLOCKING:
-        raise InvalidSetting(
-            f"The driver {driver!r} blocks all greenlets of the worker pool {library} while it waits for the server, "
-            f"and cannot be made cooperative. Use {_BLOCKING[driver]}, or run the worker with --pool=threads."
-        )
-    if driver == "psycopg":
-        _prepare_psycopg(library)
-    elif driver == "psycopg2":
-        _prepare_psycopg2(library)
-    elif driver == "pysqlite":
+    dialect = url.get_dialect()
+    name, driver = dialect.driver, driver_of(dialect)
+    if name == "pysqlite":
         logger.warning(
             "SQLite waits for its lock without letting other greenlets run; under %s it is for trying things out",
             library,
         )
-    elif driver not in _COOPERATIVE:
-        logger.warning("It is not known whether the driver %r lets other greenlets run under %s", driver, library)
+        return
+    if driver.cooperative is False or name in _BLOCKING:
+        raise InvalidSetting(
+            f"The driver {name!r} blocks all greenlets of the worker pool {library} while it waits for the server, "
+            f"and cannot be made cooperative. Use {_BLOCKING.get(name, driver.instead)}, or run the worker with "
+            f"--pool=threads."
+        )
+    if driver.cooperative is None and name not in _COOPERATIVE:
+        logger.warning("It is not known whether the driver %r lets other greenlets run under %s", name, library)
+    driver.make_cooperative(library)
 
 
 def is_patched(library: str) -> bool:
@@ -80,57 +79,3 @@ def _recipe(library: str) -> str:
     if library == "gevent":
         return "from gevent import monkey; monkey.patch_all()"
     return "import eventlet; eventlet.monkey_patch()"
-
-
-def _prepare_psycopg(library: str) -> None:
-    # psycopg chooses how to wait when it is imported: in C unless gevent had patched by then, and it does not know
-    # eventlet. `wait` is looked up at each call, so a late change reaches every connection.
-    import selectors
-
-    from psycopg import waiting
-
-    in_c = getattr(waiting, "wait_c", None)
-    unfit = {in_c} if library == "gevent" else {in_c, waiting.wait_poll, getattr(waiting, "wait_epoll", None)}
-    if waiting.wait in unfit:
-        waiting.wait = waiting.wait_select
-        # Connecting waits with a selector bound at import.
-        waiting.DefaultSelector = selectors.DefaultSelector  # type: ignore[attr-defined]
-
-
-def _prepare_psycopg2(library: str) -> None:
-    from psycopg2 import extensions
-
-    if extensions.get_wait_callback() is None:
-        extensions.set_wait_callback(_gevent_wait if library == "gevent" else _eventlet_wait)
-
-
-def _gevent_wait(connection: Any, timeout: float | None = None) -> None:
-    from gevent.socket import wait_read, wait_write
-    from psycopg2 import extensions
-
-    while True:
-        state = connection.poll()
-        if state == extensions.POLL_OK:
-            return
-        if state == extensions.POLL_READ:
-            wait_read(connection.fileno(), timeout=timeout)
-        elif state == extensions.POLL_WRITE:
-            wait_write(connection.fileno(), timeout=timeout)
-        else:
-            raise extensions.psycopg2.OperationalError(f"unexpected answer of poll(): {state}")
-
-
-def _eventlet_wait(connection: Any, timeout: float = -1) -> None:
-    from eventlet.hubs import trampoline
-    from psycopg2 import extensions
-
-    while True:
-        state = connection.poll()
-        if state == extensions.POLL_OK:
-            return
-        if state == extensions.POLL_READ:
-            trampoline(connection.fileno(), read=True)
-        elif state == extensions.POLL_WRITE:
-            trampoline(connection.fileno(), write=True)
-        else:
-            raise extensions.psycopg2.OperationalError(f"unexpected answer of poll(): {state}")

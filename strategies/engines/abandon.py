@@ -14,29 +14,29 @@ from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
-from ..drivers.base import cancel
+from .._sqlalchemy import blank, creator_of, record_of
+from ..drivers.base import driver_of
 
 logger = logging.getLogger(__name__)
 
 
 def abandon(connection: Connection) -> None:
-    """Free the slot of `connection` now; have its statement cancelled and itself closed later, by somebody else."""
+    """Free the slot of `connection` now; another thread or greenlet cancels its statement and closes it."""
     if connection.closed or connection.invalidated:
         return
     fairy = connection.connection
-    dbapi_connection, record = fairy.dbapi_connection, fairy._connection_record
+    dbapi_connection, record = fairy.dbapi_connection, record_of(fairy)
     if dbapi_connection is None:
         return
     if record is not None:
-        # SQLAlchemy finds nothing to close, and connects anew at the next checkout.
-        record.dbapi_connection = None
+        blank(record)
     # Not a Thread: to start one waits until it runs. This one is a greenlet's, where that is patched.
     _thread.start_new_thread(_end, (dbapi_connection, connection.engine))
 
 
 def _end(dbapi_connection: Any, engine: Engine) -> None:
     try:
-        cancel(dbapi_connection, engine)
+        driver_of(engine.dialect).cancel(dbapi_connection, creator_of(engine.pool))
     except Exception as error:
         logger.info("Could not cancel the statement of a killed greenlet on the server: %s", error)
     with contextlib.suppress(Exception):

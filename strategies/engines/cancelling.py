@@ -1,11 +1,11 @@
-"""Statements that still run on the server when nobody waits for them any more."""
+"""Statements that still run on the server when their task waits for them no longer."""
 
 from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from ..drivers.base import cancel_statement, is_executing
-from ..sessions import connections_of
+from .._sqlalchemy import connections_of, creator_of
+from ..drivers.base import driver_of
 
 
 def cancel_running(session: Session) -> bool:
@@ -14,8 +14,8 @@ def cancel_running(session: Session) -> bool:
     for connection in connections_of(session):
         if connection.closed or connection.invalidated:
             continue
-        dbapi_connection = connection.connection.dbapi_connection
-        if is_executing(dbapi_connection):
+        driver, dbapi_connection = driver_of(connection.dialect), connection.connection.dbapi_connection
+        if driver.is_executing(dbapi_connection):
             running = True
-            cancel_statement(dbapi_connection, connection.engine)
+            driver.cancel_within_timeout(dbapi_connection, creator_of(connection.engine.pool))
     return running

@@ -13,7 +13,6 @@ only connections that were idle. So in the child, for every connection of every 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import socket
 import threading
@@ -23,12 +22,14 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from .._sqlalchemy import blank, fairy_of, records_of, unlock_after_fork
 from ..drivers.base import socket_descriptor
 from ..interrupts import shield
 from ..scope import ScopeStack
-from .pool import unlock_after_fork
+from .held import held
+from .pool import queues_of
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _records: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
@@ -49,25 +50,13 @@ def guard(engine: Engine, *, fresh: bool = False) -> Engine:
         fresh: The Engine has made none yet.
     """
     _register()
+    forget_after_fork(held)
     if engine not in _engines:
         _engines.add(engine)
         event.listen(engine, "connect", _remember)
         if not fresh:
-            _records.update(_made_already(engine.pool))
+            _records.update(record for pool in queues_of(engine.pool) or (engine.pool,) for record in records_of(pool))
     return engine
-
-
-def _made_already(pool: Pool) -> list[ConnectionPoolEntry]:
-    if isinstance(pool, QueuePool):
-        idle = list(getattr(pool._pool, "queue", ()))
-        if pool.checkedout() <= 0:
-            return idle
-    # A connection pool keeps no list of what is checked out; one look at everything alive, once per Engine, finds it.
-    return [
-        found
-        for found in gc.get_objects()
-        if isinstance(found, ConnectionPoolEntry) and getattr(found, "_ConnectionRecord__pool", None) is pool
-    ]
 
 
 def on_fork(method: Callable[[], None]) -> None:
@@ -117,8 +106,7 @@ def _alive_records() -> list[ConnectionPoolEntry]:
 def _look() -> list[_Pin]:
     pins: list[_Pin] = []
     for record in _alive_records():
-        reference = getattr(record, "fairy_ref", None)
-        pins.append((record, record.dbapi_connection, reference() if reference is not None else None))
+        pins.append((record, record.dbapi_connection, fairy_of(record)))
     return pins
 
 
@@ -130,7 +118,8 @@ def _after_in_child() -> None:
             stack.forget()
         _sever()
         for engine in list(_engines):
-            unlock_after_fork(engine.pool)
+            for pool in queues_of(engine.pool):
+                unlock_after_fork(pool)
             engine.dispose(close=False)
         for reference in _callbacks:
             callback = reference()
@@ -157,7 +146,7 @@ def _sever() -> None:
             descriptor = socket_descriptor(connection)
             if descriptor is not None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
-            record.dbapi_connection = None  # type: ignore[misc]
+            blank(record)
             if fairy is not None:
                 fairy.dbapi_connection = None
     finally:

@@ -39,7 +39,7 @@ class PoolSize:
         return text
 
 
-def is_scarce(worker_pool: WorkerPool, size: PoolSize) -> bool:
+def tasks_may_queue(worker_pool: WorkerPool, size: PoolSize) -> bool:
     """Tell whether the tasks of one process can be more than its connections, so that they queue for them, and have
     slots in reserve that they need not queue for."""
     return size.reserve > 0 and 0 <= size.max_overflow < worker_pool.tasks_per_process - size.pool_size
@@ -72,6 +72,6 @@ def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any], 
         return PoolSize(pool_size, -1 if pool_size == 0 else engine_options["max_overflow"], 0)
     if "pool_size" in engine_options:
         default = PoolSize(pool_size, default.max_overflow, pool_size if default.reserve else 0)
-    if databases > 1 and is_scarce(worker_pool, default):
+    if databases > 1 and tasks_may_queue(worker_pool, default):
         default = replace(default, reserve=default.reserve * databases)
     return default

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 
+from ..options import DatabaseOptions
 from .at_connect import execute_at_connect
 
 #: Sent once for each connection, by dialect; MariaDB's and MySQL's differ in name, unit, and in what they stop.
@@ -27,9 +28,11 @@ def milliseconds(seconds: float) -> int:
     return max(math.ceil(seconds * 1000), 1)
 
 
-def limit_statements(engine: Engine, seconds: float) -> None:
-    """Let the server stop every statement that takes longer than `seconds`."""
-    ms = milliseconds(seconds)
+def limit_statements(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: the server stops every statement that takes longer than the app allows."""
+    if options.statement_timeout_s is None or options.external_pooler:
+        return
+    ms = milliseconds(options.statement_timeout_s)
 
     def on_connect(dbapi_connection: Any, record: object) -> None:
         if engine.dialect.name == "postgresql":

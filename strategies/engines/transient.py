@@ -11,6 +11,7 @@ import re
 
 from sqlalchemy import exc as sa_exc
 
+from ..drivers.base import code_of
 from ..errors import BrokenTransaction, TransientDatabaseError
 
 
@@ -131,7 +132,7 @@ def is_conflict(error: BaseException | None) -> bool:
         error = error.orig
     if error is None or not _is_drivers(error):
         return False
-    return _code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
+    return code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
 
 
 def is_answer(error: BaseException | None) -> bool:
@@ -141,7 +142,7 @@ def is_answer(error: BaseException | None) -> bool:
         original = getattr(error, "orig", None)
     else:
         original = error.__cause__.orig if isinstance(error.__cause__, sa_exc.DBAPIError) else None
-    code = _code_of(original) if original is not None else None
+    code = code_of(original) if original is not None else None
     return code is not None and code not in _LOST_NUMBERS and not str(code).startswith(_LOST_STATES)
 
 
@@ -162,7 +163,7 @@ def _driver_says(error: BaseException | None) -> bool:
     """Read the code of a driver's own error, whichever driver it is."""
     if error is None or not _is_drivers(error):
         return False
-    code = _code_of(error)
+    code = code_of(error)
     if isinstance(code, int):
         return code in _MYSQL_NUMBERS
     if isinstance(code, str):
@@ -170,17 +171,6 @@ def _driver_says(error: BaseException | None) -> bool:
     if (result_code := _sqlite_code_of(error)) is not None:
         return result_code in _SQLITE_CODES
     return _UNREACHABLE.search(str(error)) is not None
-
-
-def _code_of(error: BaseException) -> int | str | None:
-    """Return MySQL's error number, or the SQLSTATE; None where the driver gives neither."""
-    first = error.args[0] if error.args else None
-    if isinstance(first, int):
-        return first
-    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
-    if sqlstate is None and isinstance(first, dict):
-        sqlstate = first.get("C")  # pg8000
-    return sqlstate if isinstance(sqlstate, str) else None
 
 
 def _sqlite_code_of(error: BaseException) -> int | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
+from .._sqlalchemy import is_committing
 from ..errors import CeleryAlchemyError
 from ..on_commit import Callback, CommitCallbacks, heir_of
-from ..sessions import UNIT, is_committing, watch_commits
+from ..sessions import UNIT, watch_commits
 from ..unit_of_work import UnitOfWork
 
 
@@ -17,7 +18,10 @@ class Watched:
 
     def __init__(self) -> None:
         self.committed: SessionTransaction | None = None
-        self.waiting = CommitCallbacks(_run)
+        self.waiting: CommitCallbacks = CommitCallbacks(_run)
+
+    def rolled_back(self) -> None:
+        """Only a Session of ours tells of that."""
 
 
 def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> None:
@@ -39,7 +43,7 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
     savepoint = found.get_nested_transaction()
     releasing = is_committing(found)
     if releasing and savepoint is None:
-        (unit or Watched()).waiting.run_now(callback, raises=raises)
+        CommitCallbacks(_run).run_now(callback, raises=raises)
         return
     if unit is None:
         unit = found.info[UNIT] = Watched()

@@ -6,15 +6,11 @@ task commits, others see, and nobody does when the test is over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..base import SessionStrategy
-
-if TYPE_CHECKING:
-    from ..unit_of_work import UnitOfWork
+from ..hooks import OpenUnit
 
 
 class OneTransactionStrategy(SessionStrategy):
@@ -38,13 +34,13 @@ class OneTransactionStrategy(SessionStrategy):
         self._engine = real.engine
         self._probe = real._probe
         self._connection = connection
-        self.forks = False
+        self.follows_units = False
 
     def make_engine(self) -> Engine:
         raise NotImplementedError  # there is one
 
-    def open(self, unit: UnitOfWork) -> Session:
-        session = self.sessions.new(self._connection, join_transaction_mode="create_savepoint")
+    def open(self, unit: OpenUnit) -> Session:
+        session = self.sessions.new(bind=self._connection, join_transaction_mode="create_savepoint")
         session.twophase = False
         return session
 

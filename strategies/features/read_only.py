@@ -1,23 +1,25 @@
 """Tasks that only read: no transaction, so that one SELECT is one round trip; or a transaction that may not write.
 
-`True` takes an Engine apart, with a connection pool of its own: each statement commits itself (AUTOCOMMIT), and each
-connection is set read-only when it is made. No snapshot spans two statements. `"transaction"` takes the ordinary
+`True` uses a separate Engine, with a connection pool of its own: each statement commits itself (AUTOCOMMIT), and each
+connection is set read-only when it is made. No snapshot spans two statements. `"transaction"` uses the ordinary
 Engine, and tells the server when the transaction begins that it is read-only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
+from .._sqlalchemy import locks_rows
+from ..base import SessionStrategy
 from ..engines.at_connect import execute_at_connect
 from ..errors import CeleryAlchemyError
-
-if TYPE_CHECKING:
-    from ..base import SessionStrategy
+from ..hooks import OpenUnit, UnitHook
+from ..options import DatabaseOptions
 
 ReadOnly = bool | Literal["transaction"]
 IN_TRANSACTION: Literal["transaction"] = "transaction"
@@ -36,8 +38,10 @@ class ReadOnlyError(CeleryAlchemyError):
     """A unit of work that is read-only wanted to write, or wanted what only a transaction can give."""
 
 
-def set_read_only_at_connect(engine: Engine) -> None:
-    """Let the server refuse writes on every connection that `engine` makes, where it can."""
+def set_read_only_at_connect(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: the server refuses writes on every connection of an Engine that only reads, where it can."""
+    if not options.reads or options.external_pooler:
+        return
     statement = _SET_READ_ONLY.get(engine.dialect.name)
     if statement is None:
         return
@@ -48,11 +52,35 @@ def set_read_only_at_connect(engine: Engine) -> None:
     event.listen(engine, "connect", on_connect)
 
 
-def make_read_only(session: Session, strategy: SessionStrategy, mode: ReadOnly, who: str) -> None:
+class ReadOnlyHook(UnitHook):
+    """Lets units of work only read.
+
+    Args:
+        mode: True or "transaction".
+        strategy: Returns the strategy of the database.
+    """
+
+    __slots__ = ("_mode", "_strategy")
+
+    def __init__(self, mode: ReadOnly, strategy: Callable[[], SessionStrategy]) -> None:
+        self._mode = mode
+        self._strategy = strategy
+
+    def opened(self, unit: OpenUnit, session: Session) -> None:
+        make_read_only(session, self._strategy(), self._mode, lambda: unit.label)
+
+    def before_commit(self, unit: OpenUnit) -> None:
+        session = unit.opened
+        if session is not None and self._mode is True:
+            session.flush()  # nothing commits, so nothing else would find what waits to be written, and refuse it
+            unit.close()  # each statement has committed itself
+
+
+def make_read_only(session: Session, strategy: SessionStrategy, mode: ReadOnly, who: Callable[[], str]) -> None:
     """Make a Session that has not been used read-only.
 
     Args:
-        who: Names the unit of work in messages.
+        who: Returns the name of the unit of work, for messages.
     """
 
     def refuse_flush(session: Session, context: object, instances: object) -> None:
@@ -60,7 +88,7 @@ def make_read_only(session: Session, strategy: SessionStrategy, mode: ReadOnly, 
         if written:
             names = ", ".join(sorted({type(one).__name__ for one in written}))
             raise ReadOnlyError(
-                f"{who} is read-only, but would write {names}. Leave read_only out where a task writes."
+                f"{who()} is read-only, but would write {names}. Leave read_only out where a task writes."
             )
 
     event.listen(session, "before_flush", refuse_flush)
@@ -87,17 +115,17 @@ def _begin_read_only(session: Session, engine: Engine) -> None:
         event.listen(session, "after_begin", after_begin)
 
 
-def _refuse_what_needs_a_transaction(who: str) -> Any:
+def _refuse_what_needs_a_transaction(who: Callable[[], str]) -> Any:
     def on_execute(state: ORMExecuteState) -> None:
-        if getattr(state.statement, "_for_update_arg", None) is not None:
+        if locks_rows(state.statement):
             raise ReadOnlyError(
-                f"{who} is read_only=True, without a transaction: FOR UPDATE would let its lock go at once. Leave "
+                f"{who()} is read_only=True, without a transaction: FOR UPDATE would let its lock go at once. Leave "
                 f"read_only out to lock rows; read_only='transaction' gives one snapshot without locks."
             )
         options = state.execution_options
         if options.get("yield_per") or options.get("stream_results"):
             raise ReadOnlyError(
-                f"{who} is read_only=True, without a transaction: a server-side cursor (yield_per, stream_results) "
+                f"{who()} is read_only=True, without a transaction: a server-side cursor (yield_per, stream_results) "
                 f"needs one. Write read_only='transaction'."
             )
 

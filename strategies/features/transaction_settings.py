@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..engines.statement_timeout import milliseconds
-from ..options import Terms
+from ..hooks import OpenUnit, UnitHook
+from ..options import DatabaseOptions
 
 LONGEST_NAME = 63
 """Bytes of an application_name; the server cuts off the rest."""
 _ID_LENGTH = 8
 
 
-def set_in_transactions(session: Session, terms: Terms, label: Callable[[], str]) -> None:
-    """Let every transaction of `session` have the settings that `terms` asks for: one round trip for all of them.
+class TransactionSettings(UnitHook):
+    """Lets every transaction of a unit of work have the settings that `options` asks for: one round trip for all."""
 
-    Args:
-        label: Returns the name of the unit of work, `task name[task id]`.
-    """
+    __slots__ = ("_options",)
 
-    def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-        if transaction.parent is not None or connection.dialect.name != "postgresql":
-            return
-        settings = list(_settings(terms, label))
-        calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
-        connection.exec_driver_sql(f"SELECT {calls}", tuple(part for setting in settings for part in setting))
+    def __init__(self, options: DatabaseOptions) -> None:
+        self._options = options
 
-    event.listen(session, "after_begin", after_begin)
+    def opened(self, unit: OpenUnit, session: Session) -> None:
+        def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+            if transaction.parent is not None or connection.dialect.name != "postgresql":
+                return
+            settings = list(_settings(self._options, unit.label))
+            calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
+            connection.exec_driver_sql(f"SELECT {calls}", tuple(part for setting in settings for part in setting))
+
+        event.listen(session, "after_begin", after_begin)
 
 
-def _settings(terms: Terms, label: Callable[[], str]) -> Iterable[tuple[str, str]]:
-    if terms.application_name:
-        yield "application_name", shortened(label())
-    if terms.timeout_in_transactions:
-        yield "statement_timeout", str(milliseconds(terms.statement_timeout_s or 0))
+def _settings(options: DatabaseOptions, label: str) -> Iterable[tuple[str, str]]:
+    if options.application_name:
+        yield "application_name", shortened(label)
+    if options.timeout_in_transactions:
+        yield "statement_timeout", str(milliseconds(options.statement_timeout_s or 0))
 
 
 def shortened(label: str) -> str:

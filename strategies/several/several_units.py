@@ -8,45 +8,75 @@ committed one after another, then their callbacks run. Of two-phase commit, `two
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import Any
 
+from .._sqlalchemy import is_prepared
+from ..base import SessionStrategy
 from ..interrupts import shield
-from ..sessions import is_prepared
+from ..unit_of_work import UnitOfWork
 from . import two_phase
-
-if TYPE_CHECKING:
-    from ..unit_of_work import UnitOfWork
+from .part import OneOfSeveral
 
 logger = logging.getLogger(__name__)
 
 
-class Parts:
-    """The units of work on other databases that `whole` has used so far.
+class Part(OneOfSeveral):
+    """What a unit of work does on another database than its own; it ends with the whole."""
 
-    Args:
-        whole: The unit of work that owns them, itself the one on its own database.
-    """
+    _whole: OneOfSeveral
 
-    __slots__ = ("_by_owner", "whole")
+    @property
+    def whole(self) -> OneOfSeveral:
+        return self._whole
 
-    def __init__(self, whole: UnitOfWork) -> None:
-        self.whole = whole
-        self._by_owner: dict[object, tuple[int, UnitOfWork]] = {}
+    @property
+    def label(self) -> str:
+        return f"{super().label} on the database {self.database!r}"
 
-    def get(self, owner: object) -> UnitOfWork | None:
-        """Return the part on the database of `owner`; None where there is none yet."""
-        found = self._by_owner.get(owner)
-        return found[1] if found is not None else None
 
-    def add(self, owner: object, position: int, part: UnitOfWork) -> None:
-        """Add the part on the database of `owner`, whose place in the commit order is `position`."""
-        self._by_owner[owner] = (position, part)
+class SeveralUnits(OneOfSeveral):
+    """A unit of work over several databases: its own, and a part on each of the others that it has used so far."""
 
-    def __iter__(self) -> Iterator[UnitOfWork]:
+    _parts: dict[object, tuple[int, Part]] | None = None
+    part_class: type[Part] = Part
+
+    @property
+    def whole(self) -> OneOfSeveral:
+        """Itself."""
+        return self
+
+    @property
+    def parts(self) -> list[Part]:
         """The parts, without the whole, in the order they are committed in."""
-        return (part for _, part in sorted(self._by_owner.values(), key=lambda entry: entry[0]))
+        if self._parts is None:
+            return []
+        return [part for _, part in sorted(self._parts.values(), key=lambda entry: entry[0])]
+
+    @property
+    def all_units(self) -> Iterable[UnitOfWork]:
+        return (self,) if self._parts is None else (self, *self.parts)
+
+    @shield.covers
+    def part_of(self, registry: Any, strategy: Callable[[], SessionStrategy], position: int) -> UnitOfWork:
+        if self._parts is None:
+            self._parts = {}
+        found = self._parts.get(registry)
+        if found is not None:
+            return found[1]
+        there = strategy()
+        options = registry.options_like(self.options)
+        part = self.part_class(there, options, self._label, self._run_callback, self.kind, self.holder, self.request)
+        part._whole, part.registry = self, registry
+        if there.follows_units:
+            there.enter(part)
+        for hook in options.hooks:
+            hook.begun(part)
+        self._parts[registry] = (position, part)
+        return part
+
+    # -- the endings -------------------------------------------------------------------------------------------------
 
     @shield.covers
     def succeed(self, *, final: bool) -> None:
@@ -56,12 +86,16 @@ class Parts:
             Exception: whatever a flush or a COMMIT failed with. What was not committed until then is rolled back; what
                 was, stays, and the log names it.
         """
-        units = [*self, self.whole]
-        ended: list[UnitOfWork] = []
+        if self._parts is None:
+            super().succeed(final=final)
+            return
+        units: list[OneOfSeveral] = [*self.parts, self]
+        ended: list[OneOfSeveral] = []
         try:
             # A time limit between two COMMITs would leave one database with the work and another without.
             with shield.quiet():
-                self.prepare()
+                for unit in units:
+                    unit.flush()
                 for unit in two_phase.prepared(units):
                     ended.append(unit)  # an error in its COMMIT has rolled it back
                     unit.end_well()
@@ -70,51 +104,57 @@ class Parts:
             raise
         self._after(units, final=final)
 
-    def _fail_after(self, units: list[UnitOfWork], ended: list[UnitOfWork], error: BaseException) -> None:
+    def _fail_after(self, units: list[OneOfSeveral], ended: list[OneOfSeveral], error: BaseException) -> None:
         committed = [unit for unit in ended[:-1] if unit.outcome == "committed"]
         names = ", ".join(unit.database for unit in committed)
         prepared = [unit for unit in units if unit.opened is not None and is_prepared(unit.opened)]
-        if ended and ended[-1].stays_prepared:
-            # The second phase has begun, and nobody knows how far it came: they end as the decider has ended.
+        if ended and ended[-1].must_discard():
+            # The second phase has begun, and how far it came is not known: they end as the decider has ended.
             for unit in prepared:
                 unit.stays_prepared = True
-        self.whole.fail(error)
-        if any(unit.stays_prepared for unit in units):
+        self.fail(error)
+        if any(unit.must_discard() for unit in units):
             logger.error(
                 "%s failed with %s between the two phases of its COMMIT: its transactions may be prepared still, and "
                 "hold their locks until `celery alchemy in-doubt --resolve` ends them, all in the same way.",
-                self.whole.label, type(error).__name__,
+                self.label, type(error).__name__,
             )  # fmt: skip
         elif committed:
             logger.error(
                 "%s failed in the COMMIT of %s with %s, after that of %s: what is committed stays, the rest is rolled "
                 "back. alchemy_two_phase = True lets all be committed, or none.",
-                self.whole.label, ended[-1].database, type(error).__name__, names,
+                self.label, ended[-1].database, type(error).__name__, names,
             )  # fmt: skip
         try:
             self._after(committed, final=False)
         except Exception:
-            logger.exception("%s: an on_commit callback failed too", self.whole.label)
+            logger.exception("%s: an on_commit callback failed too", self.label)
 
-    def _after(self, units: list[UnitOfWork], *, final: bool) -> None:
-        if final and any(unit.waiting is not None for unit in units):
-            self.whole.close()
+    def _after(self, units: Sequence[UnitOfWork], *, final: bool) -> None:
+        if final:
+            self.close()
         for unit in units:
             unit.run_waiting()
 
     def prepare(self) -> None:
         """Flush all, and refuse a transaction that is broken, before any COMMIT."""
-        for unit in (*self, self.whole):
-            unit.prepare_own(flush=True)
+        if self._parts is None:
+            super().prepare()
+            return
+        for unit in (*self.parts, self):
+            unit.flush()
 
     def fail(self, error: BaseException) -> None:
         """Roll back all, the one that decides for the others (`two_phase`) last."""
+        if self._parts is None:
+            super().fail(error)
+            return
         with ExitStack() as stack:
-            for unit in two_phase.decider_first([*self, self.whole]):
-                stack.callback(unit.fail_own, error)
+            for unit in two_phase.decider_first([*self.parts, self]):
+                stack.callback(unit.fail_alone, error)
 
     def close(self) -> None:
         """Release all Sessions."""
         with ExitStack() as stack:
-            for unit in (self.whole, *self):
-                stack.callback(unit.close_own)
+            for unit in (self, *self.parts):
+                stack.callback(UnitOfWork.close, unit)

@@ -10,32 +10,46 @@ does that.
 from __future__ import annotations
 
 import hashlib
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
+from .._sqlalchemy import connections_of, is_prepared
 from ..engines.transient import is_answer
 from ..errors import CeleryAlchemyError
-from ..sessions import UNIT
-
-if TYPE_CHECKING:
-    from ..unit_of_work import UnitOfWork
+from ..options import DatabaseOptions
+from ..registry import entries
+from ..sessions import UnitSession
+from .part import OneOfSeveral
 
 PREFIX = "alchemy/"
 _LONGEST_NAME = 16
 """Of a database in the name of a transaction, which may have 64 bytes on MySQL."""
-_FRAMES_UP = 12
 
 
 class TwoPhaseUnavailable(CeleryAlchemyError):
     """A server refused to prepare a transaction, and says that it never does."""
+
+
+class TwoPhaseSession(UnitSession):
+    """Session whose transactions can be prepared."""
+
+    def commit(self) -> None:
+        # One database, and nothing prepared: two phases would cost a round trip, and agree with no other.
+        if is_prepared(self) or len(connections_of(self)) > 1:
+            super().commit()
+            return
+        self.twophase = False
+        try:
+            super().commit()
+        finally:
+            self.twophase = True
 
 
 def can_prepare(dialect: type[Dialect]) -> bool:
@@ -43,13 +57,16 @@ def can_prepare(dialect: type[Dialect]) -> bool:
     return dialect.do_begin_twophase is not DefaultDialect.do_begin_twophase
 
 
-def name_transactions(engine: Engine, database: str) -> None:
-    """Let the two-phase transactions of units of work on `engine` have names that tell how to decide them."""
+def name_transactions(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: the two-phase transactions of units of work have names that tell how to decide them."""
+    if not options.two_phase or options.reads:
+        return
+    database = options.database
     dialect, server = engine.dialect, fingerprint(engine.url)
     unnamed, prepare = dialect.create_xid, dialect.do_prepare_twophase
 
     def create_xid() -> Any:
-        unit = _beginning_unit()
+        unit = _beginning_unit(database)
         return unnamed() if unit is None else _name_transaction(unit, database, server)
 
     def do_prepare_twophase(connection: Connection, xid: Any) -> None:
@@ -65,7 +82,7 @@ def name_transactions(engine: Engine, database: str) -> None:
     dialect.do_prepare_twophase = do_prepare_twophase  # type: ignore[method-assign]
 
 
-def _name_transaction(unit: UnitOfWork, database: str, server: str) -> str:
+def _name_transaction(unit: OneOfSeveral, database: str, server: str) -> str:
     """Return the name of the transaction that `unit` begins on `database`."""
     whole = unit.whole
     if whole.decision is None:
@@ -89,27 +106,25 @@ def short(database: str) -> str:
     return f"{database[:7].replace('/', '_')}~{hashlib.sha256(database.encode()).hexdigest()[:8]}"
 
 
-def _beginning_unit() -> UnitOfWork | None:
-    """Return the unit of work whose Session is beginning a transaction now; None where somebody else begins one."""
-    frame = sys._getframe(2)
-    for _ in range(_FRAMES_UP):
-        if frame.f_code.co_name == "_connection_for_bind":
-            transaction = frame.f_locals.get("self")
-            if isinstance(transaction, SessionTransaction):
-                return transaction.session.info.get(UNIT)
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
+def _beginning_unit(database: str) -> OneOfSeveral | None:
+    """Return the unit of work whose Session has just checked a connection of `database` out, and begins a transaction
+    on it; None where other code begins one."""
+    top = entries.top()
+    for unit in top.unit.all_units if top is not None else ():
+        if unit.database == database and unit.connected == 1:
+            unit.connected = 2
+            assert isinstance(unit, OneOfSeveral)
+            return unit
     return None
 
 
-def decider_first(units: list[UnitOfWork]) -> list[UnitOfWork]:
+def decider_first(units: list[OneOfSeveral]) -> list[OneOfSeveral]:
     """Return `units`, of one whole, with the one that decides for the others at the front."""
     decider = units[-1].decider
     return units if decider is None else [decider, *(unit for unit in units if unit is not decider)]
 
 
-def prepared(units: list[UnitOfWork]) -> list[UnitOfWork]:
+def prepared(units: list[OneOfSeveral]) -> list[OneOfSeveral]:
     """Prepare what is to commit together, and return `units` in the order they are to be committed in.
 
     The one database that has no two-phase commit commits when all others are prepared, and before they commit.
@@ -141,13 +156,13 @@ def prepared(units: list[UnitOfWork]) -> list[UnitOfWork]:
     return [*others, *able]
 
 
-def _is_open(unit: UnitOfWork) -> bool:
+def _is_open(unit: OneOfSeveral) -> bool:
     session: Session | None = unit.opened
     return session is not None and session.in_transaction()
 
 
 @contextmanager
-def _explaining(unit: UnitOfWork) -> Iterator[None]:
+def _explaining(unit: OneOfSeveral) -> Iterator[None]:
     """Let what the server has said be raised, and no error of the clean-up after it."""
     try:
         yield

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..unit_of_work import UnitOfWork
+from typing import Any
 
 #: The name of a database, and its connections that are in use.
 InUse = Callable[[], Iterable[tuple[str, int]]]
@@ -48,7 +45,7 @@ class OpenTelemetryObserver:
             description="Connections that are checked out",
         )  # fmt: skip
 
-    def unit_ended(self, unit: UnitOfWork, duration_s: float) -> None:
+    def unit_ended(self, unit: Any, duration_s: float) -> None:
         """Record its duration and its statements."""
         attributes = {"task": unit.label.partition("[")[0], "outcome": unit.outcome}
         self._duration.record(duration_s, attributes)

@@ -27,7 +27,7 @@ def look_at_settings(app: Celery, databases: dict[str, Alchemy], worker_pool: Wo
 def _of_database(
     name: str, strategy: SessionStrategy, options: dict[str, Any], worker_pool: WorkerPool
 ) -> Iterator[Finding]:
-    setting = strategy.engines.terms.options_setting
+    setting = strategy.engines.options.options_setting
     if str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT":
         yield error(
             "autocommit",
@@ -50,7 +50,7 @@ def _of_database(
             f"{tasks} tasks run at one time in a process, and the connection pool of {name!r} has "
             f"{size.pool_size + size.max_overflow} connections: the others wait for one, up to pool_timeout.",
             f"Make the Engine with pool_size={tasks}."
-            if strategy.engines.given is not None
+            if strategy.engines.user_engine is not None
             else f"Leave pool_size and max_overflow out of {setting}; they follow the concurrency.",
             setting,
         )

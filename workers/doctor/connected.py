@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...strategies.drivers.base import shown
+from ...strategies.drivers.url import shown
 from ...strategies.features.outbox import TABLE
-from ...strategies.options import Terms
+from ...strategies.options import DatabaseOptions
 from ...strategies.several import in_doubt
 from ..extension import Alchemy
 from .code import tasks_of
@@ -33,19 +33,19 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
             continue
         finally:
             engine.dispose()
-        yield from _pooler(name, engine.dialect.driver, db.strategy.engines.terms, server)
+        yield from _pooler(name, engine.dialect.driver, db.strategy.engines.options, server)
         yield from _timeouts(app, name, server)
         yield from _recycling(name, db, server)
         yield from _tables(name, db, server)
-        if db.strategy.engines.terms.two_phase:
+        if db.strategy.engines.options.two_phase:
             yield from _two_phase(name, db, server)
     yield from _replicas(databases)
     if any(db.settings.two_phase for db in databases.values()) and len(servers) == len(databases):
         yield from _in_doubt(databases)
 
 
-def _pooler(name: str, driver: str, terms: Terms, server: Server) -> Iterator[Finding]:
-    if server.pooler and not terms.external_pooler:
+def _pooler(name: str, driver: str, options: DatabaseOptions, server: Server) -> Iterator[Finding]:
+    if server.pooler and not options.external_pooler:
         prepares = "psycopg prepares statements, which the next transaction's connection does not know"
         sets = "what is set for a session reaches other clients"
         yield error(
@@ -55,7 +55,7 @@ def _pooler(name: str, driver: str, terms: Terms, server: Server) -> Iterator[Fi
             "Set alchemy_external_pooler = 'pgbouncer'.",
             "alchemy_external_pooler",
         )
-    elif terms.external_pooler and not server.pooler:
+    elif options.external_pooler and not server.pooler:
         yield warning(
             "no-pooler",
             f"alchemy_external_pooler is set, but the database {name!r} is asked directly: statements are not "
@@ -85,7 +85,7 @@ def _recycling(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
             "recycle",
             f"pool_recycle of {name!r} is {recycle_s} s, and the server closes idle connections after {wait_s:g} s "
             f"(wait_timeout): it comes too late. That harms nothing: a closed connection is noticed and replaced.",
-            f"Leave it out of {db.strategy.engines.terms.options_setting}.",
+            f"Leave it out of {db.strategy.engines.options.options_setting}.",
             "wait_timeout",
         )
 
@@ -134,7 +134,7 @@ def _in_doubt(databases: dict[str, Alchemy]) -> Iterator[Finding]:
 
 def _replicas(databases: dict[str, Alchemy]) -> Iterator[Finding]:
     for name, db in databases.items():
-        if db.strategy.engines.replica_url is None:
+        if db.strategy.engines.options.replica_url is None:
             continue
         engine = db.strategy.read_engine
         try:

@@ -12,7 +12,7 @@ from .. import apps
 from ..databases import check_two_phase
 from ..errors import ConfigurationError
 from ..extension import Alchemy
-from ..starting.attach import check_injected
+from ..starting.checks import refuse_unknown_databases
 from ..task import DatabaseTask
 from .code import tasks_of
 from .configuration import look_at_settings
@@ -87,7 +87,7 @@ def _start(app: Celery, db: Alchemy | None, worker_pool: WorkerPool, diagnosis: 
             if one is not db:
                 one.start_worker(worker_pool)
         check_two_phase(databases)
-        check_injected(app, databases)
+        refuse_unknown_databases(app, databases)
     except ConfigurationError as refused:
         diagnosis.findings.append(
             error("configuration", f"A worker does not start: {refused}", "See the message.", "the settings")

@@ -57,7 +57,7 @@ def _sessions_on_tasks(app: Celery, modules: dict[str, Module]) -> Iterator[Find
 
 
 def _globals(modules: dict[str, Module], alchemies: list[Alchemy], worker_pool: WorkerPool) -> Iterator[Finding]:
-    given = {id(db._given_engine) for db in alchemies}
+    given = {id(db._user_engine) for db in alchemies}
     seen: set[int] = set()
     for module in modules.values():
         for name, value in module.names.items():

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 from celery.utils import uuid
@@ -22,22 +21,18 @@ from kombu import serialization
 from sqlalchemy.orm import Session
 
 from ...strategies.features.foreign_sessions import plain_session
-from ...strategies.registry import frames
+from ...strategies.registry import entries
 from ...strategies.sessions import UNIT
 from ...strategies.unit_of_work import UnitOfWork
 from .. import apps
+from .._celery import app_of, known_task, running_request
+from ..request import is_over
 from ..settings import DEFAULT
-from ..testing import recording
-from . import outbox
-
-if TYPE_CHECKING:
-    from ..extension import Alchemy
-    from ..task import DatabaseTask
+from . import outbox, recording
 
 OPTION = "enqueue_on_commit"
 """Of one call, and as an attribute of a task: wait for the commit (True) or send at once (False)."""
 _OURS = "_celery_alchemy_send_task"
-_LIBRARIES = ("celery.", "kombu.", "celery_alchemy.workers.", "celery_alchemy.strategies.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +45,10 @@ class _Order:
 
 #: Set for the duration of one call: whatever it sends waits.
 _ordered: ContextVar[_Order | None] = ContextVar("celery_alchemy_on_commit", default=None)
+
+
+#: Set while Celery itself sends.
+_celerys_own: ContextVar[bool] = ContextVar("celery_alchemy_celerys_own", default=False)
 
 
 @contextmanager
@@ -98,7 +97,7 @@ def attach(app: Celery) -> None:
         asked = options.pop(OPTION, None)
         db = _innermost(app)
         options |= zip(places, more, strict=False)
-        if db is None or not waits(db, asked, options.get("task_type") or app._tasks.get(name)):
+        if db is None or not waits(db, asked, options.get("task_type") or known_task(app, name), options.get("parent_id")):
             return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
         args, kwargs = snapshot(app, args, kwargs, options)
@@ -119,13 +118,13 @@ def attach(app: Celery) -> None:
 
 
 def eagerly(
-    task: DatabaseTask, apply_async: Callable[..., Any], args: Any, kwargs: Any, more: Any, options: dict[str, Any]
+    task: Any, apply_async: Callable[..., Any], args: Any, kwargs: Any, more: Any, options: dict[str, Any]
 ) -> Any:
     """Run a task of `task_always_eager` when a message would be sent; it does not pass through `app.send_task`."""
     asked = options.pop(OPTION, None)
     options |= zip(_places(apply_async), more, strict=False)
     task_id = options["task_id"] = options.get("task_id") or uuid()
-    app = task._get_app()
+    app = app_of(task)
     sending = Sending(
         task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
     )
@@ -138,14 +137,14 @@ def eagerly(
     return task.AsyncResult(task_id)
 
 
-def _innermost(app: Celery) -> Alchemy | None:
+def _innermost(app: Celery) -> apps.Served | None:
     """Return the Alchemy whose unit of work is the innermost one here; that of the default database where there is
     none, or one over all."""
     known = apps.databases(app)
     if len(known) > 1:
-        for frame in reversed(frames.get() or ()):
+        for entry in reversed(entries.get()):
             for db in known.values():
-                if frame.owner is db.units:
+                if entry.registry is db.units:
                     return db
     return apps.find(app)
 
@@ -163,8 +162,12 @@ def _places(function: Callable[..., Any]) -> list[str]:
     return names[names.index("kwargs") + 1 :]
 
 
-def waits(db: Alchemy, asked: bool | None, task: Any) -> bool:
-    """Tell whether what is sent now is to wait: as the call says, else the task, else the setting."""
+def waits(db: apps.Served, asked: bool | None, task: Any, parent_id: str | None = None) -> bool:
+    """Tell whether what is sent now is to wait: as the call says, else the task, else the setting.
+
+    Args:
+        parent_id: The option of that name, as the caller has given it.
+    """
     order = _ordered.get()
     if order is not None and order.session is not None:
         return True
@@ -177,10 +180,10 @@ def waits(db: Alchemy, asked: bool | None, task: Any) -> bool:
     wish = asked if asked is not None else getattr(task, OPTION, None)
     if wish is None:
         wish = db.settings.enqueue_on_commit
-    return bool(wish) and not _is_celerys_own()
+    return bool(wish) and not _is_celerys_own(parent_id)
 
 
-def _session_with_outbox(db: Alchemy) -> Session | None:
+def _session_with_outbox(db: apps.Served) -> Session | None:
     """Return the Session whose transaction the message is to be written into; None where there is no outbox for it."""
     if not db.settings.outbox:
         return None
@@ -193,7 +196,7 @@ def _session_with_outbox(db: Alchemy) -> Session | None:
     return None if unit.read_only or not unit.commits or unit.database != DEFAULT else unit.session
 
 
-def register(db: Alchemy, sending: Sending | outbox.Stored) -> None:
+def register(db: apps.Served, sending: Sending | outbox.Stored) -> None:
     """Send after the COMMIT of the Session that was named, or of the current unit of work."""
     order = _ordered.get()
     db.on_commit(sending, session=order.session if order else None, raises=order.raises if order else False)
@@ -211,16 +214,25 @@ def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> tu
     return (tuple(copied_args) if copied_args is not None else None), copied_kwargs
 
 
-def _is_celerys_own() -> bool:
+@contextmanager
+def sent_by_celery() -> Iterator[None]:
+    """Let what the block sends go at once: it is a retry or a replacement, which Celery sends itself."""
+    token = _celerys_own.set(True)
+    try:
+        yield
+    finally:
+        _celerys_own.reset(token)
+
+
+def _is_celerys_own(parent_id: str | None) -> bool:
     """Tell whether Celery itself sends: a retry, a replacement, links, chain, chord and error callbacks never wait.
 
-    The tracer sends them, or `retry` and `on_replace` of a task; and between these and here there is no user's code.
+    The last four are sent by the tracer, when the request that it runs has left its unit of work. It names this request
+    as their parent, where user code leaves that to Celery.
     """
-    frame = sys._getframe(2)
-    while frame is not None and (module := frame.f_globals.get("__name__", "")).startswith(_LIBRARIES):
-        if module == "celery.app.trace":
-            return True
-        if module == "celery.app.task" and frame.f_code.co_name in {"retry", "on_replace"}:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    if _celerys_own.get():
+        return True
+    request = running_request()
+    if request is None or any(entry.request is request for entry in entries.get()):
+        return False
+    return is_over(request) or (parent_id is not None and parent_id == request.id)

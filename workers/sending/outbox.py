@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 from kombu import Queue, serialization
@@ -23,9 +23,7 @@ from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox
 from ...strategies.on_commit import CommitCallbacks
 from ...strategies.sessions import waiting_of
-
-if TYPE_CHECKING:
-    from ..extension import Alchemy
+from ..apps import Served
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class Stored:
         return f"sending {self.name}[{self.task_id}]"
 
 
-def watch(db: Alchemy, session: Session) -> None:
+def watch(db: Served, session: Session) -> None:
     """Write what waits for the COMMIT of `session` into the outbox before it; begin a transaction if there is none."""
     if not session.in_transaction():
         session.begin()
@@ -65,7 +63,7 @@ def watch(db: Alchemy, session: Session) -> None:
         event.listen(session, "before_commit", lambda session: _write(db, session))
 
 
-def _write(db: Alchemy, session: Session) -> None:
+def _write(db: Served, session: Session) -> None:
     if session.in_nested_transaction():
         return  # a savepoint is released, nothing is committed
     waiting: CommitCallbacks | None = waiting_of(session)
@@ -80,7 +78,7 @@ class Delivery:
 
     __slots__ = ("_count", "_db", "_row_id")
 
-    def __init__(self, db: Alchemy, row_id: int, count: int) -> None:
+    def __init__(self, db: Served, row_id: int, count: int) -> None:
         self._db, self._row_id, self._count = db, row_id, count
 
     def __call__(self) -> None:
@@ -101,7 +99,7 @@ class Delivery:
 _last_look = 0.0
 
 
-def _send_leftovers(db: Alchemy) -> None:
+def _send_leftovers(db: Served) -> None:
     global _last_look  # noqa: PLW0603 - once for all of the process
     now = time.monotonic()
     if now - _last_look >= LEFTOVERS_EVERY_S:
@@ -109,7 +107,7 @@ def _send_leftovers(db: Alchemy) -> None:
         send_waiting(db)
 
 
-def send_waiting(db: Alchemy, count: int = BATCH) -> tuple[int, int]:
+def send_waiting(db: Served, count: int = BATCH) -> tuple[int, int]:
     """Send up to `count` rows that wait in the outbox; return how many were sent, and how many could not be.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
@@ -13,40 +12,37 @@ from ...strategies.features.one_transaction import OneTransactionStrategy
 from .. import apps
 from ..errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from ..extension import Alchemy
-
 
 @contextmanager
-def one_transaction(db: Alchemy) -> Iterator[Session]:
+def one_transaction(db: apps.Served) -> Iterator[Session]:
     """Let everything until the end of the block happen in one transaction for each database, and roll it back."""
     with ExitStack() as stack:
         for one in db.databases.values():
             stack.enter_context(_pinned(one))
-        frame = db.units.begin("the test", commits=True, kind="block")
+        unit = db.units.begin(db.unit_options(commits=True), "the test", "block")
         try:
-            yield frame.unit.session
+            yield unit.session
         finally:
-            frame.unit.fail(RollBack())  # drops what still waits for a commit of the test's own
-            db.units.leave(frame)
+            unit.fail(RollBack())  # drops what still waits for a commit of the test's own
+            db.units.leave(unit)
 
 
 @contextmanager
-def _pinned(db: Alchemy) -> Iterator[None]:
+def _pinned(db: apps.Served) -> Iterator[None]:
     if db.pinned is not None:
         raise ConfigurationError("one_transaction() is open already: everything happens in that one.")
     real = db.strategy
     with real.engine.connect() as connection:
         transaction = connection.begin()
-        db.pinned = OneTransactionStrategy(real, connection)
+        db.pin(OneTransactionStrategy(real, connection))
         try:
             yield
         finally:
-            db.pinned = None
+            db.pin(None)
             transaction.rollback()
 
 
-def the_only_one() -> Alchemy:
+def the_only_one() -> apps.Served:
     """Return the Alchemy of the one app there is.
 
     Raises:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ...strategies.watching import board
-from ...strategies.watching.activity import activities
-from . import boards
+from .processes import reports
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class IdleWatch:
         """Warn of what is idle now, and was not warned of."""
         idle = set()
         for pid, one in self._read():
-            if one["state"] != "idle in transaction" or one["since_s"] < self._limit_s:
+            if one["state"] != "idle in transaction" or (one["since_s"] or 0) < self._limit_s:
                 continue
             gap = (pid, one["task"], one["id"], one["statements"])
             idle.add(gap)
@@ -83,7 +80,4 @@ class IdleWatch:
 
 def read_open() -> Iterable[Report]:
     """Return what is open in this process, or in prefork's pool processes."""
-    folder = boards.folder()
-    if folder is None:
-        return [(os.getpid(), one) for one in activities.report()["open"]]
-    return [(process["pid"], one) for process in board.read(folder) for one in process["open"]]
+    return [(process["pid"], one) for process in reports() for one in process["open"]]

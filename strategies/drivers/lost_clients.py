@@ -17,7 +17,6 @@ from sqlalchemy.pool import NullPool
 CHECK_INTERVAL_MS = 1000
 _PARAMETER = "client_connection_check_interval"
 _SINCE = 140000
-_DRIVERS = frozenset({"psycopg", "psycopg2"})
 # Nothing where somebody has set it on the server (postgresql.conf, ALTER ROLE), and no error where nobody knows it.
 _ASK_FOR_CHECKS = (
     f"SELECT set_config('{_PARAMETER}', '{CHECK_INTERVAL_MS}', false) WHERE current_setting('{_PARAMETER}', true) = '0'"
@@ -30,7 +29,7 @@ def notice_lost_clients(engine: Engine) -> None:
     One round trip per connection made, none per task. Not as a start-up parameter (`options=-c ...`), which PgBouncer
     and older servers refuse. A connection pool that connects for each task (NullPool) is left alone.
     """
-    if engine.dialect.driver in _DRIVERS and not isinstance(engine.pool, NullPool):
+    if not isinstance(engine.pool, NullPool):
         event.listen(engine, "connect", _on_connect)
 
 

@@ -6,15 +6,57 @@ from collections.abc import Iterable
 from typing import Any
 
 from kombu.utils.imports import symbol_by_name
+from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from ...strategies.watching.activity import activities
+from ...strategies.engines.factory import EngineHook
+from ...strategies.engines.pool import MeteredQueuePool
+from ...strategies.hooks import UnitHook
+from ...strategies.options import DatabaseOptions
+from ...strategies.watching.observer import Observer, ObserverHook, harmless
 from ...strategies.watching.open_telemetry import OpenTelemetryObserver
+from ...strategies.watching.statements import watch_statements
 from .. import apps
 from ..errors import ConfigurationError
+from ..settings import Settings
 
 OPENTELEMETRY = "opentelemetry"
 _METHODS = ("unit_ended", "waited", "leaked")
+#: Of this process, kept in the child of a fork; empty where there are no metrics.
+_observers: list[Observer] = []
+
+
+def current() -> Observer | None:
+    """Return who is told of what happens in this process; None where there are no metrics."""
+    return _observers[0] if _observers else None
+
+
+def use(observer: Observer | None) -> None:
+    """Tell `observer` from the next start on; None: no longer."""
+    _observers[:] = [observer] if observer is not None else []
+
+
+def hooks() -> tuple[UnitHook, ...]:
+    """Return what follows every unit of work of this process."""
+    return tuple(ObserverHook(observer) for observer in _observers)
+
+
+def engine_hooks(settings: Settings) -> tuple[EngineHook, ...]:
+    """Return what the settings want to know of each Engine."""
+    return (watch_statements,) if settings.metrics is not None or settings.warn_idle_s is not None else ()
+
+
+def meter_pool(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: the observer is told how long each checkout takes."""
+
+    def waited(wait_s: float) -> None:
+        observer = current()
+        if observer is not None:
+            with harmless():
+                observer.waited(options.database, wait_s)
+
+    if isinstance(engine.pool, MeteredQueuePool):
+        engine.pool.waited = waited
 
 
 def start(setting: str) -> None:
@@ -25,7 +67,7 @@ def start(setting: str) -> None:
     """
     if setting == OPENTELEMETRY:
         try:
-            activities.observer = OpenTelemetryObserver(in_use)
+            use(OpenTelemetryObserver(in_use))
         except ImportError as error:
             raise ConfigurationError(
                 "alchemy_metrics is 'opentelemetry', but opentelemetry-api is not installed: "
@@ -43,7 +85,7 @@ def start(setting: str) -> None:
     missing = [name for name in _METHODS if not callable(getattr(observer, name, None))]
     if missing:
         raise ConfigurationError(f"alchemy_metrics is {setting!r}, but that has no method {', '.join(missing)}.")
-    activities.observer = observer
+    use(observer)
 
 
 def in_use() -> Iterable[tuple[str, int]]:

@@ -1,0 +1,80 @@
+"""Units of work under prefork, where a soft time limit may strike between any two bytecodes.
+
+It is held back while a Session is opened, while a transaction ends and while a Session is released: so either the work
+is committed and stays so, or it is rolled back and the limit is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy.orm import Session
+
+from .interrupts import is_interrupt, shield
+from .unit_of_work import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+
+class DeferringUnit(UnitOfWork):
+    """A unit of work whose endings no soft time limit cuts in two; mixed in before the class that ends it."""
+
+    @property
+    def session(self) -> Session:
+        """The Session of this unit of work, opened on first use; it connects with its first statement."""
+        if self._session is None:
+            with shield:  # a pool process makes its Engine now
+                return super().session
+        return super().session
+
+    @shield.covers
+    def end_well(self) -> None:
+        try:
+            self.prepare()
+        except BaseException as error:
+            self.fail_alone(error)
+            raise
+        with shield.quiet():
+            super().end_well()
+
+    @shield.covers
+    def run_waiting(self) -> None:
+        if self.waiting is None:
+            return
+        if not (shield.applies and shield.depth):
+            super().run_waiting()
+            return
+        # At the end of a task the limit is held back, but callbacks send messages, and sending may hang.
+        shield.depth -= 1
+        try:
+            super().run_waiting()
+        except Exception as error:
+            if not is_interrupt(error):
+                raise
+            logger.warning("%s: %s in an on_commit callback; its work is committed", self.label, type(error).__name__)
+        finally:
+            shield.depth += 1
+
+    @shield.covers
+    def fail(self, error: BaseException) -> None:
+        with shield.quiet():
+            super().fail(error)
+
+    @shield.covers
+    def fail_alone(self, error: BaseException) -> None:
+        with shield.quiet():
+            super().fail_alone(error)
+
+    @shield.covers
+    def close(self) -> None:
+        with shield.quiet():
+            super().close()
+
+    @shield.covers
+    def after_end(self, error: BaseException | None) -> None:
+        super().after_end(error)
+        if self.outermost and error is not None and is_interrupt(error):
+            with shield.quiet():
+                taken = sum(unit.strategy.take_back() for unit in self.all_units)
+            if taken:
+                logger.info("%s: %s connection(s) taken back after %s", self.label, taken, type(error).__name__)

@@ -1,0 +1,50 @@
+"""Which features are on for which options: the one list of them, in the order in which they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..base import SessionStrategy
+from ..engines.factory import EngineHook
+from ..engines.statement_timeout import limit_statements
+from ..hooks import UnitHook
+from ..options import DatabaseOptions
+from ..several.two_phase import name_transactions
+from ..unit_of_work import UnitOptions
+from .read_only import IN_TRANSACTION, ReadOnly, ReadOnlyHook, set_read_only_at_connect
+from .transaction_settings import TransactionSettings
+from .uncommitted import RollBackUnasked
+
+#: Called for every Engine; each looks at the options and does nothing where it is off.
+ENGINE_HOOKS: tuple[EngineHook, ...] = (set_read_only_at_connect, limit_statements, name_transactions)
+
+
+def unit_options(
+    options: DatabaseOptions,
+    strategy: Callable[[], SessionStrategy],
+    *,
+    commits: bool,
+    read_only: ReadOnly,
+    always: tuple[UnitHook, ...] = (),
+    extra: tuple[UnitHook, ...] = (),
+) -> UnitOptions:
+    """Return how units of work are treated; its hooks are empty in the common case.
+
+    Args:
+        options: Of the database.
+        strategy: Returns its strategy.
+        commits: False: a good ending rolls back.
+        read_only: As the task asks for.
+        always: Follow every unit of work of the process: metrics.
+        extra: Follow those of one task.
+    """
+    if read_only and options.external_pooler:
+        read_only = IN_TRANSACTION  # a connection cannot be set read-only: other clients use it too
+    hooks: list[UnitHook] = list(always)
+    if options.sets_in_transactions and read_only is not True:
+        hooks.append(TransactionSettings(options))
+    if read_only:
+        hooks.append(ReadOnlyHook(read_only, strategy))
+    if not commits and read_only is not True:
+        hooks.append(RollBackUnasked())
+    return UnitOptions(commits, read_only, (*hooks, *extra), extra)

@@ -1,0 +1,91 @@
+"""What the units of work of this process are doing, put together when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import QueuePool
+
+from .._sqlalchemy import connections_of, idle_records
+from ..drivers.base import driver_of
+from ..engines.pool import queues_of
+from ..registry import UnitOfWorkRegistry, open_units
+from ..unit_of_work import UnitOfWork
+from .statements import Activity
+
+_LONGEST_STATEMENT = 200
+EXECUTING, IDLE, NOTHING = "in a statement", "idle in transaction", "no transaction"
+
+
+def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
+    """Return what is open now in this process, the oldest first, and what was."""
+    now = monotonic()
+    registries = list(registries)
+    longest_s, label = max((registry.longest for registry in registries), default=(0.0, ""))
+    return {
+        "open": [describe(unit, now) for unit in sorted(still_open(), key=lambda unit: unit.began)],
+        "ended": sum(registry.ended for registry in registries),
+        "longest": {"task": label, "s": round(longest_s, 3)} if label else None,
+        "leaks": sum(registry.leaks for registry in registries),
+    }
+
+
+def still_open() -> list[UnitOfWork]:
+    """Return the units of work that are open now, in any thread or greenlet."""
+    while True:
+        try:
+            return list(open_units)
+        except RuntimeError:  # another thread has begun or ended one meanwhile
+            continue
+
+
+def describe(unit: UnitOfWork, now: float) -> dict[str, Any]:
+    """Return the report of one unit of work, ages in seconds.
+
+    What is known of its statements is None until they are watched: they are from the first question on.
+    """
+    activity: Activity | None = unit.activity
+    name, bracket, rest = unit.label.partition("[")
+    return {
+        "task": name if bracket else unit.label,
+        "id": rest.rstrip("]") if bracket else None,
+        "age_s": round(now - unit.began, 3),
+        "statements": activity.statements if activity is not None else None,
+        "state": state_of(unit),
+        "since_s": round(now - activity.at, 3) if activity is not None else None,
+        "statement": activity.statement[:_LONGEST_STATEMENT] if activity is not None else None,
+    }
+
+
+def state_of(unit: UnitOfWork) -> str:
+    """Return what `unit` is doing: "in a statement", "idle in transaction" or "no transaction"."""
+    if unit.activity is not None and unit.activity.executing:
+        return EXECUTING
+    connected = [one for one in unit.all_units if one.connected]
+    if any(_is_executing(one) for one in connected):
+        return EXECUTING
+    return IDLE if any(one.read_only is not True for one in connected) else NOTHING
+
+
+def _is_executing(unit: UnitOfWork) -> bool:
+    session = unit.opened
+    try:
+        connections = connections_of(session) if session is not None else []
+        return any(
+            driver_of(one.dialect).is_executing(one.connection.dbapi_connection)
+            for one in connections
+            if not one.closed and not one.invalidated
+        )
+    except Exception:  # its own thread has ended it meanwhile
+        return False
+
+
+def connections(engines: Iterable[Engine]) -> dict[str, int]:
+    """Return how many connections `engines` have open, and how many of these are in use."""
+    pools = list({id(engine.pool): engine.pool for engine in engines}.values())
+    out = sum(max(0, pool.checkedout()) for pool in pools if isinstance(pool, QueuePool))
+    idle = [record for pool in pools for queue in queues_of(pool) for record in idle_records(queue)]
+    return {"open": out + sum(1 for record in idle if record.dbapi_connection is not None), "checked out": out}

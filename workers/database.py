@@ -1,0 +1,326 @@
+"""One database of an app at run time: its settings, the strategy in force, its units of work."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery import Celery
+from sqlalchemy.engine import URL, Dialect, Engine
+
+from ..strategies import SessionStrategy, WorkerPool
+from ..strategies.deferring import DeferringUnit
+from ..strategies.drivers import green
+from ..strategies.drivers.url import parse_url
+from ..strategies.engines import statement_timeout
+from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
+from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
+from ..strategies.features.choice import ENGINE_HOOKS, unit_options
+from ..strategies.features.read_only import ReadOnly
+from ..strategies.hooks import UnitHook
+from ..strategies.options import DatabaseOptions
+from ..strategies.registry import RunningScope, UnitOfWorkRegistry, observe_error
+from ..strategies.sessions import DeferringSession, MakeSession, SessionFactory, UnitSession
+from ..strategies.several.several_units import Part, SeveralUnits
+from ..strategies.several.two_phase import TwoPhaseSession, can_prepare
+from ..strategies.unit_of_work import UnitOfWork, UnitOptions
+from ..strategies.worker_pool import outside_worker
+from . import apps, selection
+from .errors import ConfigurationError, as_configuration_error
+from .isolation import IsolatingRunner
+from .request import RequestRunner
+from .settings import DEFAULT, Settings, read_settings
+from .soft_limits import DeferringRunner
+from .watching import observers
+
+
+class DeferringPart(DeferringUnit, Part):
+    """A part on another database, under prefork."""
+
+
+class DeferringSeveralUnits(DeferringUnit, SeveralUnits):
+    """A unit of work over several databases, under prefork."""
+
+    part_class = DeferringPart
+
+
+class DeferringUnitOfWork(DeferringUnit):
+    """A unit of work on one database, under prefork."""
+
+
+class Database:
+    """What an Alchemy is at run time.
+
+    Args:
+        engine: The user's Engine.
+        session_factory: As of SessionFactory.
+        database: Its name.
+    """
+
+    def __init__(self, engine: Engine | None, session_factory: MakeSession | None, database: str) -> None:
+        self.app: Celery | None = None
+        self.database = database
+        self.session_factory = session_factory
+        self.units = UnitOfWorkRegistry(lambda: self.strategy, self.unit_options)
+        self.runners: dict[type, RequestRunner] = {}
+        """What runs the requests of each task, by its class; made when it first runs."""
+        self.lock = threading.RLock()
+        self.pinned: SessionStrategy | None = None
+        """In force whatever else was chosen: a test's."""
+        self._user_engine = engine
+        self._listeners: list[EngineListener] = []
+        self._engines: EngineFactory | None = None
+        self._settings: Settings | None = None
+        self._strategy: SessionStrategy | None = None
+
+    # -- settings ----------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the app, read and checked at first use."""
+        settings = self._settings
+        if settings is None:
+            if self.app is None:
+                raise ConfigurationError(
+                    "This Alchemy has no app yet. Write `Alchemy(app)`, or call `db.init_app(app)`."
+                )
+            settings = self._settings = read_settings(self.app).of(self.database)
+        return settings
+
+    def count_databases(self) -> int:
+        """Return how many databases the app has."""
+        raise NotImplementedError
+
+    def unit_options(
+        self, *, commits: bool, read_only: ReadOnly = False, extra: tuple[UnitHook, ...] = ()
+    ) -> UnitOptions:
+        """Return how units of work on this database are treated."""
+        options = self.strategy.engines.options
+        return unit_options(
+            options, lambda: self.strategy, commits=commits, read_only=read_only, always=observers.hooks(), extra=extra
+        )
+
+    def runner_of(self, task: Any) -> RequestRunner:
+        """Return what runs the requests of `task`."""
+        runner = self.runners.get(type(task))
+        if runner is None:
+            runner = self.runners[type(task)] = self._new_runner(task)
+        return runner
+
+    def _new_runner(self, task: Any) -> RequestRunner:
+        settings = self.settings
+        commits = task.commit_on_success if task.commit_on_success is not None else settings.commit_on_success
+        options = self.unit_options(commits=commits, read_only=task.read_only)
+        kind = DeferringRunner if self.strategy.worker_pool.forks else RequestRunner
+        runner = kind(self.units, options, self.unit_options(commits=True))
+        retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
+        return IsolatingRunner(runner, retries) if retries > 0 else runner
+
+    # -- the strategy ------------------------------------------------------------------------------------------------
+
+    @property
+    def strategy(self) -> SessionStrategy:
+        """The SessionStrategy in force; outside a worker the one chosen for the worker pool `none`.
+
+        Raises:
+            ConfigurationError: the settings do not say enough, or something that cannot work.
+        """
+        strategy = self.pinned or self._strategy
+        if strategy is None:
+            with self.lock:
+                strategy = self._strategy or self._start(self._worker_pool(), None)
+        return strategy
+
+    def pin(self, strategy: SessionStrategy | None) -> None:
+        """Let `strategy` be in force whatever else was chosen; None: no longer."""
+        self.pinned = strategy
+        self._in_force(strategy or self._strategy)
+
+    def _in_force(self, strategy: SessionStrategy | None) -> None:
+        self.runners.clear()
+        several = strategy is not None and self.count_databases() > 1
+        self.units.use(strategy, _UNIT_CLASSES[several, strategy is not None and strategy.worker_pool.forks])
+
+    def refresh(self) -> None:
+        """Look again how many databases the app has: one was added, or taken away."""
+        if self.units.strategy is not None:
+            self._in_force(self.units.strategy)
+
+    def _worker_pool(self) -> WorkerPool:
+        """Return the worker pool of the default database: this one was first used after the worker's start."""
+        default = apps.find(self.app) if self.app is not None else None
+        if default is None or default._strategy is None:
+            return outside_worker()
+        worker_pool: WorkerPool = default._strategy.worker_pool
+        return worker_pool
+
+    def start_worker(self, worker_pool: WorkerPool, strategy_name: str | None = None) -> SessionStrategy:
+        """Choose and prepare the strategy for `worker_pool`, connecting to nothing; called by the bootstep.
+
+        Raises:
+            ConfigurationError: a setting is missing, unknown or of no use.
+        """
+        if self.pinned is not None:
+            return self.pinned
+        with self.lock:
+            self._settings = None  # read again: the configuration may have changed since the module was imported
+            if self.settings.metrics is not None and observers.current() is None:
+                observers.start(self.settings.metrics)
+            return self._start(worker_pool, strategy_name)
+
+    def start_spawned(self, worker_pool: WorkerPool, strategy_name: str | None) -> None:
+        """Take over, in a spawned pool process, what the main process decided."""
+        if self._strategy is None or self._strategy.worker_pool.main_pid != worker_pool.main_pid:
+            self.start_worker(worker_pool, strategy_name)
+
+    def stop(self) -> None:
+        """Close idle connections and forget the strategy: the worker, or this process's part of it, is over."""
+        if self.pinned is not None:
+            return  # a test's worker ends, and the test goes on
+        strategy, self._strategy = self._strategy, None
+        self._in_force(None)
+        if strategy is not None:
+            strategy.dispose()
+
+    def close_before_fork(self) -> None:
+        """Close idle connections: the main process is about to fork a pool process."""
+        if self._strategy is not None and self._strategy.worker_pool.in_main_process:
+            self._strategy.dispose()
+
+    def _start(self, worker_pool: WorkerPool, strategy_name: str | None) -> SessionStrategy:
+        with as_configuration_error():
+            settings = self.settings
+            options, url, engine = self._database_options(settings)
+            sessions = SessionFactory(
+                self.session_factory, *_session_options(settings, options, deferring=worker_pool.forks)
+            )
+            engines = self._engine_factory(url, engine, options, worker_pool)
+            strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
+            for one in filter(None, (engines.url, options.replica_url)):
+                green.prepare(worker_pool, one)
+            strategy = strategy_class(engines, sessions, worker_pool, reason)
+            strategy.start()
+        previous, self._strategy = self._strategy, strategy
+        self._in_force(self.pinned or strategy)
+        if previous is not None and previous._engine is not strategy._engine:
+            previous.dispose()
+        return strategy
+
+    def _database_options(self, settings: Settings) -> tuple[DatabaseOptions, URL | None, Engine | None]:
+        """Return what the settings ask of the database, its URL, and the user's own Engine instead of that."""
+        bind = SessionFactory(self.session_factory, {}).bind
+        engine = self._user_engine or (bind if settings.database_url is None else None)
+        url = None
+        if engine is None:
+            if settings.database_url is None or settings.database_url == "":
+                raise ConfigurationError(self._no_database())
+            url = parse_url(settings.database_url, self._spelled("url", "alchemy_database_url"))
+        else:
+            _refuse_async(engine)
+        replica = settings.replica_database_url
+        replica_url = (
+            parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url")) if replica else None
+        )
+        dialect = (url or engine.url).get_dialect()  # type: ignore[union-attr]
+        self._refuse_what_it_cannot(settings, dialect)
+        count = self.count_databases()
+        options = DatabaseOptions(
+            database=self.database,
+            databases=count,
+            two_phase=settings.two_phase and count > 1 and can_prepare(dialect),
+            statement_timeout_s=settings.statement_timeout_s,
+            application_name=settings.application_name,
+            external_pooler=settings.external_pooler is not None,
+            engine_options=settings.engine_options,
+            replica_url=replica_url,
+        )
+        return options, url, engine
+
+    def _engine_factory(
+        self, url: URL | None, engine: Engine | None, options: DatabaseOptions, worker_pool: WorkerPool
+    ) -> EngineFactory:
+        kept = self._engines
+        hooks: tuple[EngineHook, ...] = (*ENGINE_HOOKS, *observers.engine_hooks(self.settings))
+        pool_class = DeferringQueuePool if worker_pool.forks else ReservedQueuePool
+        if observers.current() is not None:
+            hooks, pool_class = (*hooks, observers.meter_pool), MeteredQueuePool
+        if (
+            kept is not None
+            and (kept.user_engine, kept.options, kept.engine_options) == (engine, options, options.engine_options)
+            and (engine or kept.url == url)
+        ):
+            kept.hooks, kept.pool_class = hooks, pool_class
+            return kept
+        engines = EngineFactory(url, engine, options, RunningScope(), observe_error, hooks, pool_class)
+        for listener in self._listeners:
+            engines.on_engine(listener)
+        self._engines = engines
+        return engines
+
+    def _refuse_what_it_cannot(self, settings: Settings, dialect: type[Dialect]) -> None:
+        limit_s = settings.statement_timeout_s
+        if limit_s is not None and not statement_timeout.supports(dialect):
+            raise ConfigurationError(
+                f"alchemy_statement_timeout_s={limit_s!r}, but the database {self.database!r} is "
+                f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
+                f"Leave it out."
+            )
+        if settings.external_pooler and dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"alchemy_external_pooler={settings.external_pooler!r}, but the database {self.database!r} is "
+                f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
+            )
+
+    def _spelled(self, key: str, setting: str) -> str:
+        return setting if self.database == DEFAULT else f"alchemy_databases[{self.database!r}][{key!r}]"
+
+    def _no_database(self) -> str:
+        if self.database == DEFAULT:
+            return (
+                "No database: set app.conf.alchemy_database_url, for example to "
+                "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
+            )
+        return (
+            f"No URL for the database {self.database!r}: put it into app.conf.alchemy_databases, for example "
+            f"{{{self.database!r}: 'postgresql+psycopg://localhost/{self.database}'}}, or bring an Engine with "
+            f"Alchemy(app, database={self.database!r}, engine=engine)."
+        )
+
+    def after_fork(self) -> None:
+        """Begin anew in the child: the thread that held the lock in the parent is not there to release it."""
+        self.lock = threading.RLock()
+
+
+#: By: the app has several databases, and the worker pool forks.
+_UNIT_CLASSES: dict[tuple[bool, bool], type[UnitOfWork]] = {
+    (False, False): UnitOfWork,
+    (False, True): DeferringUnitOfWork,
+    (True, False): SeveralUnits,
+    (True, True): DeferringSeveralUnits,
+}
+
+
+def _session_options(
+    settings: Settings, options: DatabaseOptions, *, deferring: bool
+) -> tuple[dict[str, Any], tuple[type[UnitSession], ...]]:
+    """Return the keyword arguments of Sessions, and what kinds of Session they are."""
+    kinds: list[type[UnitSession]] = []
+    if options.two_phase:
+        kinds.append(TwoPhaseSession)
+    if deferring:
+        kinds.append(DeferringSession)
+    given = {**settings.session_options, "twophase": True} if options.two_phase else settings.session_options
+    return given, tuple(kinds) or (UnitSession,)
+
+
+def _refuse_async(engine: object) -> None:
+    if not isinstance(engine, Engine):
+        raise ConfigurationError(
+            f"Alchemy(engine=...) got a {type(engine).__name__}, but tasks are ordinary functions and need a "
+            f"sqlalchemy.Engine, made by create_engine() with a sync driver."
+        )
+    if engine.dialect.is_async:
+        raise ConfigurationError(
+            "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
+            "Engine made by create_engine() with a sync driver."
+        )

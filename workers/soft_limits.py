@@ -1,0 +1,95 @@
+"""A task request under prefork, where a soft time limit may strike between any two bytecodes.
+
+It is held back but for the task's own code: so either the transaction is committed and the task succeeds, or it is
+rolled back and the limit raised.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from ..strategies.interrupts import hidden_interrupt, shield
+from ..strategies.registry import entries
+from ..strategies.sessions import shield_mapper_configuration
+from ..strategies.unit_of_work import Entry
+from ._celery import running_request
+from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
+
+_SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
+
+
+class DeferringRunner(RequestRunner):
+    """Runs the requests of one task in a pool process of prefork."""
+
+    @shield.covers
+    def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        return self.inside(self.enter_run, call, task, args, kwargs)
+
+    @shield.covers
+    def inside(self, enter: Enter, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        """Run `call` in the unit of work that `enter` opens or joins, and end it."""
+        # billiard installs its handler after worker_process_init, so the first task is the first chance.
+        if _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
+            shield_mapper_configuration()
+            shield.is_over = _is_over
+        if not shield.applies:
+            return super().inside(enter, call, task, args, kwargs)
+        request = request_of(task)
+        workers = is_workers(request)
+        if workers:
+            if self.first:
+                shield.reset()  # what came too late for the request before is not for this one
+            if any(entry.request is not request for entry in entries.get()):
+                self.registry.end_abandoned()
+        held = shield.depth
+        shield.depth = held + 1
+        entry: Entry | None = None
+        error: BaseException | None = None
+        try:
+            entry = enter(task)
+            return self._call(entry, call, task, args, kwargs, held)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if entry is not None:
+                if entry.owns and entry.home[-1] is not entry:
+                    leave_inner(self.registry, entry)
+                self.registry.leave(entry, error)
+            shield.depth = held
+            over = workers and entry is not None and entry.owns and entry.kind != "hook" and not self.goes_on(error)
+            error = None  # no cycle: exception -> traceback -> this frame -> exception
+            if over:
+                shield.pending = None  # what it would stop is over
+                shield.ended = request.id
+            elif entry is None or entry.owns or not entry.ends:  # else the `__call__` around it ends the request
+                shield.check()
+
+    @shield.covers
+    def _call(self, entry: Entry | None, call: Call, task: Any, args: Any, kwargs: Any, held: int) -> Any:
+        """Run the task's code, the one place where a limit is raised at once, and end its unit of work."""
+        try:
+            shield.depth = held
+            shield.check()
+            result = call(task, *args, **kwargs)
+            if entry is not None and entry.ends:
+                entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it
+            shield.depth = held + 1
+        except BaseException as raised:
+            shield.depth = held + 1
+            if entry is not None and entry.ends:
+                entry.unit.fail(raised)
+            hidden = hidden_interrupt(raised)
+            if hidden is not None:
+                raise hidden from None
+            raise
+        if entry is not None and entry.ends:
+            entry.unit.succeed(final=entry.owns)
+        return result
+
+
+def _is_over(request_id: str) -> bool:
+    """Tell whether Celery has begun nothing since the request with this id: it stores the result, or waits."""
+    request = running_request()
+    return request is None or request.id == request_id

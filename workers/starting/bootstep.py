@@ -1,0 +1,102 @@
+"""The bootstep that chooses the strategy, from the worker itself, and stops a worker that cannot be right."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import bootsteps
+
+from ...strategies import SessionStrategy
+from .. import apps
+from ..databases import check_two_phase
+from ..errors import ConfigurationError
+from ..watching import control, processes  # `control` registers the remote-control commands
+from ..watching.idle_watch import IdleWatch
+from . import checks, detection, signals
+
+__all__ = ["SessionStrategyStep", "control"]
+
+logger = logging.getLogger(__name__)
+
+
+class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Worker bootstep: learns the worker pool from the worker, and lets the Alchemy choose and prepare its strategy.
+
+    It runs after the pool object is made and before it forks or consumes. An exception here ends the worker with a
+    non-zero exit code; one in a signal handler would only be logged.
+    """
+
+    label = "SessionStrategy"
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, session_strategy: str | None = None, **options: Any) -> None:
+        self._strategy_name = session_strategy
+        self._watch: IdleWatch | None = None
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        try:
+            self._create(worker)
+        except ConfigurationError as error:
+            # The traceback that follows is long: say it first, and alone.
+            logger.critical("%s", error)
+            raise
+
+    def _create(self, worker: Any) -> None:
+        db = apps.find(worker.app)
+        if db is None:
+            checks.refuse_tasks_without_alchemy(worker.app)
+            return
+        worker_pool = detection.detect(worker)
+        db.start_worker(worker_pool, self._strategy_name)  # first: it reads the settings again, `databases` among them
+        databases = db.databases
+        for one in databases.values():
+            if one is not db:
+                one.start_worker(worker_pool, self._strategy_name)
+        strategies = {name: one.strategy for name, one in databases.items()}
+        reads = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
+        for strategy in strategies.values():
+            strategy.reads_apart = reads
+        check_two_phase(databases)
+        checks.refuse_unknown_databases(worker.app, databases)
+        if worker_pool.forks:
+            processes.begin()
+            detection.publish(
+                worker_pool,
+                {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in strategies.items()},
+            )
+        pool = f"celery-alchemy in pid {os.getpid()}: worker pool {worker_pool.name}, concurrency"
+        for name, strategy in strategies.items():
+            which = f"database {name!r}: " if len(strategies) > 1 else ""
+            logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
+        if len(strategies) > 1:
+            logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
+        if db.settings.warn_idle_s is not None:
+            self._watch = IdleWatch(db.settings.warn_idle_s)
+
+    def start(self, worker: Any) -> None:
+        """Begin to watch; the first statement of the first task connects."""
+        if self._watch is not None:
+            self._watch.start(worker)
+
+    def stop(self, worker: Any) -> None:
+        """Watch no more. The pool's tasks still run; the signal worker_shutdown comes after them."""
+        if self._watch is not None:
+            self._watch.stop()
+
+    def terminate(self, worker: Any) -> None:
+        """Close what is idle: worker_shutdown is not sent after a cold shutdown."""
+        self.stop(worker)
+        signals.stop(worker.app)
+
+
+def _together(strategies: dict[str, SessionStrategy], *, two_phase: bool) -> str:
+    """Say what the databases are together: connections, and how they commit."""
+    limits = [strategy.max_connections for strategy in strategies.values()]
+    most = "no limit on" if None in limits else f"at most {sum(limit or 0 for limit in limits)}"
+    names = [repr(name) for name in strategies]
+    order = ", ".join([*names[1:], names[0]])
+    how = "all or none (two-phase)" if two_phase else f"one after another: {order}"
+    return f"celery-alchemy: {most} connections to {len(names)} databases together; a unit of work commits {how}"

@@ -1,0 +1,72 @@
+"""What the processes of a worker are doing: this one, or prefork's pool processes, which are asked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ...strategies.watching.pool_processes import RECYCLE, REPORT, PoolProcesses
+from ...strategies.watching.report import connections, report
+from ...strategies.watching.statements import watch_now
+from .. import apps
+
+#: Of prefork's main process, and, until it has taken its own socket, of a pool process.
+_pool_processes = PoolProcesses()
+_FORKS: list[int] = []
+"""The id of prefork's main process; empty in any other worker."""
+
+
+def is_asking() -> bool:
+    """Tell whether this is prefork's main process, whose pool processes are to be asked."""
+    return [os.getpid()] == _FORKS
+
+
+def begin() -> None:
+    """This is prefork's main process."""
+    _FORKS[:] = [os.getpid()]
+
+
+def end() -> None:
+    """The worker is over."""
+    if is_asking():
+        _FORKS.clear()
+        _pool_processes.close()
+
+
+def before_fork() -> None:
+    """A pool process is about to be forked."""
+    if is_asking():
+        _pool_processes.before_fork()
+
+
+def answer_here() -> None:
+    """Answer in this pool process, which has just begun."""
+    if _FORKS and not is_asking():
+        _pool_processes.in_child(_answer)
+
+
+def reports() -> list[dict[str, Any]]:
+    """Return what every process of this worker is doing; from now on their statements are watched, too."""
+    return _pool_processes.ask(REPORT) if is_asking() else [_answer(REPORT)]
+
+
+def recycle() -> None:
+    """Let no connection that is open now serve another unit of work."""
+    if is_asking():
+        _pool_processes.ask(RECYCLE)
+    else:
+        _answer(RECYCLE)
+
+
+def _answer(question: bytes) -> dict[str, Any]:
+    """Do what the main process asks of this process."""
+    started = [db for db in apps.every() if db.units.strategy is not None]
+    if question == RECYCLE:
+        for db in started:
+            db.units.strategy.recycle()
+        return {"pid": os.getpid()}
+    engines = [engine for db in started for engine in db.units.strategy.engines_made()]
+    found = {"pid": os.getpid(), **report(db.units for db in started)}
+    watch_now(engines)
+    found["connections"] = {db.database: connections(db.units.strategy.engines_made()) for db in started}
+    return found
