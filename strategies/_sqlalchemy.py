@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import operator
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,16 +23,22 @@ Queue = TypeVar("Queue", bound=QueuePool)
 # -- Sessions ----------------------------------------------------------------------------------------------------------
 
 
-def connections_of(session: Session) -> list[Connection]:
-    """Return the connections that the transaction of `session` holds; never acquires one.
-
-    `SessionTransaction.connections` is there since SQLAlchemy 2.1.7 only; `Session.connection()` acquires one.
-    """
-    transaction = session.get_transaction()
-    if transaction is None:
-        return []
+def _held_by(transaction: SessionTransaction) -> frozenset[Connection]:
     # Keyed on both Engine and Connection.
-    return [key for key in transaction._connections if isinstance(key, Connection)]
+    return frozenset(key for key in transaction._connections if isinstance(key, Connection))
+
+
+#: Returns the connections that a transaction holds, and never acquires one, as `Session.connection()` does. Public
+#: since SQLAlchemy 2.1.7.
+connections_held_by: Callable[[SessionTransaction], frozenset[Connection]] = (
+    operator.attrgetter("connections") if hasattr(SessionTransaction, "connections") else _held_by
+)
+
+
+def connections_of(session: Session) -> list[Connection]:
+    """Return the connections that the transaction of `session` holds; never acquires one."""
+    transaction = session.get_transaction()
+    return list(connections_held_by(transaction)) if transaction is not None else []
 
 
 def is_committing(session: Session) -> bool:

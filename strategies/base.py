@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from sqlalchemy import literal, select
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
+from .drivers.base import Driver, driver_of
 from .engines import forks, pool
 from .engines.factory import EngineFactory
 from .engines.held import held
@@ -72,6 +73,9 @@ class SessionStrategy(ABC):
 
     _engine: Engine | None = None
     """This process's Engine, where it has been made."""
+    dialect: Dialect | None = None
+    driver: Driver
+    """The dialect and the driver of that."""
 
     @property
     def engine(self) -> Engine:
@@ -79,6 +83,7 @@ class SessionStrategy(ABC):
         engine = self._engine
         if engine is None:
             engine = self._engine = self.make_engine()
+            self.dialect, self.driver = engine.dialect, driver_of(engine.dialect)
             self.engines.notify(engine)
         return engine
 
@@ -180,9 +185,9 @@ class SessionStrategy(ABC):
     def enter(self, unit: OpenUnit) -> None:  # noqa: B027 - a hook, not a duty
         """`unit` begins in this thread or greenlet; no Session yet."""
 
-    @abstractmethod
     def open(self, unit: OpenUnit) -> Session:
         """Return the Session of `unit`, new. Called once per unit, on first use."""
+        return self.sessions.new(bind=self._engine or self.engine)
 
     def release(self, unit: OpenUnit, session: Session) -> None:
         """Close `session`, the one `open` returned for `unit`; its connection goes back."""
@@ -198,10 +203,6 @@ class SessionStrategy(ABC):
         """Let no connection that is open now serve another unit of work."""
         for engine in self.engines_made():
             pool.recycle_all(engine.pool)
-
-    def new_session(self) -> Session:
-        """Return a new Session on this process's Engine."""
-        return self.sessions.new(bind=self._engine or self.engine)
 
     def take_back(self) -> int:
         """Return to the connection pool what this thread or greenlet still holds of it; for after an interruption.

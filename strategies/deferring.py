@@ -19,10 +19,12 @@ logger = logging.getLogger(__name__)
 class DeferringUnit(UnitOfWork):
     """A unit of work whose endings no soft time limit cuts in two; mixed in before the class that ends it."""
 
+    is_plain = False
+
     @property
     def session(self) -> Session:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
-        if self._session is None:
+        if self.opened is None:
             with shield:  # a pool process makes its Engine now
                 return super().session
         return super().session

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 class OpenUnit(Protocol):
     """What strategies and features may know of a unit of work."""
 
+    opened: Session | None
+    """Its Session if it has been used, else None."""
     outcome: str
     """How it has ended: "committed", "rolled back", or "nothing" where there was no transaction."""
 
@@ -28,10 +30,6 @@ class OpenUnit(Protocol):
     @property
     def database(self) -> str:
         """The name of its database."""
-
-    @property
-    def opened(self) -> Session | None:
-        """Its Session if it has been used, else None."""
 
     @property
     def session(self) -> Session:

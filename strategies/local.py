@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
 
 from .base import SessionStrategy
-from .hooks import OpenUnit
 
 
 class LocalStrategy(SessionStrategy):
@@ -25,6 +23,3 @@ class LocalStrategy(SessionStrategy):
 
     def make_engine(self) -> Engine:
         return self.engines.shared(self.size)
-
-    def open(self, unit: OpenUnit) -> Session:
-        return self.new_session()

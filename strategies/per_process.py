@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
 
 from .base import SessionStrategy
-from .hooks import OpenUnit
 from .worker_pool import NO_WORKER
 
 
@@ -34,6 +32,3 @@ class PerProcessStrategy(SessionStrategy):
     def after_fork(self) -> None:
         super().after_fork()
         self._engine = self._read_engine = None
-
-    def open(self, unit: OpenUnit) -> Session:
-        return self.new_session()

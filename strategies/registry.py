@@ -31,9 +31,15 @@ entries: ScopeStack[Entry] = ScopeStack(UNITS)
 open_units: set[UnitOfWork] = set()
 
 
+def open_entries() -> list[Entry]:
+    """Return the entries of this thread or greenlet, the innermost last."""
+    found: list[Entry] = getattr(current_scope(), UNITS, None) or []
+    return found
+
+
 def innermost(strategy: object) -> UnitOfWork | None:
     """Return the innermost unit of work of `strategy` in this thread or greenlet; None where there is none."""
-    for entry in reversed(entries.get()):
+    for entry in reversed(open_entries()):
         for unit in entry.unit.all_units:
             if unit.strategy is strategy:
                 return unit
@@ -45,23 +51,13 @@ class RunningScope:
 
     def describe_holder(self) -> str:
         """Name its open units of work, the innermost first, for a message."""
-        labels = list(dict.fromkeys(entry.unit.label for entry in reversed(entries.get())))
+        labels = list(dict.fromkeys(entry.unit.label for entry in reversed(open_entries())))
         return " inside ".join(labels) or describe_current_scope()
-
-    def opened_by_session(self) -> UnitOfWork | None:
-        """Return the unit of work whose Session is connecting now; None where other code connects by itself."""
-        stack = getattr(current_scope(), UNITS, None)
-        if stack:
-            for unit in stack[-1].unit.all_units:
-                if unit.expects_connection():
-                    unit.connected = 1
-                    return unit
-        return None
 
 
 def observe_error(error: BaseException, connection: Connection | None, lost: bool) -> None:
     """Tell the unit of work whose connection it is of a database error; `lost`: the transaction is rolled back."""
-    for entry in reversed(entries.get()):
+    for entry in reversed(open_entries()):
         for unit in entry.unit.all_units:
             session = unit.opened
             if session is not None and connection is not None and connection in connections_of(session):
@@ -131,7 +127,7 @@ class UnitOfWorkRegistry:
 
     def current_entry(self) -> Entry | None:
         """Return the innermost entry of this thread or greenlet; None when there is none."""
-        for entry in reversed(entries.get()):
+        for entry in reversed(open_entries()):
             if self._serves(entry):
                 if entry.coroutine is not None and entry.coroutine is not _current_coroutine():
                     raise CeleryAlchemyError(_taking_turns("A Session was asked for", entry))
@@ -140,7 +136,7 @@ class UnitOfWorkRegistry:
 
     def is_open(self) -> bool:
         """Tell whether a unit of work is open here; one of another coroutine of this thread is not."""
-        for entry in reversed(entries.get()):
+        for entry in reversed(open_entries()):
             if self._serves(entry):
                 return entry.coroutine is None or entry.coroutine is _current_coroutine()
         return False
@@ -150,14 +146,14 @@ class UnitOfWorkRegistry:
 
         An on_commit callback hides what is below it: the unit of work there is over.
         """
-        for entry in reversed(entries.get()):
+        for entry in reversed(open_entries()):
             if (entry.holder is holder or entry.kind == "callback") and self._serves(entry):
                 return entry
         return None
 
     def above(self, entry: Entry) -> list[UnitOfWork]:
         """Return the units of work opened inside `entry` and still open, the innermost first."""
-        stack = entries.get()
+        stack = open_entries()
         inner = stack[stack.index(entry) + 1 :] if entry in stack else []
         return [found.unit for found in reversed(inner) if found.owns]
 
@@ -216,16 +212,16 @@ class UnitOfWorkRegistry:
         if entry.left:
             return  # an abandoned block's generator is closed by the garbage collector, long after `end_abandoned`
         entry.left = True
-        if not entry.owns:
+        if not isinstance(entry, UnitOfWork):
             _remove(entry)
             return
-        unit = entry.unit
         try:
-            unit.close()
+            if entry.opened is not None or not entry.is_plain:
+                entry.close()
         finally:
             _remove(entry)
-            open_units.discard(unit)
-            self._end(unit, error)
+            open_units.discard(entry)
+            self._end(entry, error)
 
     @shield.covers
     def _end(self, unit: UnitOfWork, error: BaseException | None) -> None:
@@ -235,10 +231,10 @@ class UnitOfWorkRegistry:
         duration_s = monotonic() - unit.began
         if duration_s > self.longest[0]:
             self.longest = (duration_s, unit.label)
-        unit.after_end(error)
-        for one in unit.all_units:
-            if one.strategy.follows_units:
-                one.strategy.leave(one)
+        if not unit.is_plain:
+            unit.after_end(error)
+        if unit.strategy.follows_units:
+            unit.strategy.leave(unit)
         for hook in unit.options.hooks:
             hook.ended(unit)
 
@@ -261,7 +257,7 @@ class UnitOfWorkRegistry:
     def end_abandoned(self) -> None:
         """End what an interruption between two bytecodes left on the stack of this thread or greenlet: a request that
         the worker has just begun is inside nothing."""
-        for entry in reversed(list(entries.get())):
+        for entry in reversed(list(open_entries())):
             logger.warning("%s was interrupted before it could be ended; it is rolled back now", entry.unit.label)
             entry.registry.leave(entry)
 
@@ -311,7 +307,8 @@ class UnitOfWorkRegistry:
         finally:
             self.leave(unit, error)
             error = None  # no cycle: exception -> traceback -> this frame -> exception
-        shield.check()
+        if shield.pending is not None:
+            shield.check()
 
 
 class Block(ContextDecorator, AbstractContextManager[Session]):

@@ -13,7 +13,7 @@ try:
 except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
-__all__ = ["HELD", "UNITS", "ScopeStack", "current_scope", "describe_current_scope"]
+__all__ = ["CONNECTING", "HELD", "UNITS", "ScopeStack", "current_scope", "describe_current_scope"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,8 @@ UNITS = "_celery_alchemy_units"
 """Attribute of a thread or greenlet: the entries of its open units of work, the innermost last."""
 HELD = "_celery_alchemy_held"
 """Attribute of a thread or greenlet: the pool records of the connections that it has checked out, oldest first."""
+CONNECTING = "_celery_alchemy_connecting"
+"""Attribute of a thread or greenlet: the unit of work whose Session has asked for a connection, and has none yet."""
 
 
 def describe_current_scope() -> str:

@@ -10,7 +10,6 @@ from sqlalchemy.util import ScopedRegistry
 
 from .base import SessionStrategy
 from .errors import NoUnitOfWork
-from .hooks import OpenUnit
 from .registry import innermost
 from .scope import current_scope, describe_current_scope
 
@@ -26,7 +25,7 @@ class ScopeRegistry(ScopedRegistry[Session]):
     __slots__ = ("_strategy",)
 
     def __init__(self, strategy: ScopedStrategy) -> None:
-        super().__init__(strategy.new_session, current_scope)
+        super().__init__(lambda: strategy.sessions.new(bind=strategy.engine), current_scope)
         self._strategy = strategy
 
     def __call__(self) -> Session:
@@ -66,11 +65,11 @@ class ScopedStrategy(SessionStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scoped_session: scoped_session[Session] = scoped_session(self.new_session)  # type: ignore[arg-type]
+        self.scoped_session: scoped_session[Session] = scoped_session(self._new_session)  # type: ignore[arg-type]
         self.scoped_session.registry = ScopeRegistry(self)
 
     def make_engine(self) -> Engine:
         return self.engines.shared(self.size)
 
-    def open(self, unit: OpenUnit) -> Session:
-        return self.new_session()
+    def _new_session(self) -> Session:
+        return self.sessions.new(bind=self.engine)

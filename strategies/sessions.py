@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .on_commit import CommitCallbacks
+from .scope import CONNECTING, current_scope
 
 #: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
 MakeSession = Callable[..., Session]
@@ -39,12 +40,22 @@ class Owner(Protocol):
     committed: SessionTransaction | None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
 
+    connected: int
+    """Above 0: the Session has a connection."""
+
     def rolled_back(self) -> None:
         """The Session was rolled back by hand."""
 
 
 class UnitSession(Session):
     """Session of a unit of work."""
+
+    def get_bind(self, *arguments: Any, **keywords: Any) -> Engine | Connection:
+        owner = self.info.get(UNIT)
+        if owner is not None and not owner.connected:
+            # Comes right before the checkout: so a connection is told from one that other code checks out.
+            setattr(current_scope(), CONNECTING, owner)
+        return super().get_bind(*arguments, **keywords)
 
     def rollback(self) -> None:
         super().rollback()
@@ -147,7 +158,7 @@ class SessionFactory:
         elif isinstance(factory, type):
             base, options = factory, DEFAULTS
         else:
-            return functools.partial(_make_checked, factory, {**DEFAULTS, **self._options})
+            return functools.partial(_make_checked, factory, self._kinds, {**DEFAULTS, **self._options})
         options = {**options, **self._options}
         options.pop("bind", None)
         return functools.partial(_class_of(base, self._kinds), **options)
@@ -194,10 +205,14 @@ def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...]) -> type
     return made[kinds]
 
 
-def _make_checked(factory: MakeSession, options: dict[str, Any], **keywords: Any) -> Session:
+def _make_checked(
+    factory: MakeSession, kinds: tuple[type[UnitSession], ...], options: dict[str, Any], **keywords: Any
+) -> Session:
     session = factory(**options, **keywords)
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
+    if not isinstance(session, UnitSession):
+        session.__class__ = _class_of(type(session), kinds)
     return session
 
 

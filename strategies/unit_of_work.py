@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import failed_transaction
-from ._sqlalchemy import connections_of, is_committing
+from ._sqlalchemy import connections_held_by, connections_of, is_committing
 from .base import SessionStrategy
 from .drivers.base import driver_of
 from .engines.abandon import abandon
@@ -93,6 +93,14 @@ class Entry:
         """The Session of the unit of work, opened on first use."""
         return self.unit.session
 
+    def succeed(self, *, final: bool) -> None:
+        """End its unit of work well."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """End its unit of work badly."""
+        raise NotImplementedError
+
 
 class Joined(Entry):
     """A task that was called like a function: it works in the unit of work of its caller."""
@@ -104,6 +112,12 @@ class Joined(Entry):
     @property
     def unit(self) -> UnitOfWork:
         return self._unit
+
+    def succeed(self, *, final: bool) -> None:
+        self._unit.succeed(final=final)
+
+    def fail(self, error: BaseException) -> None:
+        self._unit.fail(error)
 
 
 class UnitOfWork(Entry):
@@ -117,6 +131,10 @@ class UnitOfWork(Entry):
     """
 
     owns = ends = True
+    is_plain = True
+    """It is over one database, and has no soft time limit to hold back: `after_end` has nothing to do."""
+    opened: Session | None = None
+    """Its Session if it has been used, else None."""
     outcome = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
@@ -132,7 +150,6 @@ class UnitOfWork(Entry):
     """What `watching` has seen of its statements; None where it does not look."""
     leaked = 0
     """Connections that its code had checked out and kept, and that were taken back."""
-    _session: Session | None = None
     _unwatched = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
     _lost: SessionTransaction | None = None
@@ -194,7 +211,7 @@ class UnitOfWork(Entry):
     @property
     def session(self) -> Session:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
-        session = self._session
+        session = self.opened
         if session is None:
             session = self.strategy.open(self)
             session.info[UNIT] = self
@@ -202,20 +219,10 @@ class UnitOfWork(Entry):
                 hook.opened(self, session)
             if self.waiting is not None:
                 self._unwatched = True
-            self._session = session
+            self.opened = session
         if self._unwatched:
             self._watch()
         return session
-
-    @property
-    def opened(self) -> Session | None:
-        """The Session if it has been used, else None."""
-        return self._session
-
-    def expects_connection(self) -> bool:
-        """Tell whether its Session is about to check a connection out, or has asked for none yet."""
-        session = self._session
-        return session is not None and not self.connected and session.in_transaction()
 
     # -- what waits for the COMMIT -----------------------------------------------------------------------------------
 
@@ -225,7 +232,7 @@ class UnitOfWork(Entry):
         Args:
             raises: Its error is raised to whoever commits; otherwise it is logged only.
         """
-        session = self._session
+        session = self.opened
         savepoint = session.get_nested_transaction() if session is not None else None
         releasing = session is not None and is_committing(session)
         if releasing and savepoint is None:
@@ -243,10 +250,10 @@ class UnitOfWork(Entry):
 
     def _watch(self) -> None:
         # Not while SQLAlchemy calls the listeners of this event.
-        if self._session is not None and not is_committing(self._session):
+        if self.opened is not None and not is_committing(self.opened):
             self._unwatched = False
             if self.options.read_only is not True:  # else there is no COMMIT to wait for: they run at a good end
-                watch_commits(self._session)
+                watch_commits(self.opened)
 
     def drop_callbacks(self) -> int:
         """Forget what waits for the COMMIT; return how many callables there were."""
@@ -254,7 +261,7 @@ class UnitOfWork(Entry):
 
     def forget_session(self) -> None:
         """Open a new Session on next use: the old one is closed (`scoped_session.remove()`, a lost connection)."""
-        session, self._session = self._session, None
+        session, self.opened = self.opened, None
         if session is not None:
             session.info.pop(UNIT, None)
 
@@ -286,7 +293,7 @@ class UnitOfWork(Entry):
             except BaseException as error:
                 self.fail_alone(error)
                 raise
-        session = self._session
+        session = self.opened
         if session is None or not session.in_transaction():
             return
         try:
@@ -311,11 +318,15 @@ class UnitOfWork(Entry):
             BrokenTransaction: it has.
         """
         transaction = session.get_transaction()
-        for connection in connections_of(session):
+        assert transaction is not None
+        strategy = self.strategy
+        for connection in connections_held_by(transaction):
+            dialect = connection.dialect
+            driver = strategy.driver if dialect is strategy.dialect else driver_of(dialect)
             if (
                 transaction is self._lost
                 or connection.invalidated
-                or driver_of(connection.dialect).transaction_failed(connection.connection.dbapi_connection)
+                or driver.transaction_failed(connection.connection.dbapi_connection)
             ):
                 break
         else:
@@ -334,7 +345,7 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: as `succeed` does.
         """
-        session = self._session
+        session = self.opened
         if session is not None and self.options.commits and session.in_transaction() and not self.options.read_only:
             self.refuse_failed(session)
             session.flush()
@@ -346,7 +357,7 @@ class UnitOfWork(Entry):
     def fail_alone(self, error: BaseException) -> None:
         """End badly on this database alone."""
         self.drop_callbacks()
-        session = self._session
+        session = self.opened
         if session is None or not session.in_transaction():
             return
         self.outcome = "rolled back"
@@ -374,7 +385,7 @@ class UnitOfWork(Entry):
 
     def close(self) -> None:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
-        session, self._session = self._session, None
+        session, self.opened = self.opened, None
         if session is None:
             return
         held = connections_of(session) if session.in_transaction() else []
@@ -394,7 +405,7 @@ class UnitOfWork(Entry):
 
     def observed(self, error: BaseException, lost: bool) -> None:
         """The driver reported `error`; with `lost` the server has rolled the whole transaction back."""
-        transaction = self._session.get_transaction() if self._session is not None else None
+        transaction = self.opened.get_transaction() if self.opened is not None else None
         self._error = (error, transaction)
         if lost:
             self._lost = transaction

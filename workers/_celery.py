@@ -33,12 +33,6 @@ def known_task(app: Celery, name: str) -> Any:
     return app._tasks.get(name)
 
 
-def app_of(task: Any) -> Celery:
-    """Return the app of `task`, which need not be bound."""
-    app: Celery = task._get_app()
-    return app
-
-
 def pydantic_dump(cls: Any) -> Callable[..., Any] | None:
     """Return what turns the pydantic models among a caller's arguments into data; None for a task that has none.
 

@@ -16,7 +16,7 @@ from .settings import DEFAULT
 
 ATTRIBUTE = "_celery_alchemy"
 """Of an app: the Alchemy of its default database, which every task request asks for."""
-_ALL = "_celery_alchemy_databases"
+ALL = "_celery_alchemy_databases"
 """Of an app: the Alchemy of each database, by its name."""
 #: An Alchemy, of one database; rooms above know its class.
 Served = Any
@@ -29,7 +29,7 @@ def register(app: Celery, db: Served) -> None:
     Raises:
         ConfigurationError: another Alchemy serves it.
     """
-    known = app.__dict__.setdefault(_ALL, {})
+    known = app.__dict__.setdefault(ALL, {})
     if known.setdefault(db.database, db) is not db:
         raise ConfigurationError(
             f"The Celery app {app.main!r} has an Alchemy for the database {db.database!r} already: use the one that is "
@@ -44,9 +44,10 @@ def register(app: Celery, db: Served) -> None:
 def unregister(app: Celery, db: Served) -> None:
     """Let `db` serve `app` no longer."""
     known = databases(app)
-    if known.get(db.database) is db:
-        del known[db.database]
-        db.units.default = None
+    served = known.get(db.database)
+    if served is not None and served is db:
+        del known[served.database]
+        served.units.default = None
         _link(known)
     if getattr(app, ATTRIBUTE, None) is db:
         delattr(app, ATTRIBUTE)
@@ -54,7 +55,7 @@ def unregister(app: Celery, db: Served) -> None:
 
 def databases(app: Celery) -> dict[str, Served]:
     """Return the Alchemy of each database of `app` that there is one for, by the database's name."""
-    found: dict[str, Served] = app.__dict__.get(_ALL, {})
+    found: dict[str, Served] = app.__dict__.get(ALL, {})
     return found
 
 
@@ -83,7 +84,7 @@ def find(app: Celery) -> Served | None:
     alike = [one for one in _all if one.app is not None and one.app.main == app.main and one.database == DEFAULT]
     if len(alike) == 1 and is_spawned() and app is not alike[0].app:
         setattr(app, ATTRIBUTE, alike[0])
-        setattr(app, _ALL, databases(alike[0].app))
+        setattr(app, ALL, databases(alike[0].app))
         alike[0].attach(app)
         return alike[0]
     return None

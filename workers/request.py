@@ -74,10 +74,10 @@ class RequestRunner:
                 result = call(task, *args, **kwargs)
             except BaseException as error:
                 if entry.ends:
-                    entry.unit.fail(error)
+                    entry.fail(error)
                 raise
             if entry.ends:
-                entry.unit.succeed(final=entry.owns)
+                entry.succeed(final=entry.owns)
             return result
         finally:
             if entry.home[-1] is not entry:

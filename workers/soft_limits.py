@@ -79,13 +79,13 @@ class DeferringRunner(RequestRunner):
         except BaseException as raised:
             shield.depth = held + 1
             if entry is not None and entry.ends:
-                entry.unit.fail(raised)
+                entry.fail(raised)
             hidden = hidden_interrupt(raised)
             if hidden is not None:
                 raise hidden from None
             raise
         if entry is not None and entry.ends:
-            entry.unit.succeed(final=entry.owns)
+            entry.succeed(final=entry.owns)
         return result
 
 

@@ -13,7 +13,6 @@ from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
 from ..strategies.registry import no_unit_of_work
 from ..strategies.scope import UNITS, current_scope
 from . import apps, databases, wrapping
-from ._celery import app_of
 from .errors import ConfigurationError
 from .injection import hide_from_callers
 from .sending import enqueue
@@ -130,7 +129,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
-        if app_of(self).conf.task_always_eager:
+        if self.app.conf.task_always_eager:
             return enqueue.eagerly(self, super().apply_async, args, kwargs, more, options)
         return super().apply_async(args, kwargs, *more, **options)
 

@@ -25,7 +25,7 @@ from ..errors import InvalidSetting
 from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
 from . import forks, on_error, pool
-from .held import Connecting, HoldingWatch
+from .held import HoldingWatch
 from .on_error import ErrorObserver
 from .sizing import PoolSize
 
@@ -52,9 +52,6 @@ class Scope(Protocol):
 
     def describe_holder(self) -> str:
         """Name its open units of work, the innermost first."""
-
-    def opened_by_session(self) -> Connecting | None:
-        """Return the unit of work whose Session is connecting now; None where other code connects by itself."""
 
 
 class EngineFactory:
@@ -258,7 +255,7 @@ class EngineFactory:
         if engine in _served:
             return  # the user's Engine, served by another Alchemy before
         engine_id = like.engine_id if like is not None else object()
-        watch = _served[engine] = HoldingWatch(engine.dialect, engine_id, self._scope.opened_by_session)
+        watch = _served[engine] = HoldingWatch(engine.dialect, engine_id)
         watch.scarce = self.tasks_may_queue
         watch.listen(engine)
         on_error.listen(engine, self._observe)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..drivers.base import Driver, driver_of
-from ..scope import HELD, ScopeStack, current_scope
+from ..scope import CONNECTING, HELD, ScopeStack, current_scope
 from .leaks import Origin, find_origin
 
 logger = logging.getLogger(__name__)
@@ -70,17 +70,15 @@ class HoldingWatch:
     """Keeps, for one Engine, which connections are checked out by whom.
 
     Args:
+        dialect: Of the Engine.
         engine_id: What its connections have in common.
-        opened_by_session: Returns the unit of work whose Session connects now, and gives its connection back by
-            itself. For any other checkout the line of code is noted, which takes 2 to 3 us.
     """
 
-    __slots__ = ("_dialect", "_driver", "_opened_by_session", "engine_id", "scarce")
+    __slots__ = ("_dialect", "_driver", "engine_id", "scarce")
 
-    def __init__(self, dialect: Dialect, engine_id: object, opened_by_session: Callable[[], Connecting | None]) -> None:
+    def __init__(self, dialect: Dialect, engine_id: object) -> None:
         self._dialect = dialect
         self._driver: Driver = driver_of(dialect)
-        self._opened_by_session = opened_by_session
         self.engine_id = engine_id
         self.scarce = False
 
@@ -104,8 +102,13 @@ class HoldingWatch:
         stack.append(record)
         # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
         holding.stack = stack
-        holding.unit = self._opened_by_session()
-        holding.origin = find_origin() if holding.unit is None else None
+        holding.unit = unit = getattr(scope, CONNECTING, None)
+        if unit is None:
+            holding.origin = find_origin()  # 2 to 3 us, for a message; a unit of work gives its own back by itself
+        else:
+            setattr(scope, CONNECTING, None)
+            unit.connected = 1
+            holding.origin = None
 
     def on_checkin(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         """Take `record` off the stack it is on."""

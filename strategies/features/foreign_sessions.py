@@ -20,6 +20,8 @@ class Watched:
         self.committed: SessionTransaction | None = None
         self.waiting: CommitCallbacks = CommitCallbacks(_run)
 
+    connected = 0
+
     def rolled_back(self) -> None:
         """Only a Session of ours tells of that."""
 

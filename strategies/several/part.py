@@ -13,6 +13,7 @@ from ..unit_of_work import UnitOfWork
 class OneOfSeveral(UnitOfWork):
     """A unit of work on one of several databases: its transaction may have been prepared."""
 
+    is_plain = False
     stays_prepared = False
     """Only `in_doubt` may end its transaction."""
     decision: tuple[str, str] | None = None
@@ -27,7 +28,7 @@ class OneOfSeveral(UnitOfWork):
 
     @shield.covers
     def end_well(self) -> None:
-        session = self._session
+        session = self.opened
         # Should the COMMIT fail, it is not known what the server has done.
         self.stays_prepared = session is not None and session.in_transaction() and is_prepared(session)
         super().end_well()
@@ -48,7 +49,7 @@ class OneOfSeveral(UnitOfWork):
 
     def flush(self) -> None:
         """Write what is to be written, and refuse a transaction that is broken, before any COMMIT."""
-        session = self._session
+        session = self.opened
         if session is None or not self.commits or not session.in_transaction() or self.read_only is True:
             return
         if not is_prepared(session):

@@ -153,6 +153,12 @@ class SeveralUnits(OneOfSeveral):
             for unit in two_phase.decider_first([*self.parts, self]):
                 stack.callback(unit.fail_alone, error)
 
+    def after_end(self, error: BaseException | None) -> None:
+        super().after_end(error)
+        for part in self.parts:
+            if part.strategy.follows_units:
+                part.strategy.leave(part)
+
     def close(self) -> None:
         """Release all Sessions."""
         with ExitStack() as stack:

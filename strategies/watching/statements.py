@@ -17,6 +17,7 @@ from sqlalchemy.engine import Dialect, Engine
 from ..interrupts import shield
 from ..options import DatabaseOptions
 from ..registry import entries
+from ..scope import CONNECTING, current_scope
 from ..unit_of_work import UnitOfWork
 
 _METHODS = ("do_execute", "do_executemany", "do_execute_no_params")
@@ -79,7 +80,7 @@ def _begins(statement: str) -> Activity | None:
     if top is None:
         return None
     unit: UnitOfWork = top.unit
-    if not any(one.connected for one in unit.all_units) and unit.expects_connection():
+    if getattr(current_scope(), CONNECTING, None) is not None:
         return None  # SQLAlchemy asks a new connection who it is
     activity: Activity | None = unit.activity
     if activity is None:

@@ -20,12 +20,12 @@ from celery.utils import uuid
 from kombu import serialization
 from sqlalchemy.orm import Session
 
-from ...strategies.features.foreign_sessions import plain_session
-from ...strategies.registry import entries
+from ...strategies.features.foreign_sessions import on_commit_of, plain_session
+from ...strategies.registry import open_entries
 from ...strategies.sessions import UNIT
 from ...strategies.unit_of_work import UnitOfWork
 from .. import apps
-from .._celery import app_of, known_task, running_request
+from .._celery import known_task, running_request
 from ..request import is_over
 from ..settings import DEFAULT
 from . import outbox, recording
@@ -88,7 +88,7 @@ def attach(app: Celery) -> None:
     places = _places(original)
 
     def send(name: str, args: Any, kwargs: Any, **options: Any) -> Any:
-        if recording.kept(app, name, args, kwargs, options):
+        if recording.ATTRIBUTE in app.__dict__ and recording.kept(app, name, args, kwargs, options):
             return recording.result_of(app, options.get("task_id") or uuid(), options)
         return original(name, args, kwargs, **options)
 
@@ -97,7 +97,9 @@ def attach(app: Celery) -> None:
         asked = options.pop(OPTION, None)
         db = _innermost(app)
         options |= zip(places, more, strict=False)
-        if db is None or not waits(db, asked, options.get("task_type") or known_task(app, name), options.get("parent_id")):
+        if db is None or not waits(
+            db, asked, options.get("task_type") or known_task(app, name), options.get("parent_id")
+        ):
             return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
         args, kwargs = snapshot(app, args, kwargs, options)
@@ -124,7 +126,7 @@ def eagerly(
     asked = options.pop(OPTION, None)
     options |= zip(_places(apply_async), more, strict=False)
     task_id = options["task_id"] = options.get("task_id") or uuid()
-    app = app_of(task)
+    app = task.app
     sending = Sending(
         task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
     )
@@ -140,13 +142,13 @@ def eagerly(
 def _innermost(app: Celery) -> apps.Served | None:
     """Return the Alchemy whose unit of work is the innermost one here; that of the default database where there is
     none, or one over all."""
-    known = apps.databases(app)
+    known: dict[str, apps.Served] = app.__dict__.get(apps.ALL, {})
     if len(known) > 1:
-        for entry in reversed(entries.get()):
+        for entry in reversed(open_entries()):
             for db in known.values():
                 if entry.registry is db.units:
                     return db
-    return apps.find(app)
+    return getattr(app, apps.ATTRIBUTE, None) or apps.find(app)
 
 
 def _run_now(
@@ -199,7 +201,11 @@ def _session_with_outbox(db: apps.Served) -> Session | None:
 def register(db: apps.Served, sending: Sending | outbox.Stored) -> None:
     """Send after the COMMIT of the Session that was named, or of the current unit of work."""
     order = _ordered.get()
-    db.on_commit(sending, session=order.session if order else None, raises=order.raises if order else False)
+    raises = order is not None and order.raises
+    if order is not None and order.session is not None:
+        on_commit_of(order.session, sending, raises=raises)
+    else:
+        db.units.current().on_commit(sending, raises=raises)
 
 
 def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -233,6 +239,6 @@ def _is_celerys_own(parent_id: str | None) -> bool:
     if _celerys_own.get():
         return True
     request = running_request()
-    if request is None or any(entry.request is request for entry in entries.get()):
+    if request is None or any(entry.request is request for entry in open_entries()):
         return False
     return is_over(request) or (parent_id is not None and parent_id == request.id)

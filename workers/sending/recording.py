@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from celery import Celery, Task
 from celery.result import AsyncResult
 
-#: Of an app: takes what would be sent.
-_ATTRIBUTE = "_celery_alchemy_recorder"
+ATTRIBUTE = "_celery_alchemy_recorder"
+"""Of an app: takes what would be sent; not there outside of tests."""
 _ANY = object()
 
 
@@ -88,20 +88,20 @@ class Enqueued:
 @contextmanager
 def recording(app: Celery) -> Iterator[Enqueued]:
     """Keep what `app` would send in the block; eager tasks are kept too, and run."""
-    before = app.__dict__.get(_ATTRIBUTE)
-    enqueued = app.__dict__[_ATTRIBUTE] = Enqueued()
+    before = app.__dict__.get(ATTRIBUTE)
+    enqueued = app.__dict__[ATTRIBUTE] = Enqueued()
     try:
         yield enqueued
     finally:
         if before is None:
-            del app.__dict__[_ATTRIBUTE]
+            del app.__dict__[ATTRIBUTE]
         else:
-            app.__dict__[_ATTRIBUTE] = before
+            app.__dict__[ATTRIBUTE] = before
 
 
 def kept(app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> bool:
     """Keep a message that is about to be sent, if a test wants it; called for every one."""
-    enqueued: Enqueued | None = app.__dict__.get(_ATTRIBUTE)
+    enqueued: Enqueued | None = app.__dict__.get(ATTRIBUTE)
     if enqueued is None:
         return False
     enqueued.messages.append(Message(name, tuple(args or ()), dict(kwargs or {}), options))
