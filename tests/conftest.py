@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from sqlalchemy import URL
 
 pytest.register_assert_rewrite("support")
 
-from support import covering, databases, servers  # noqa: E402
+from support import covering, databases, preloaded, servers  # noqa: E402
 from support import worker as workers  # noqa: E402
 
 STRATEGIES = ("local", "scoped", "per_process")
@@ -41,6 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
+    preloaded.enabled = config.getoption("tests") == "covering"
+    if preloaded.enabled:
+        places = [str(workers.TESTS / "support" / "light"), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+
+
+def pytest_unconfigure() -> None:
+    preloaded.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
