@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -38,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="full",
         help="the covering set, what the full run has beyond it, or both (support/covering.py)",
     )
+    parser.addoption(
+        "--list-tests", type=Path, help="write there which tests there are, and which the covering set has"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,7 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     explained to nobody. Keep together, where several processes share the tests, those that share a worker or a
     module's fixtures."""
     meant = [item for item in items if is_meant_for_its_pair(item)]
-    covers = covering.choose([case_of(item) for item in meant])
+    cases = [case_of(item) for item in meant]
+    covers = covering.choose(cases)
+    if file := config.getoption("list_tests"):
+        covering.write(file, cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
     for item in kept:

@@ -6,8 +6,10 @@ has the fewest combinations that hold each value of each parameter. A contract t
 other case, so each case meets every worker pool and every strategy.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 #: Pairs of strategy and worker pool whose workers the covering set starts: those `auto` chooses among them, and
@@ -159,10 +161,14 @@ class Case:
         named = [tuple(name for name in group if name in rest) for group in groups]
         return frozenset((names, *(repr(self.parameters[name]) for name in names)) for names in named if names)
 
+    def words(self) -> set[str]:
+        """Return its values as words, those of a NamedTuple or a tuple one by one."""
+        values = [part for v in self.parameters.values() for part in (v if isinstance(v, tuple) else (v,))]
+        return {value for value in values if isinstance(value, str)} | {repr(kind) for kind in self.kinds()}
+
     def optional(self) -> bool:
         """Whether it needs a server or a driver that a machine may lack."""
-        values = [part for v in self.parameters.values() for part in (v if isinstance(v, tuple) else (v,))]
-        return any(isinstance(value, str) and value in OPTIONAL for value in values)
+        return bool(OPTIONAL & self.words())
 
     def worker(self) -> tuple[Hashable, ...]:
         """Return what tells the workers and hosts apart that the tests of a module share."""
@@ -214,7 +220,10 @@ def left_out(case: Case) -> bool:
     return any(name in case.parameters and str(case.parameters[name]) not in kept for name, kept in fewer.items())
 
 
-def unknown(cases: Iterable[Case]) -> set[str]:
-    """Return the names in the tables above that no test has."""
-    known = {name for case in cases for name in (case.module, case.function)}
-    return (FULL_RUN_ONLY | FEWER.keys()) - known
+def write(file: Path, cases: Sequence[Case], covers: Sequence[bool]) -> None:
+    """Write down, for the test that guards the covering set, which tests it has."""
+    listed = [
+        {"function": case.function, "words": sorted(case.words()), "covered": covered}
+        for case, covered in zip(cases, covers, strict=True)
+    ]
+    file.write_text(json.dumps(listed))
