@@ -1,6 +1,7 @@
 # The two commands of the README, and what they share: a virtual environment of the project's own.
+# PYTHON=python3.13 uses an environment of its own: .venv-3.13.
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead clean

@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from sqlalchemy import URL
+
+# Hundreds of processes import our modules: each would compile them again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("support")
 

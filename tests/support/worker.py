@@ -23,9 +23,9 @@ from support.servers import RedisURLs
 from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 40
+START_TIMEOUT_S = 60
 END_TIMEOUT_S = 20
-TASK_TIMEOUT_S = 30
+TASK_TIMEOUT_S = 45
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
 KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated", "TaskRevokedError"}
@@ -153,7 +153,7 @@ class Worker:
         """Return the answer of this worker to a remote-control command."""
         name = f"{self.name}@here"
         answers = self._client.control.broadcast(
-            command, arguments, [name], self._connection, reply=True, timeout=10, limit=1
+            command, arguments, [name], self._connection, reply=True, timeout=30, limit=1
         )
         return answers[0][name]
 
