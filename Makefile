@@ -1,16 +1,28 @@
 # The two commands of the README, and what they share: a virtual environment of the project's own.
+# PYTHON=python3.13 uses an environment of its own: .venv-3.13.
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults faults-report soak test-lowest lint bench-overhead clean
+.PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead clean
 
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
 # Two at a time: most of a test is waiting for its worker. Tests that share a worker stay in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# The covering set of tests/support/covering.py: every worker pool, strategy, driver, broker and ending, not every pair.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+	$(PYTEST) --tests covering $(PYTEST_ARGS)
+
+# What test-full has beyond it.
+test-rest: $(VENV)/installed
+	$(PYTEST) --tests rest $(PYTEST_ARGS)
+
+# Everything.
+test-full: $(VENV)/installed
+	$(PYTEST) --tests full $(PYTEST_ARGS)
 
 # The fault tests at full length: soft time limits and kills at thousands of random moments, ten thousand forks.
 test-faults: $(VENV)/installed

@@ -1,16 +1,23 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
+import os
+import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import redis
 from sqlalchemy import URL
 
+# Hundreds of processes import our modules: each would compile them again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 pytest.register_assert_rewrite("support")
 
-from support import databases, servers  # noqa: E402
+from support import covering, databases, preloaded, servers  # noqa: E402
 from support import worker as workers  # noqa: E402
 
 STRATEGIES = ("local", "scoped", "per_process")
@@ -30,23 +37,68 @@ class Pair(NamedTuple):
 PAIRS = [Pair(strategy, pool) for pool in WORKER_POOLS for strategy in STRATEGIES]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tests",
+        choices=["covering", "rest", "full"],
+        default="full",
+        help="the covering set, what the full run has beyond it, or both (support/covering.py)",
+    )
+    parser.addoption(
+        "--list-tests", type=Path, help="write there which tests there are, and which the covering set has"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
+    preloaded.enabled = config.getoption("tests") == "covering"
+    if preloaded.enabled:
+        places = [str(workers.TESTS / "support" / "light"), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+
+
+def pytest_unconfigure() -> None:
+    preloaded.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop the pairs a test is not meant for; a skip would have to be explained to nobody. Keep together, where
-    several processes share the tests, those that share a worker or a module's fixtures."""
-    kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
-    for item in items:
-        marker = item.get_closest_marker("worker_pools")
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        pools = {parameter.pool for parameter in parameters if hasattr(parameter, "pool")}
-        pair = item.callspec.params.get("worker") if hasattr(item, "callspec") else None
+    """Drop the pairs a test is not meant for, and the tests that this run does without; a skip would have to be
+    explained to nobody. Keep together, where several processes share the tests, those that share a worker or a
+    module's fixtures."""
+    meant = [item for item in items if is_meant_for_its_pair(item)]
+    cases = [case_of(item) for item in meant]
+    covers = covering.choose(cases)
+    if file := config.getoption("list_tests"):
+        covering.write(file, cases, covers)
+    wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
+    kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
+    for item in kept:
+        pair = parameters_of(item).get("worker")
         item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
-        kept[marker is None or pools <= set(marker.args)].append(item)
-    items[:] = kept[True]
-    config.hook.pytest_deselected(items=kept[False])
+    dropped = {id(item) for item in items} - {id(item) for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
+    items[:] = kept
+
+
+def is_meant_for_its_pair(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("worker_pools")
+    pools = {value.pool for value in parameters_of(item).values() if hasattr(value, "pool")}
+    return marker is None or pools <= set(marker.args)
+
+
+def parameters_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def case_of(item: pytest.Item) -> covering.Case:
+    """Return what decides whether the covering set has this test."""
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    return covering.Case(
+        item.path.relative_to(workers.TESTS).as_posix(),
+        getattr(item, "originalname", item.name),
+        parameters_of(item),
+        [[part.strip() for part in name.split(",")] if isinstance(name, str) else name for name in names],
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -65,7 +65,7 @@ app.conf.broker_transport_options = app.conf.result_backend_transport_options = 
             client.conf.task_default_queue = name
             command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", pool, "-c", "4", "-l", "info"]
             command += ["--without-gossip", "--without-mingle", "--without-heartbeat", "-n", f"{name}@here"]
-            process = start_process(command, tmp_path / "worker.log", {"PYTHONPATH": str(tmp_path)})
+            process = start_process(command, tmp_path / "worker.log", {"PYTHONPATH": str(tmp_path)}, own=False)
             stack.callback(client.close)
             stack.callback(stop_process, process)
             eventually(lambda: _is_ready(process, tmp_path / "worker.log"), "the worker is ready", within_s=40)

@@ -128,7 +128,7 @@ def run_worker(
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     command += arguments if "--pool" in arguments else ["--pool", "solo", *arguments]
     log = folder / "log"
-    process = start_process(command, log, environment)
+    process = start_process(command, log, environment, own=False)
     try:
         eventually(lambda: process.poll() is not None or until(), "the worker ended or did its work", within_s=40)
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import make_url
-from support import databases, servers
+from support import databases, preloaded, servers
 from support.databases import PostgreSQL
 from support.pgbouncer import pgbouncer
 
@@ -24,9 +24,7 @@ def call(
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "celery", "-A", project, "alchemy", "doctor", *arguments]
     environment = {**os.environ, "DOCTOR_URL": url, "DOCTOR_SETTINGS": json.dumps(settings or {})}
-    return subprocess.run(
-        command, cwd=PROJECTS, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    return preloaded.run(command, cwd=PROJECTS, env=environment, timeout=100)
 
 
 @pytest.fixture
@@ -105,8 +103,7 @@ def test_patterns_in_the_code_are_found_at_their_line(
         ({"alchemy_engine_options": {"max_overflow": -1}}, [], "no-limit", "sets no limit"),
         ({"task_reject_on_worker_lost": False}, [], "lost-when-killed", "nobody runs it again"),
         ({"shop_time_limit": 7200}, [], "runs-twice", "visibility_timeout (3600 s)"),
-        ({}, ["--hosts", "50", "-c", "4"], "too-many-connections", "50 workers x 5 processes x 2 connections = 500"),
-        ({}, ["--workers", "9", "-c", "4"], "few-connections-left", "90 of the"),
+        ({}, ["--hosts", "5000", "-c", "4"], "too-many-connections", "5000 workers x 5 processes x 2 connections"),
     ],
 )  # fmt: skip
 def test_settings_are_put_in_their_place(
@@ -119,6 +116,20 @@ def test_settings_are_put_in_their_place(
     assert one["remedy"]
     assert "secret" not in json.dumps(found)
     assert found["exit"] == (1 if one["level"] == "error" else 0)
+
+
+@pytest.fixture
+def allowed(run_database: PostgreSQL) -> int:
+    """The connections the server of this run allows, those reserved for superusers among them."""
+    return int(run_database.column("SHOW max_connections")[0])
+
+
+def test_little_may_be_left_for_others(doctor: Doctor, allowed: int) -> None:
+    workers = 9 * allowed // 100  # of 10 connections each
+    found = doctor("settings", "--workers", str(workers), "-c", "4")
+    assert set(found["codes"]) == {"few-connections-left"}
+    assert f"{10 * workers} of the" in found["codes"]["few-connections-left"]["what"]
+    assert found["exit"] == 0
 
 
 def test_without_an_alchemy(doctor: Doctor) -> None:
@@ -147,10 +158,12 @@ def test_two_phase_needs_a_server_that_prepares(doctor: Doctor, run_database: Po
         assert found["codes"] == {}
 
 
-def test_databases_of_one_server_add_up(doctor: Doctor, run_database: PostgreSQL) -> None:
+def test_databases_of_one_server_add_up(doctor: Doctor, run_database: PostgreSQL, allowed: int) -> None:
     two = {"alchemy_databases": {"reports": run_database.url("doctor")}}
-    found = doctor("settings", "--hosts", "6", "-c", "8", **two)
-    assert "216 connections to the server of 'default' and 'reports'" in found["codes"]["too-many-connections"]["what"]
+    hosts = allowed // 30  # of 18 connections to each database: too many only together
+    found = doctor("settings", "--hosts", str(hosts), "-c", "8", **two)
+    said = found["codes"]["too-many-connections"]["what"]
+    assert f"{36 * hosts} connections to the server of 'default' and 'reports'" in said
 
 
 def test_a_pooler_that_the_app_does_not_know_of(
@@ -176,7 +189,7 @@ def test_mariadb(doctor: Doctor, mariadb: databases.MariaDB) -> None:
     assert doctor("settings", url=mariadb.url(""))["codes"] == {}
     slow = {"alchemy_engine_options": {"pool_recycle": 999_999}}
     assert "it comes too late" in doctor("settings", url=mariadb.url(""), **slow)["notes"]["recycle"]["what"]
-    found = doctor("settings", "--hosts", "900", url=mariadb.url(""))
+    found = doctor("settings", "--hosts", "90000", url=mariadb.url(""))
     assert "max_connections" in found["codes"]["too-many-connections"]["what"]
 
 

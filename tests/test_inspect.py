@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from support import databases
 from support.databases import PostgreSQL
 from support.waiting import eventually
@@ -60,10 +61,14 @@ def test_what_is_open_now(worker: Worker, key: str) -> None:
     assert opened(worker) == []
 
 
-def test_one_that_is_in_a_statement_answers_too(worker: Worker, key: str) -> None:
+def test_one_that_is_in_a_statement_answers_too(worker: Worker, key: str, run_database: PostgreSQL) -> None:
     skip_solo(worker)
-    task_id = worker.send("wait_in_statement", key, 2)
-    eventually(lambda: [one["state"] for one in opened(worker)] == ["in a statement"], "it is in its statement")
+    number = int(key[:8], 16)
+    with run_database.engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
+        task_id = worker.send("wait_for_a_lock", number)
+        eventually(lambda: [one["state"] for one in opened(worker)] == ["in a statement"], "it is in its statement")
+        connection.execute(text("SELECT pg_advisory_unlock(:number)"), {"number": number})
     assert worker.wait(task_id).state == "SUCCESS"
 
 
@@ -136,9 +141,9 @@ def test_a_pool_process_that_is_gone_is_left_out(worker: Worker) -> None:
 
 
 def test_the_command_line_knows_it(worker: Worker, site: Site) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "support.project.app", "inspect", "sessions", "--json", "-t", "5"]
+    command = [sys.executable, "-m", "celery", "-A", "support.project.app", "inspect", "sessions", "--json", "-t", "60"]
     command += ["-d", f"{worker.name}@here"]
     environment = {**os.environ, **worker._project(), "PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert '"processes"' in done.stdout

@@ -83,8 +83,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_arrivals_come_at_the_rate_however_many_users_share_it(database_url: str) -> None:
     done = run(database_url, *QUICK, "--workload", "select", "--rate", "40", "--arrival", "constant")
     assert done.returncode == 0, done.stdout
-    # Each of the four sends one every 100 ms, for 2 s, after a random part of the first 100 ms.
-    assert 60 <= exact(done.stdout, "select", "latency")["n"] <= 84
+    # Each of the four sends one every 100 ms, for 2 s, after a random part of the first 100 ms; fewer where Locust has
+    # to wait for a processor. With the whole rate each they would send four times as many.
+    assert 20 < exact(done.stdout, "select", "latency")["n"] <= 84
 
 
 def test_each_threshold_that_is_not_kept_is_named_and_gives_code_3(database_url: str) -> None:
@@ -133,7 +134,8 @@ def test_several_processes_share_the_load_and_the_master_knows_all_of_it(databas
     assert found["n"] == entry["num_requests"]
     assert found["max"] == pytest.approx(entry["max_response_time"], abs=0.01)
     buckets = sorted(map(float, entry["response_times"]))
-    assert any(not bucket.is_integer() for bucket in buckets), "the processes did not use the finer buckets"
+    # Three significant digits: whole milliseconds are the finest from 100 ms on.
+    assert any(not bucket.is_integer() or bucket >= 100 for bucket in buckets), "they did not use the finer buckets"
 
 
 def stats_of(output: str) -> list[dict[str, Any]]:
@@ -168,7 +170,7 @@ def test_the_web_page_has_a_sessions_tab(database_url: str) -> None:
             found = {row["name"]: row for row in extended["data"]}
             return found if "Connections" in found and found["Units of work ended"]["value"] > 20 else {}
 
-        seen = eventually(table, "the tab shows the worker's connections and what it has done")
+        seen = eventually(table, "the tab shows the worker's connections and what it has done", within_s=60)
         assert seen["Connections, promised"]["value"] == 8
         assert 1 <= seen["Connections, at most"]["value"] <= 8
         assert seen["database"]["n"] <= seen["Tasks succeeded"]["value"]

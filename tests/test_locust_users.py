@@ -125,7 +125,7 @@ def test_percentiles_are_exact_to_a_hundredth_of_a_millisecond(bank: locusts.Ban
     # Locust's own statistics: three significant digits, where it had whole milliseconds.
     buckets = {float(value) for value in seen.stats["celery"]["response_times"]}
     assert buckets <= {float(f"{value:.3g}") for value in ordered} | {round(value, 2) for value in ordered}
-    assert any(not value.is_integer() for value in buckets)
+    assert any(not value.is_integer() for value in buckets) or ordered[0] >= 100
 
 
 def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locusts.Bank, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ POLL_S = 0.01
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], what: str, *, within_s: float = 15) -> T:
+def eventually(condition: Callable[[], T], what: str, *, within_s: float = 30) -> T:
     """Return the first true value of `condition()`; fail, saying `what` never came true, after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not (value := condition()):

@@ -18,13 +18,14 @@ import psutil
 import redis
 from celery import Celery, Signature, chain
 
+from support import preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 40
+START_TIMEOUT_S = 60
 END_TIMEOUT_S = 20
-TASK_TIMEOUT_S = 30
+TASK_TIMEOUT_S = 45
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
 KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated", "TaskRevokedError"}
@@ -105,16 +106,18 @@ class Worker:
         self._client.conf.broker_transport_options = options
         self._connection = self._client.connection_for_write()
         self._producer = self._client.amqp.Producer(self._connection)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | preloaded.Process | None = None
 
     def start(self) -> None:
         """Start the process without waiting for it."""
+        usual = self.pool_arguments is None and self.pool in CONCURRENCY and not self.environment
         if self.pool_arguments is None:
             self.pool_arguments = ["-P", self.pool, "-c", str(self.concurrency)]
         command = [sys.executable, "-m", "celery", "-A", "support.project.app", "worker", *self.pool_arguments]
         command += ["-n", f"{self.name}@here", "-Q", self.queue, "-l", "info"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *self.arguments]
-        self._process = start_process(command, self.log_path, self.environment | self._project())
+        environment = self.environment | self._project()
+        self._process = start_process(command, self.log_path, environment, own=not usual)
         ALIVE.append(self)
 
     def wait_ready(self) -> None:
@@ -150,7 +153,7 @@ class Worker:
         """Return the answer of this worker to a remote-control command."""
         name = f"{self.name}@here"
         answers = self._client.control.broadcast(
-            command, arguments, [name], self._connection, reply=True, timeout=10, limit=1
+            command, arguments, [name], self._connection, reply=True, timeout=30, limit=1
         )
         return answers[0][name]
 
@@ -302,19 +305,25 @@ def running(worker: Worker) -> Iterator[Worker]:
         assert code == worker.expected_code, f"the worker ended with {code}\n{worker.log_tail()}"
 
 
-def start_process(command: Sequence[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """Start a process in a group of its own, far from the checkout, that finds `support` and its own folder."""
+def start_process(
+    command: Sequence[str], log: Path, environment: dict[str, str], *, own: bool = True
+) -> "subprocess.Popen[bytes] | preloaded.Process":
+    """Start a process in a group of its own, far from the checkout, that finds `support` and its own folder.
+
+    A `celery` that need not have an interpreter of its own may be forked by one that has loaded it.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
     paths = [str(TESTS), environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    environment = {**inherited, "PYTHONUNBUFFERED": "1", **environment}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     log.parent.mkdir(parents=True, exist_ok=True)
+    if preloaded.enabled and not own:
+        return preloaded.start(command, log.parent, log, environment)
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
             cwd=log.parent,
-            env=inherited
-            | {"PYTHONUNBUFFERED": "1"}
-            | environment
-            | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -322,7 +331,9 @@ def start_process(command: Sequence[str], log: Path, environment: dict[str, str]
         )
 
 
-def stop_process(process: "subprocess.Popen[bytes]", wake: Callable[[], object] = lambda: None) -> int:
+def stop_process(
+    process: "subprocess.Popen[bytes] | preloaded.Process", wake: Callable[[], object] = lambda: None
+) -> int:
     """Stop a process group within bounds: TERM, QUIT, KILL."""
     for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGQUIT, 5)):
         if process.poll() is None:

@@ -23,6 +23,11 @@ def wait_in_statement(self: Any, key: str, seconds: float) -> None:
 
 
 @task()
+def wait_for_a_lock(self: Any, number: int) -> None:
+    self.db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+
+
+@task()
 def wait_after_commit(self: Any, key: str, parties: int) -> None:
     self.db.add(Row(key=key, note="row"))
     self.db.commit()

@@ -1,0 +1,229 @@
+"""The two sizes of the suite: which tests are in the covering set, and which only the full run has.
+
+The covering set (`make test`) meets each worker pool, strategy, driver, broker and ending, but not each pair of them.
+Two rules make it, both here: tests that take long are listed by name, and of a test with parameters the covering set
+has the fewest combinations that hold each value of each parameter. A contract test counts once for each ending or
+other case, so each case meets every worker pool and every strategy.
+"""
+
+import json
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Pairs of strategy and worker pool whose workers the covering set starts: those `auto` chooses among them, and
+#: prefork, the default of Celery, with every strategy. One pair of each worker pool holds every strategy.
+PAIRS = {
+    "prefork": ("per_process", "local", "scoped"),
+    "threads": ("scoped",),
+    "gevent": ("scoped",),
+    "eventlet": ("local",),
+    "solo": ("per_process",),
+}
+
+#: Tests and modules that only the full run has: they take long, and what they prove breaks seldom, or shows elsewhere.
+FULL_RUN_ONLY = frozenset(
+    {
+        # Whole runs of `celery alchemy bench`, `faults` and `soak`, and of Locust.
+        "test_bench_runs.py::test_a_driver_that_blocks_the_hub_is_refused",
+        "test_bench_runs.py::test_a_sweep_finds_the_rate_that_keeps_the_objective",
+        "test_bench_runs.py::test_a_task_of_the_users_own",
+        "test_bench_runs.py::test_a_task_of_the_users_own_that_fails_is_broken",
+        "test_bench_runs.py::test_an_interrupted_run_leaves_nothing_behind_and_goes_on",
+        "test_bench_runs.py::test_broken_patterns_are_caught_and_get_no_speed",
+        "test_bench_runs.py::test_the_recipe_leaks_its_session_when_a_task_is_retried_under_prefork",
+        "test_loadtest_faults.py::test_a_fault_is_caused_and_counted",
+        "test_loadtest_faults.py::test_a_short_soak",
+        "test_loadtest_patterns.py::test_a_baseline_is_right_where_its_users_rely_on_it",
+        "test_loadtest_patterns.py::test_preflight_tells_whether_the_driver_blocks_the_hub",
+        "test_loadtest_round_trips.py::test_a_task_costs_what_its_statements_and_its_transaction_cost",
+        "test_loadtest_workloads.py::test_connections_are_promised_for_baselines_too",
+        "test_locust_app.py::test_a_worker_that_has_loaded_the_replies_needs_no_events",
+        "test_locust_app.py::test_events_that_were_on_stay_on",
+        "test_locust_app.py::test_failures_come_back_with_their_class",
+        "test_locust_app.py::test_without_a_worker_the_run_is_refused",
+        "test_locust_generator.py::test_arrivals_show_a_stall_of_the_worker",
+        "test_locust_run.py::test_a_broken_invariant_gives_code_1_whatever_the_thresholds",
+        "test_locust_run.py::test_a_master_and_a_worker_started_by_hand_find_each_other",
+        "test_locust_run.py::test_a_stopped_or_killed_locust_leaves_nothing_behind",
+        "test_locust_run.py::test_arrivals_come_at_the_rate_however_many_users_share_it",
+        "test_locust_run.py::test_kept_thresholds_give_code_0",
+        "test_locust_run.py::test_several_processes_share_the_load_and_the_master_knows_all_of_it",
+        "test_locust_run.py::test_the_web_page_has_a_sessions_tab",
+        # Faults at many moments.
+        "faults/test_contention.py::test_an_exhausted_connection_pool",
+        "faults/test_hostile_settings.py",
+        "faults/test_interrupts.py::test_soft_limit_anywhere",
+        "faults/test_kills.py::test_a_killed_task_is_lost_or_delivered_again_and_finds_clean_data",
+        "faults/test_kills.py::test_a_memory_error",
+        "faults/test_kills.py::test_a_memory_error_that_ends_the_worker",
+        "faults/test_kills.py::test_ended_from_outside_in_the_middle_of_a_statement",
+        "faults/test_lost_networks.py::test_a_soft_limit_in_a_statement_that_nobody_answers",
+        "faults/test_mariadb_connections.py",
+        "faults/test_restarts.py",
+        "faults/test_shutdowns.py::test_a_main_process_that_is_killed",
+        "faults/test_shutdowns.py::test_a_pool_process_for_every_task",
+        "faults/test_shutdowns.py::test_cold",
+        "faults/test_shutdowns.py::test_soft",
+        "test_fork_scenarios.py::test_many_forks",
+        "test_outbox.py::test_killed_anywhere",
+        "test_two_phase.py::test_interrupted_at_any_moment_both_are_committed_or_none",
+        # Workers started in seldom ways.
+        "test_fork_workers.py::test_autoscale",
+        "test_fork_workers.py::test_hooks_in_the_main_process",
+        "test_fork_workers.py::test_pool_restart",
+        "test_fork_workers.py::test_spawn",
+        "test_fork_workers.py::test_transaction_of_the_main_process",
+        "test_plugin.py::test_celerys_own_fixtures",
+        "test_plugin.py::test_celerys_worker_in_a_thread",
+        "test_plugin.py::test_they_pass_in_several_processes",
+        "test_selection.py::test_an_embedded_worker_is_a_worker",
+        "test_selection.py::test_the_choice_reaches_spawned_pool_processes",
+        "test_selection.py::test_under_autoscale_the_upper_end_counts",
+    }
+)
+
+#: Values of a parameter that the covering set has of a module or a test: where workers are started for it alone,
+#: one of each worker pool costs more than it shows. The contract tests meet all of them.
+FEWER: Mapping[str, Mapping[str, Collection[str]]] = {
+    "faults/test_connections.py": {"place": ("prefork",)},
+    "faults/test_contention.py": {"pool": ("gevent",)},
+    "faults/test_kills.py": {"strategy": ("scoped",)},
+    "faults/test_limits.py": {"strategy": ("scoped",)},
+    "faults/test_secrets.py::test_a_worker": {"pool": ("prefork",)},
+    "test_brokers_and_drivers.py": {
+        "setup": (
+            "psycopg2-redis-prefork",
+            "psycopg2-redis-eventlet",
+            "pymysql-redis-gevent",
+            "psycopg-rabbitmq-threads",
+        )
+    },
+    "test_connection_pool.py": {"pool": ("threads", "eventlet"), "strategy": ("per_process",)},
+    "test_inspect.py": {"worker": ("prefork", "gevent")},
+    "test_loadtest_workloads.py": {"ours": ("prefork", "gevent")},
+    "test_observing.py": {"worker": ("prefork", "threads")},
+    "test_options.py": {"worker": ("prefork", "eventlet")},
+    "test_plugin.py": {"url": ("sqlite",)},
+    "test_read_only.py": {"pool": ("prefork", "eventlet")},
+    "test_selection.py": {"strategy": ("scoped",)},
+    "test_several_pools.py": {"pool": ("eventlet",)},
+    "test_sqlite.py": {"worker": ("prefork", "threads", "gevent")},
+    "test_two_phase.py": {"pool": ("prefork", "gevent")},
+}
+
+#: Parameters that say where a test happens; their values count, not the combination they stand in.
+PLACES = frozenset({"strategy", "pool", "driver", "library", "broker", "place", "pattern", "url"})
+
+#: Values of these parameters that need what `make test` does not bring along.
+OPTIONAL = frozenset({"pymysql", "mysqldb", "rabbitmq"})
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A test as it was collected: what the choice depends on."""
+
+    module: str
+    """Path of its file below `tests`, with slashes."""
+    name: str
+    """Name of its function."""
+    parameters: Mapping[str, Any]
+    """Values of its parameters, those of fixtures among them."""
+    together: Sequence[Sequence[str]] = ()
+    """Names of the parameters whose values one `parametrize` gives together."""
+
+    @property
+    def function(self) -> str:
+        return f"{self.module}::{self.name}"
+
+    @property
+    def contract(self) -> bool:
+        """Whether it runs on workers that differ in more than one respect at once."""
+        return any(hasattr(value, "pool") for value in self.parameters.values())
+
+    def values(self) -> frozenset[Hashable]:
+        """Return what the covering set must have of this test at least once."""
+        found: set[Hashable] = set()
+        for name, value in self.parameters.items():
+            if hasattr(value, "_fields"):
+                found.update(zip(value._fields, value, strict=True))
+            elif isinstance(value, tuple):
+                found.update((name, number, part) for number, part in enumerate(value))
+            elif name in PLACES:
+                found.add((name, value))
+        return frozenset(found) | self.kinds()
+
+    def kinds(self) -> frozenset[Hashable]:
+        """Return the values of the parameters that say what happens, not where."""
+        rest = {n for n, value in self.parameters.items() if not isinstance(value, tuple) and n not in PLACES}
+        groups = [*self.together, *((name,) for name in rest - {name for group in self.together for name in group})]
+        named = [tuple(name for name in group if name in rest) for group in groups]
+        return frozenset((names, *(repr(self.parameters[name]) for name in names)) for names in named if names)
+
+    def words(self) -> set[str]:
+        """Return its values as words, those of a NamedTuple or a tuple one by one."""
+        values = [part for v in self.parameters.values() for part in (v if isinstance(v, tuple) else (v,))]
+        return {value for value in values if isinstance(value, str)} | {repr(kind) for kind in self.kinds()}
+
+    def optional(self) -> bool:
+        """Whether it needs a server or a driver that a machine may lack."""
+        return bool(OPTIONAL & self.words())
+
+    def worker(self) -> tuple[Hashable, ...]:
+        """Return what tells the workers and hosts apart that the tests of a module share."""
+        return tuple(value for value in self.parameters.values() if isinstance(value, tuple))
+
+
+def choose(cases: Sequence[Case]) -> list[bool]:
+    """Return for each test whether the covering set has it."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, case in enumerate(cases):
+        if not (case.module in FULL_RUN_ONLY or case.function in FULL_RUN_ONLY or left_out(case)):
+            groups.setdefault((case.function, case.kinds() if case.contract else None), []).append(number)
+    chosen: set[int] = set()
+    started: dict[str, set[tuple[Hashable, ...]]] = {}
+    for turn, members in enumerate(groups.values()):
+        module = cases[members[0]].module
+        picked = cover(turn, {number: cases[number] for number in members}, started.setdefault(module, set()))
+        started[module].update(cases[number].worker() for number in picked)
+        chosen |= picked
+    return [number in chosen for number in range(len(cases))]
+
+
+def cover(turn: int, cases: Mapping[int, Case], started: Collection[tuple[Hashable, ...]]) -> set[int]:
+    """Pick few that hold each value of each parameter; `started` are workers that run anyway, `turn` breaks ties.
+
+    What needs a server that may be absent comes last: where it is absent, nothing but its own tests is skipped.
+    """
+    order = [*cases]
+    order = order[turn % len(order) :] + order[: turn % len(order)]
+    picked: set[int] = set()
+    for numbers in ([number for number in order if not cases[number].optional()], order):
+        missing = frozenset().union(*(cases[number].values() for number in numbers))
+        missing -= frozenset().union(*(cases[number].values() for number in picked))
+        while missing:
+            best = max(
+                numbers, key=lambda number: (len(cases[number].values() & missing), cases[number].worker() in started)
+            )
+            picked.add(best)
+            missing -= cases[best].values()
+    return picked or set(order)
+
+
+def left_out(case: Case) -> bool:
+    """Return whether one of its parameters has a value that the covering set does without."""
+    for value in case.parameters.values():
+        if hasattr(value, "strategy") and hasattr(value, "pool") and value.strategy not in PAIRS[value.pool]:
+            return True
+    fewer = {**FEWER.get(case.module, {}), **FEWER.get(case.function, {})}
+    return any(name in case.parameters and str(case.parameters[name]) not in kept for name, kept in fewer.items())
+
+
+def write(file: Path, cases: Sequence[Case], covers: Sequence[bool]) -> None:
+    """Write down, for the test that guards the covering set, which tests it has."""
+    listed = [
+        {"function": case.function, "words": sorted(case.words()), "covered": covered}
+        for case, covered in zip(cases, covers, strict=True)
+    ]
+    file.write_text(json.dumps(listed))
