@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead clean
+.PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead walk clean
 
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
@@ -57,6 +57,10 @@ lint: $(VENV)/installed
 
 bench-overhead: $(VENV)/installed
 	$(BIN)/python -m celery_alchemy.loadtests.overhead
+
+# How many of our files, calls and crossings between files a reader meets who follows one request; LIST=1 names them.
+walk: $(VENV)/installed
+	$(BIN)/python -m celery_alchemy.loadtests.walk $(if $(LIST),--list)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "celery-alchemy needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'

@@ -1,0 +1,74 @@
+"""Instructions per task, counted by valgrind's callgrind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import child
+from .processes import started
+
+#: Tasks per slice. The difference of two slices is free of what a slice costs once.
+SLICES = (5, 25, 5, 25, 5, 25)
+
+
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """Instructions per task, one value per pair of slices."""
+
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The largest value less the smallest, as a share of the median."""
+        return (max(self.values) - min(self.values)) / self.median
+
+
+def is_available() -> bool:
+    """Tell whether valgrind is installed."""
+    return shutil.which("valgrind") is not None and shutil.which("vgdb") is not None
+
+
+def count(side: str, pool: str, strategy: str, url: str, tasks: list[str]) -> dict[str, Instructions]:
+    """Return the instructions of each of `tasks`, keys of `Side.tasks`, with one side in a process of its own.
+
+    Raises:
+        MeasureError: the process has ended early.
+    """
+    job = child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), tuple((task,) for task in tasks), SLICES)
+    with tempfile.TemporaryDirectory(prefix="celery-alchemy-counts-") as folder:
+        out = Path(folder) / "out"
+        # Imports and start are not counted, and without instrumentation they take a tenth of the time.
+        valgrind = [
+            "valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getsid",
+            f"--callgrind-out-file={out}.%p", f"--log-file={folder}/log.%p",
+        ]  # fmt: skip
+        with started(job, *valgrind) as process:
+            pid = process.answer()["pid"]
+            order = ["vgdb", f"--pid={pid}", "instrumentation", "on"]
+            subprocess.run(order, check=True, capture_output=True)  # noqa: S603
+            process.go_on()
+            slices = process.answer()
+            process.wait()
+        # Each slice stands between two marks: what came before the first of them is the odd dump.
+        totals = [_total(Path(f"{out}.{pid}.{2 * number}")) for number in range(1, len(slices) + 1)]
+    found: dict[str, list[float]] = {}
+    counted = [(name, tasks, total) for (name, tasks), total in zip(slices, totals, strict=True)]
+    for (name, few, least), (_, many, most) in zip(counted[::2], counted[1::2], strict=True):
+        found.setdefault(name, []).append((most - least) / (many - few))
+    return {name: Instructions(values) for name, values in found.items()}
+
+
+def _total(path: Path) -> int:
+    found = re.search(r"^totals: (\d+)", path.read_text(), re.MULTILINE)
+    assert found is not None, f"{path} has no totals"
+    return int(found[1])

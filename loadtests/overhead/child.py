@@ -1,0 +1,140 @@
+"""The process that is measured: it acts as one worker pool, with one strategy, and runs tasks of one side or of both.
+
+Started by `command`, for under gevent nothing may be imported before the patch. It answers on standard output, a line
+of JSON at a time, and ends without a clean-up that would be counted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import acting, tallies
+from .rows import Side, make_side
+
+INSTRUCTIONS, TALLIES, TIMES = "instructions", "tallies", "times"
+WARM_UP_TASKS = {INSTRUCTIONS: 15, TALLIES: 30, TIMES: 300}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the process is to do."""
+
+    measure: str
+    """INSTRUCTIONS, TALLIES or TIMES."""
+    pool: str
+    strategy: str
+    url: str
+    sides: tuple[str, ...]
+    pairs: tuple[tuple[str, ...], ...]
+    """The tasks to run, keys of `Side.tasks`: one for each side, those of a pair in turn."""
+    slices: tuple[int, ...]
+    """Tasks per slice."""
+
+
+def command(job: Job) -> list[str]:
+    """Return the arguments of Python that run `job`."""
+    # The patch comes first, and therefore not from a module of this package.
+    first = "from gevent import monkey; monkey.patch_all(); " if job.pool == "gevent" else ""
+    code = f"{first}from celery_alchemy.loadtests.overhead import child; child.main()"
+    return ["-c", code, json.dumps(asdict(job))]
+
+
+def main() -> None:
+    """Do the job on the command line."""
+    given: dict[str, Any] = json.loads(sys.argv[1])
+    job = Job(**given)
+    sides = [make_side(side, job.url, job.strategy) for side in job.sides]
+    acting.start([side.app for side in sides], job.pool)
+    measure = {INSTRUCTIONS: mark_slices, TALLIES: tally, TIMES: time_rounds}[job.measure]
+    if job.measure == INSTRUCTIONS:
+        tell({"pid": os.getpid()})
+        wait_for_a_line()
+    tell(acting.call(job.pool, lambda: measure(sides, job)))
+    os._exit(0)
+
+
+def tell(message: object) -> None:
+    """Print `message` as one line."""
+    sys.stdout.write(f"{json.dumps(message)}\n")
+    sys.stdout.flush()
+
+
+def wait_for_a_line() -> None:
+    """Wait for a line on standard input, awake: valgrind takes orders only from a process that runs."""
+    os.set_blocking(0, False)
+    while True:
+        try:
+            if os.read(0, 1):
+                return
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def mark() -> None:
+    """Call a function of libc that nothing else calls: valgrind is told to dump and zero its counts there."""
+    os.getsid(0)
+
+
+def mark_slices(sides: list[Side], job: Job) -> list[tuple[str, int]]:
+    """Run the slices of each task between two marks; return which they were."""
+    done: list[tuple[str, int]] = []
+    (side,) = sides
+    for (name,) in job.pairs:
+        run = _warmed_up(side, name, job)
+        for tasks in job.slices:
+            side.clear_broker()
+            acting.settle()
+            mark()
+            _repeat(run, tasks)
+            gc.collect()  # what a task leaves to the collector is counted too
+            mark()
+            done.append((name, tasks))
+    return done
+
+
+def tally(sides: list[Side], job: Job) -> dict[str, tallies.Tally]:
+    """Return what each task does, by its name: calls, and memory blocks."""
+    (side,) = sides
+    found = {}
+    for (name,) in job.pairs:
+        run = _warmed_up(side, name, job)
+        side.clear_broker()
+        acting.settle()
+        found[name] = tallies.count(run, job.slices[0])
+    return found
+
+
+def time_rounds(sides: list[Side], job: Job) -> list[list[tuple[float, ...]]]:
+    """Return for each pair its rounds: CPU time in microseconds per task, of each side, the order changing."""
+    outcomes = []
+    for names in job.pairs:
+        runs = [_warmed_up(side, name, job) for side, name in zip(sides, names, strict=True)]
+        rounds = []
+        for number, tasks in enumerate(job.slices):
+            times = {}
+            for place in range(len(runs)) if number % 2 else reversed(range(len(runs))):
+                sides[place].clear_broker()
+                begin = time.process_time()
+                _repeat(runs[place], tasks)
+                times[place] = (time.process_time() - begin) / tasks * 1e6
+            rounds.append(tuple(times[place] for place in range(len(runs))))
+        outcomes.append(rounds)
+    return outcomes
+
+
+def _warmed_up(side: Side, name: str, job: Job) -> Callable[[], object]:
+    run = side.tasks[name]
+    _repeat(run, WARM_UP_TASKS[job.measure])
+    return run
+
+
+def _repeat(run: Callable[[], object], tasks: int) -> None:
+    for _ in range(tasks):
+        run()

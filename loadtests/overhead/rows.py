@@ -1,0 +1,179 @@
+"""The tasks that are compared: each row by hand, and with the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Celery
+from celery.app.trace import build_tracer
+from sqlalchemy import Engine, Integer, create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from ... import Alchemy, DatabaseTask
+
+BY_HAND, WITH_LAYER = "by hand", "with the layer"
+SIDES = (BY_HAND, WITH_LAYER)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "celery_alchemy_overhead"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison."""
+
+    name: str
+    with_layer: str
+    """The task with the layer, and `by_hand` the one without: keys of `Side.tasks`."""
+    by_hand: str
+    ratio: float | None = None
+    """Target: at most so many of the instructions of the hand-written task."""
+    added: int | None = None
+    """Target where there is no ratio: at most so many instructions more."""
+    cpu_ratio: float | None = None
+    """Target for the CPU time, where it is not `ratio`."""
+    added_us: float | None = None
+
+
+ROWS = (
+    Row("no database", "nothing", "nothing", added=20_000, added_us=3.0),
+    Row("one SELECT", "select", "select", ratio=1.0),
+    Row("one INSERT", "insert", "insert", ratio=1.0),
+    Row("ten statements", "ten", "ten", ratio=1.0),
+    Row("one SELECT, read_only", "read_only", "select", ratio=0.90, cpu_ratio=0.75),
+    Row("one INSERT, delay_on_commit", "on_commit", "on_commit", added=25_000),
+    Row("two SELECTs, one in a nested unit", "nested", "select", ratio=2.05),
+)
+#: Of prefork, whose soft time limits are held back: instead of 1.0.
+PREFORK_RATIO = 1.03
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two: its app, with nothing of the other one's, and a call that runs each of its tasks once."""
+
+    app: Celery
+    engine: Engine | None = None
+    """Of the tasks by hand."""
+    tasks: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+    def clear_broker(self) -> None:
+        """Throw away the messages that were sent."""
+        with self.app.connection_for_write() as connection:
+            connection.default_channel.queue_purge(self.app.conf.task_default_queue)
+
+
+def make_side(side: str, url: str, strategy: str) -> Side:
+    """Return a side whose worker is still to be started."""
+    return _by_hand(url) if side == BY_HAND else _with_layer(url, strategy)
+
+
+def _app(**settings: Any) -> Celery:
+    app = Celery("overhead", broker="memory://", set_as_current=False)
+    app.conf.update(task_ignore_result=True, worker_hijack_root_logger=False, **settings)
+    return app
+
+
+def _by_hand(url: str) -> Side:
+    app = _app()
+    engine = create_engine(url, pool_size=1, max_overflow=1)
+
+    # Not shared: each app has tasks of its own.
+    @app.task(shared=False)
+    def other() -> None:
+        pass
+
+    @app.task(shared=False)
+    def nothing() -> None:
+        pass
+
+    @app.task(shared=False)
+    def select() -> None:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            session.execute(text("SELECT 1"))
+
+    @app.task(shared=False)
+    def insert() -> None:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            session.add(Item())
+
+    @app.task(shared=False)
+    def ten() -> None:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            for _ in range(10):
+                session.execute(text("SELECT 1"))
+
+    @app.task(shared=False)
+    def on_commit() -> None:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            session.add(Item())
+        other.apply_async()
+
+    app.finalize()
+    return Side(app, engine, _runs(app, nothing, select, insert, ten, on_commit))
+
+
+def _with_layer(url: str, strategy: str) -> Side:
+    app = _app(alchemy_database_url=url, alchemy_session_strategy=strategy)
+    db = Alchemy(app)
+
+    @app.task(shared=False, base=DatabaseTask)
+    def other() -> None:
+        pass
+
+    @app.task(shared=False, base=DatabaseTask)
+    def nothing() -> None:
+        pass
+
+    @app.task(shared=False, base=DatabaseTask, bind=True)
+    def select(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+
+    @app.task(shared=False, base=DatabaseTask, bind=True)
+    def insert(self: DatabaseTask) -> None:
+        self.db.add(Item())
+
+    @app.task(shared=False, base=DatabaseTask, bind=True)
+    def ten(self: DatabaseTask) -> None:
+        for _ in range(10):
+            self.db.execute(text("SELECT 1"))
+
+    @app.task(shared=False, base=DatabaseTask, bind=True, read_only=True)
+    def read_only(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+
+    @app.task(shared=False, base=DatabaseTask, bind=True)
+    def on_commit(self: DatabaseTask) -> None:
+        self.db.add(Item())
+        other.delay_on_commit()
+
+    @app.task(shared=False, base=DatabaseTask, bind=True)
+    def nested(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+        with db.unit_of_work() as session:
+            session.execute(text("SELECT 1"))
+
+    app.finalize()
+    return Side(app, None, _runs(app, nothing, select, insert, ten, read_only, on_commit, nested))
+
+
+def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
+    return {task.name.rpartition(".")[2]: _run(app, task) for task in tasks}
+
+
+def _run(app: Celery, task: Any) -> Callable[[], object]:
+    trace = build_tracer(task.name, task, app=app)
+    request = {"id": "0", "ignore_result": True, "delivery_info": {}}
+
+    def run() -> None:
+        trace("0", (), {}, request)
+
+    return run
