@@ -15,6 +15,7 @@ from sqlalchemy.pool import QueuePool
 from . import checkouts, connection_pool, forks
 from .engines import EngineSource
 from .errors import InvalidSetting, refused_as
+from .features import first_statement
 from .interrupts import shield
 from .sessions import SessionSource
 from .sizing import PoolSize, is_scarce, size_for
@@ -170,7 +171,9 @@ class SessionStrategy(ABC):
         size = f" {connection_pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
         twice = " and as much for read-only tasks" if self.reads_apart and self.engines.given is None else ""
         sizes = f"connection pool of each process: {pool}{size}{twice}"
-        return f"session strategy {self.name} ({self.reason}), {sizes}, {limit}"
+        engines = self.engines
+        begin = first_statement.describe(engines.terms.begin_with_first_statement, engines.url, engines.options)
+        return f"session strategy {self.name} ({self.reason}), {sizes}, {limit}{', ' if begin else ''}{begin}"
 
     # -- the Session -------------------------------------------------------------------------------------------------
 

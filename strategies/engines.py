@@ -16,6 +16,7 @@ from . import connection_pool, forks, sqlite, two_phase
 from .abandon import abandon
 from .drivers import cancel_statement, server_rolled_back, shown
 from .errors import InvalidSetting
+from .features.first_statement import begin_with_first_statement
 from .interrupts import is_interrupt, is_kill
 from .keepalive import keep_alive, libpq_defaults
 from .lost_clients import notice_lost_clients
@@ -237,6 +238,8 @@ class EngineSource:
             _spare_second_rollback(engine)
         if reads and not self.terms.external_pooler:
             set_read_only_at_connect(engine)
+        if not reads:
+            begin_with_first_statement(engine, self.terms.begin_with_first_statement)
         self._impose(engine)
         return engine
 
@@ -254,6 +257,7 @@ class EngineSource:
         if not self._guarded_given:
             self._guarded_given = True
             _listen(engine, self._observe, self._scope)
+            begin_with_first_statement(engine, self.terms.begin_with_first_statement)
             self._impose(engine)
         self._resize(engine, self.given_size())
         return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class Terms:
     external_pooler: bool = False
     """A pooler between gives each transaction any of the server's connections (PgBouncer in transaction mode): nothing
     may be set for a session, and no statement prepared for one."""
+
+    begin_with_first_statement: bool | Literal["auto"] = "auto"
+    """BEGIN goes with the first statement of a transaction; "auto": where that is worth it."""
 
     @property
     def timeout_in_transactions(self) -> bool:

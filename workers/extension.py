@@ -349,6 +349,7 @@ class Alchemy:
             statement_timeout_s=limit_s,
             application_name=settings.application_name,
             external_pooler=settings.external_pooler is not None,
+            begin_with_first_statement=settings.begin_with_first_statement,
         )
 
     def _spelled(self, key: str, setting: str) -> str:

@@ -1,0 +1,1 @@
+"""What an app may switch on, one module each."""
