@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert, make_url, select, text, update
+from sqlalchemy import event, insert, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, ProgrammingError
 from sqlalchemy.orm import Session
 from support import green
@@ -55,7 +55,7 @@ def started(proxy: CountingProxy, run_database: PostgreSQL) -> Iterator[Started]
             return db
 
         yield start
-        assert [one for one in run_database.busy("first")] == []
+        assert run_database.busy("first") == []
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_prepared_statements(db: Alchemy, proxy: CountingProxy, driver: str, key
             raise ZeroDivisionError
 
 
-# -- what BEGIN says -----------------------------------------------------------------------------------------------------
+# -- what BEGIN says ---------------------------------------------------------------------------------------------------
 
 CHARACTERISTICS = ("transaction_isolation", "transaction_read_only", "transaction_deferrable")
 
@@ -227,7 +227,7 @@ def test_the_task_is_named_to_the_server_first(started: Started, proxy: Counting
     assert trips(proxy, lambda: unit(db, look)) == BEGIN + 2 + COMMIT - 1
 
 
-# -- savepoints, locks, cursors ------------------------------------------------------------------------------------------
+# -- savepoints, locks, cursors ----------------------------------------------------------------------------------------
 
 
 def test_a_savepoint_first(db: Alchemy, proxy: CountingProxy, run_database: PostgreSQL, key: str) -> None:
@@ -293,7 +293,7 @@ def test_copy(db: Alchemy, run_database: PostgreSQL, key: str, first: bool) -> N
     assert run_database.rows(key) == ["copied"]
 
 
-# -- what goes wrong -----------------------------------------------------------------------------------------------------
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 WRONG = {
     "a syntax error": "SELEC 1",
@@ -367,7 +367,7 @@ def test_the_server_ends_an_idle_connection(db: Alchemy, run_database: PostgreSQ
     assert len(run_database.rows(key)) == 1
 
 
-# -- raw connections -------------------------------------------------------------------------------------------------------
+# -- raw connections ---------------------------------------------------------------------------------------------------
 
 
 def several_statements(connection: Any, key: str) -> None:
@@ -492,7 +492,7 @@ def test_the_driver_refuses_in_a_transaction_what_it_always_refused(db: Alchemy)
         assert status(session) == IN_TRANSACTION
 
 
-# -- who looks on ----------------------------------------------------------------------------------------------------------
+# -- who looks on ------------------------------------------------------------------------------------------------------
 
 
 def test_listeners_and_logs_see_what_they_saw(
@@ -503,7 +503,7 @@ def test_listeners_and_logs_see_what_they_saw(
         db = started(mode)
         heard: list[str] = []
         for name in ("begin", "commit"):
-            event.listen(db.engine, name, lambda connection, name=name: heard.append(name))
+            event.listen(db.engine, name, lambda connection, name=name, heard=heard: heard.append(name))
 
         def before(connection: Any, cursor: Any, statement: str, *rest: Any, heard: list[str] = heard) -> None:
             heard.append(statement)

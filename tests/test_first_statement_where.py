@@ -209,7 +209,7 @@ def test_nothing_of_a_failed_measurement_is_left(run_database: PostgreSQL, drive
         db.stop()
 
 
-# -- two-phase commit, PgBouncer -------------------------------------------------------------------------------------------
+# -- two-phase commit, PgBouncer ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def test_tasks_behind_pgbouncer(
         assert [outcome.value for outcome in read] == [[40, "on"]] * 10
 
 
-# -- interruptions -------------------------------------------------------------------------------------------------------
+# -- interruptions -----------------------------------------------------------------------------------------------------
 
 
 class Interruption(BaseException):

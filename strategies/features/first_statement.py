@@ -1,7 +1,7 @@
 """One round trip less for each transaction on PostgreSQL: BEGIN goes with the first statement.
 
-By hand a task with one statement waits for the server three times: BEGIN, the statement, COMMIT. The answer to BEGIN says
-nothing, so it can travel together with the statement. How, the driver's module knows; this one decides where.
+By hand a task with one statement waits for the server three times: BEGIN, the statement, COMMIT. The answer to BEGIN
+says nothing, so it can travel together with the statement. How, the driver's module knows; this one decides where.
 
 It costs the client some CPU per transaction, so that it pays only where a round trip takes longer than that: "auto"
 measures it on the first connection that an Engine makes, and leaves local sockets alone.
