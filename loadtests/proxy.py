@@ -7,6 +7,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,24 @@ class CountingProxy(Proxy):
         if not from_client:
             self.round_trips += talk.asked
         talk.asked = from_client
+
+
+class DistantProxy(CountingProxy):
+    """A proxy to a database that is far away: each round trip takes longer. For one client at a time.
+
+    Args:
+        delay_s: How much longer, in seconds.
+    """
+
+    def __init__(self, database: URL, delay_s: float) -> None:
+        self.delay_s = delay_s
+        super().__init__(database)
+
+    def heard(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
+        """Hold an answer back when it begins."""
+        if not from_client and talk.asked:
+            time.sleep(self.delay_s)
+        super().heard(talk, data, from_client=from_client)
 
 
 def _connect(database: URL) -> socket.socket:

@@ -178,7 +178,8 @@ class SessionStrategy(ABC):
         size = f" {pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
         twice = " and as much for read-only tasks" if self.reads_apart and self.engines.user_engine is None else ""
         sizes = f"connection pool of each process: {kind}{size}{twice}"
-        return f"session strategy {self.name} ({self.reason}), {sizes}, {limit}"
+        parts = (f"session strategy {self.name} ({self.reason})", sizes, limit, *self.engines.phrases)
+        return ", ".join(parts)
 
     # -- the Session -------------------------------------------------------------------------------------------------
 

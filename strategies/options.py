@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.engine import URL
 
@@ -26,6 +26,8 @@ class DatabaseOptions:
     external_pooler: bool = False
     """A pooler between gives each transaction any of the server's connections (PgBouncer in transaction mode): nothing
     may be set for a session, and no statement prepared for one."""
+    begin_with_first_statement: bool | Literal["auto"] = "auto"
+    """BEGIN goes with the first statement of a transaction; "auto": where that is worth it."""
     engine_options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Keyword arguments of `create_engine` that the user gave."""
     replica_url: URL | None = field(default=None, repr=False)

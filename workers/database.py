@@ -15,7 +15,7 @@ from ..strategies.drivers.url import parse_url
 from ..strategies.engines import statement_timeout
 from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
 from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
-from ..strategies.features.choice import ENGINE_HOOKS, unit_options
+from ..strategies.features.choice import ENGINE_HOOKS, phrases, unit_options
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
 from ..strategies.options import DatabaseOptions
@@ -196,6 +196,7 @@ class Database:
             )
             engines = self._engine_factory(url, engine, options, worker_pool)
             strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
+            engines.phrases = phrases(options, engines.url)
             for one in filter(None, (engines.url, options.replica_url)):
                 green.prepare(worker_pool, one)
             strategy = strategy_class(engines, sessions, worker_pool, reason)
@@ -231,6 +232,7 @@ class Database:
             statement_timeout_s=settings.statement_timeout_s,
             application_name=settings.application_name,
             external_pooler=settings.external_pooler is not None,
+            begin_with_first_statement=settings.begin_with_first_statement,
             engine_options=settings.engine_options,
             replica_url=replica_url,
         )

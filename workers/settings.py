@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 from celery import Celery
 from sqlalchemy.engine import URL
@@ -32,6 +32,7 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
     "alchemy_application_name": ((bool,), "True or False"),
     "alchemy_external_pooler": ((str,), "'pgbouncer'"),
+    "alchemy_begin_with_first_statement": ((bool, str), "'auto', True or False"),
     "alchemy_warn_idle_s": ((int, float), "a number of seconds above 0"),
     "alchemy_metrics": ((str,), "'opentelemetry' or 'package.module:observer'"),
 }
@@ -75,6 +76,7 @@ class Settings:
     statement_timeout_s: float | None = None
     application_name: bool = False
     external_pooler: str | None = None
+    begin_with_first_statement: bool | Literal["auto"] = "auto"
     warn_idle_s: float | None = None
     metrics: str | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
@@ -139,6 +141,7 @@ def _is_none_of_its_values(key: str, value: Any) -> bool:
         or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and not 0 < value <= _LONGEST_S)
         or (key == "alchemy_metrics" and value != "opentelemetry" and ":" not in value)
         or (key == "alchemy_external_pooler" and value != "pgbouncer")
+        or (key == "alchemy_begin_with_first_statement" and isinstance(value, str) and value != "auto")
     )
 
 

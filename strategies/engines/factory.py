@@ -86,6 +86,8 @@ class EngineFactory:
         self.options = options
         self.hooks = tuple(hooks)
         self.pool_class = pool_class
+        self.phrases: tuple[str, ...] = ()
+        """What features have to say in the log line at worker start."""
         self.tasks_may_queue = False
         """Tasks queue for the connections of this database, and use others beside it."""
         self.serves_tasks = False

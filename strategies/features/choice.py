@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sqlalchemy.engine import URL
+
 from ..base import SessionStrategy
 from ..engines.factory import EngineHook
 from ..engines.statement_timeout import limit_statements
@@ -11,12 +13,24 @@ from ..hooks import UnitHook
 from ..options import DatabaseOptions
 from ..several.two_phase import name_transactions
 from ..unit_of_work import UnitOptions
+from .first_statement import begin_with_first_statement, describe
 from .read_only import IN_TRANSACTION, ReadOnly, ReadOnlyHook, set_read_only_at_connect
 from .transaction_settings import TransactionSettings
 from .uncommitted import RollBackUnasked
 
 #: Called for every Engine; each looks at the options and does nothing where it is off.
-ENGINE_HOOKS: tuple[EngineHook, ...] = (set_read_only_at_connect, limit_statements, name_transactions)
+ENGINE_HOOKS: tuple[EngineHook, ...] = (
+    set_read_only_at_connect,
+    begin_with_first_statement,
+    limit_statements,
+    name_transactions,
+)
+
+
+def phrases(options: DatabaseOptions, url: URL) -> tuple[str, ...]:
+    """Return what features have to say in the log line at worker start."""
+    begin = describe(options.begin_with_first_statement, url, options.engine_options)
+    return (begin,) if begin else ()
 
 
 def unit_options(

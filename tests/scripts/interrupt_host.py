@@ -22,12 +22,14 @@ from billiard.pool import soft_timeout_sighandler
 from celery import Celery
 from celery.app.trace import build_tracer
 from sqlalchemy import event, func, select, text
+from support import everywhere
 from support.project.models import Row
 
 from celery_alchemy import Alchemy, DatabaseTask, WorkerPool
 
 settings = json.loads(sys.argv[1])
 app = Celery("interrupts", broker="memory://", backend="cache+memory://", set_as_current=False)
+app.conf.update(everywhere.SETTINGS)
 app.conf.alchemy_database_url = settings["url"]
 app.conf.alchemy_session_strategy = settings["strategy"]
 # PyMySQL makes a new SSLContext, 20 ms of work, for every connection that replaces an interrupted one.

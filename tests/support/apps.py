@@ -5,6 +5,7 @@ from typing import Any
 from celery import Celery
 
 from celery_alchemy import Alchemy
+from support import everywhere
 
 
 class Isolated(Celery):
@@ -16,7 +17,8 @@ class Isolated(Celery):
 
 def make_app(database_url: str | None, **options: Any) -> tuple[Celery, Alchemy]:
     """Return an app with a database, and its Alchemy."""
-    app = Isolated("isolated", broker="memory://", set_as_current=False, **options)
+    changes = everywhere.SETTINGS | options.pop("changes", {})
+    app = Isolated("isolated", broker="memory://", set_as_current=False, changes=changes, **options)
     if database_url is not None:
         app.conf.alchemy_database_url = database_url
     return app, Alchemy(app)

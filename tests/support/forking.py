@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import make_url
 
+from support import everywhere
 from support.databases import Database
 from support.recorder import Recorder
 
@@ -85,9 +86,11 @@ class Script:
 def environment() -> dict[str, str]:
     """Return the environment of a program of `tests/scripts`: it finds `support` and `scripts`, and what we find."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
-    return inherited | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    }
+    return (
+        inherited
+        | everywhere.ENVIRONMENT
+        | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    )
 
 
 def require(driver: str) -> None:

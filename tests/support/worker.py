@@ -18,7 +18,7 @@ import psutil
 import redis
 from celery import Celery, Signature, chain
 
-from support import preloaded
+from support import everywhere, preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
 
@@ -98,7 +98,8 @@ class Worker:
             "modules": list(self.modules),
             "writes_when_ready": self.writes_when_ready,
             "silent": self.silent,
-            "settings": ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
+            "settings": everywhere.SETTINGS
+            | ({} if self.brings_engine else {"alchemy_database_url": self.database_url})
             | ({"alchemy_session_strategy": self.strategy} if self.strategy else {})
             | self.settings,
         }

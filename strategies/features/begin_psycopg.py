@@ -1,0 +1,128 @@
+"""psycopg 3: BEGIN travels with the first statement of a transaction.
+
+The connection stays in the driver's own transaction mode, so nothing can run outside a transaction that would not have
+done so before: a server-side cursor, COPY, `stream()`, `tpc_begin()` and whatever is not known here begin it as the
+driver does, in a round trip of its own. Only `execute` and `executemany` of an ordinary statement on an idle
+connection go another way: into a pipeline, where the driver's BEGIN is queued before the statement.
+
+Tried with psycopg 3.2.0 to 3.3.9. What is private of psycopg here are three methods of `psycopg.Connection`:
+`_start_query`, where the driver sends BEGIN, `_exec_command` and `_get_tx_start_command`. Should `_start_query` be gone
+from a later version, the driver begins the transaction itself and waits for the answer: a round trip more, as without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+
+from ..interrupts import is_interrupt
+from .one_statement import is_one_statement
+
+IDLE = TransactionStatus.IDLE
+PIPELINE_OFF = psycopg.pq.PipelineStatus.OFF
+
+
+class BeginningConnection(psycopg.Connection[Any]):
+    """A connection that can send BEGIN along with a statement; cursors of `beginning(...)` ask it to."""
+
+    begins_along = False
+    """A statement is being sent that BEGIN goes with."""
+    interrupted: BaseException | None = None
+    """What has interrupted the sending, or the waiting for the answer."""
+
+    def _start_query(self) -> PQGen[None]:
+        if not self.begins_along or self.pgconn.transaction_status != IDLE:
+            yield from super()._start_query()
+            return
+        # As the driver does it, but without waiting for the answer: in a pipeline the command is only queued.
+        yield from self._exec_command(self._get_tx_start_command())
+
+    def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
+        """Do what the driver's own does, and wait no more in a pipeline once it was interrupted."""
+        if not self.begins_along:
+            return super().wait(gen, *args, **kwargs)
+        if self.interrupted is not None:
+            gen.close()  # leaving the pipeline would wait for the statement that was to be interrupted
+            return None
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            if is_interrupt(error):
+                self.interrupted = error
+            raise
+
+    def may_begin_along(self, query: object) -> bool:
+        """Tell whether `query` is the first statement of a transaction, and BEGIN may go with it."""
+        return (
+            self.pgconn.transaction_status == IDLE
+            and not self.autocommit
+            and self.pgconn.pipeline_status == PIPELINE_OFF
+            and is_one_statement(query)
+        )
+
+    def send_begin_along(self, work: Callable[[], object]) -> None:
+        """Do `work`, which executes one statement, in a pipeline that begins with BEGIN.
+
+        Raises:
+            psycopg.Error: the server has refused the statement; its transaction has begun, and has failed.
+        """
+        self.begins_along = True
+        try:
+            with self.pipeline():
+                try:
+                    work()
+                except BaseException as error:
+                    if is_interrupt(error):
+                        self.interrupted = error
+                    raise
+        except psycopg.Error:
+            if self.interrupted is not None:
+                # The pipeline cannot be left in the middle of an answer, and says so in an error that hides this one.
+                raise self.interrupted from None
+            raise
+        finally:
+            self.begins_along, self.interrupted = False, None
+
+
+class _Beginning(psycopg.Cursor[Any]):
+    """The first statement of a transaction takes BEGIN along."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        connection: BeginningConnection = self.connection  # type: ignore[assignment]
+        execute = super().execute
+        if not connection.may_begin_along(query):
+            return execute(query, params, **options)
+        connection.send_begin_along(lambda: execute(query, params, **options))
+        return self
+
+    def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
+        executemany = super().executemany
+        connection: BeginningConnection = self.connection  # type: ignore[assignment]
+        if connection.may_begin_along(query):
+            connection.send_begin_along(lambda: executemany(query, params_seq, **options))
+        else:
+            executemany(query, params_seq, **options)
+
+
+@cache
+def beginning(factory: Any) -> Any:
+    """Return a class of cursors like `factory`, whose first statement of a transaction takes BEGIN along."""
+    if factory is psycopg.Cursor:
+        return _Beginning
+    return type(f"Beginning{factory.__name__}", (_Beginning, factory), {})
+
+
+def connect(*args: Any, cursor_factory: Any = psycopg.Cursor, **kwargs: Any) -> Any:
+    """Connect as `psycopg.connect` does, to a connection that begins along with the first statement."""
+    return BeginningConnection.connect(*args, cursor_factory=beginning(cursor_factory), **kwargs)
+
+
+def give_up(connection: BeginningConnection) -> None:
+    """Make `connection`, which has executed nothing yet, an ordinary one: no statement pays for what is not used."""
+    connection.cursor_factory = connection.cursor_factory.__bases__[-1]
+    connection.__class__ = psycopg.Connection  # type: ignore[assignment]

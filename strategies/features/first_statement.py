@@ -1,0 +1,154 @@
+"""One round trip less for each transaction on PostgreSQL: BEGIN goes with the first statement.
+
+By hand a task with one statement waits for the server three times: BEGIN, the statement, COMMIT. The answer to BEGIN
+says nothing, so it can travel together with the statement. How, the driver's module knows; this one decides where.
+
+It costs the client some CPU per transaction, so that it pays only where a round trip takes longer than that: "auto"
+measures it on the first connection that an Engine makes, and leaves local sockets alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from types import ModuleType
+from typing import Any, Literal
+
+from sqlalchemy.engine import URL, Dialect, Engine
+
+from ..options import DatabaseOptions
+
+logger = logging.getLogger(__name__)
+
+Mode = bool | Literal["auto"]
+AUTO: Literal["auto"] = "auto"
+WORTH_WHILE_S = 250e-6
+"""A round trip that takes longer is worth to be saved. Measured: docs/round-trips.md."""
+_MEASUREMENTS = 5
+#: Options of create_engine that leave nothing to us.
+_OWN_CONNECTIONS = ("creator", "pool", "module")
+
+
+def begin_with_first_statement(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: let the connections that `engine` makes from now on send BEGIN along with the first statement.
+
+    With "auto", where a round trip is worth it. Does nothing where it cannot be right: `why_not` says why.
+    """
+    mode = options.begin_with_first_statement
+    if options.reads or not mode or why_not(engine.url, mode) is not None:
+        return
+    # Not a `do_connect` listener: the first one that returns a connection is the last one asked, and users have theirs.
+    engine.dialect.connect = _Connect(engine.dialect, mode)  # type: ignore[method-assign]
+
+
+class _Connect:
+    """What connects, in place of `Dialect.connect`."""
+
+    def __init__(self, dialect: Dialect, mode: Mode) -> None:
+        self._dialect = dialect
+        self._stock: Any = dialect.connect
+        self._driver = _module_of(dialect)
+        self._worth_while = None if mode == AUTO else True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._worth_while is False or not _allows(self._dialect.driver, kwargs):
+            return self._stock(*args, **kwargs)
+        connection = self._driver.connect(*args, **kwargs)
+        if self._worth_while is None:
+            self._worth_while = _is_worth_while(connection)
+        if not self._worth_while:
+            self._driver.give_up(connection)
+        return connection
+
+
+def describe(mode: Mode, url: URL, options: dict[str, Any]) -> str:
+    """Return what the log line of the worker's start says of it; nothing where that would be no news."""
+    reason = why_not(url, mode, options)
+    if not mode or (mode == AUTO and url.get_backend_name() != "postgresql"):
+        return ""
+    if reason is not None:
+        return f"BEGIN has a round trip of its own ({reason})"
+    if mode == AUTO:
+        return f"BEGIN goes with the first statement where a round trip takes over {WORTH_WHILE_S * 1000:g} ms"
+    return "BEGIN goes with the first statement"
+
+
+def why_not(url: URL, mode: Mode, options: dict[str, Any] | None = None) -> str | None:
+    """Return why BEGIN has a round trip of its own; None where it goes with the first statement.
+
+    Args:
+        options: Of create_engine; what cannot be told from them is told from the connection when it is made.
+    """
+    options, dialect = options or {}, url.get_dialect()
+    if not mode:
+        return "alchemy_begin_with_first_statement = False"
+    if dialect.name != "postgresql" or dialect.driver not in {"psycopg", "psycopg2"}:
+        return f"not known how for {dialect.name} with {dialect.driver}"
+    for name in _OWN_CONNECTIONS:
+        if name in options:
+            return f"the engine option {name!r} makes the connections"
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        return "the Engine is in AUTOCOMMIT"
+    if not _allows(dialect.driver, options.get("connect_args", {})):
+        return "connect_args has a connection_factory"
+    if dialect.driver == "psycopg" and not _has_pipelines():
+        return "this libpq has no pipelines"
+    if mode == AUTO and is_local(url):
+        return "the server is on a local socket"
+    return None
+
+
+def _allows(driver: str, connect_args: dict[str, Any]) -> bool:
+    """Tell whether connections made with these arguments can be of a class of ours."""
+    return not (driver == "psycopg2" and "connection_factory" in connect_args)
+
+
+def is_local(url: URL) -> bool:
+    """Tell whether `url` names a Unix socket. Where it names no host, the environment may: the connection tells."""
+    host = url.query.get("host") or url.host
+    return isinstance(host, str) and host.startswith(("/", "@"))
+
+
+def _has_pipelines() -> bool:
+    import psycopg
+
+    return psycopg.Pipeline.is_supported()
+
+
+def _module_of(dialect: Dialect) -> ModuleType:
+    if dialect.driver == "psycopg":
+        from . import begin_psycopg
+
+        return begin_psycopg
+    from . import begin_psycopg2
+
+    return begin_psycopg2
+
+
+def _is_worth_while(connection: Any) -> bool:
+    try:
+        took_s = round_trip_s(connection)
+    except BaseException:
+        connection.close()  # SQLAlchemy does not know of it yet
+        raise
+    worth_while = took_s > WORTH_WHILE_S
+    how = "goes with the first statement" if worth_while else "has a round trip of its own"
+    logger.info("A round trip to the database takes %.3f ms: BEGIN %s", took_s * 1000, how)
+    return worth_while
+
+
+def round_trip_s(connection: Any) -> float:
+    """Return how long a new connection waits for an answer of the server, in seconds: the shortest of five.
+
+    The shortest, for what disturbs a measurement makes it longer.
+    """
+    before, connection.autocommit = connection.autocommit, True
+    took_s = []
+    cursor = connection.cursor()
+    for _ in range(_MEASUREMENTS):
+        began = perf_counter()
+        cursor.execute("SELECT 1")
+        took_s.append(perf_counter() - began)
+    cursor.close()
+    connection.autocommit = before
+    return min(took_s)

@@ -1,0 +1,13 @@
+"""Settings that a run of the suite puts on every app, for features that must change nothing.
+
+CELERY_ALCHEMY_TEST_SETTINGS='{"alchemy_begin_with_first_statement": true}' python -m pytest tests/test_contract_*.py
+"""
+
+import json
+import os
+from typing import Any
+
+VARIABLE = "CELERY_ALCHEMY_TEST_SETTINGS"
+SETTINGS: dict[str, Any] = json.loads(os.environ.get(VARIABLE, "{}"))
+ENVIRONMENT = {VARIABLE: json.dumps(SETTINGS)}
+"""For programs of the tests that make an app of their own."""
