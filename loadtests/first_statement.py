@@ -29,7 +29,8 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.orm import Session
 
 from .. import Alchemy, DatabaseTask, WorkerPool
-from .overhead import Base, Row, _runner, median_interval
+from .overhead.__main__ import median_interval
+from .overhead.rows import Base, Item, run_of
 from .proxy import DistantProxy, counting_proxy
 from .rundir import run_directory
 from .services import database_server
@@ -101,7 +102,7 @@ def tasks_on(url: URL) -> Iterator[Runs]:
             db.start_worker(WorkerPool(name="solo"))
             started.append(db)
         app.finalize()
-        runs["one INSERT"][arm], runs["ten statements"][arm] = _runner(app, insert), _runner(app, ten)
+        runs["one INSERT"][arm], runs["ten statements"][arm] = run_of(app, insert), run_of(app, ten)
     try:
         yield runs
     finally:
@@ -114,7 +115,7 @@ def _by_hand(app: Celery, engine: Any) -> tuple[Any, Any]:
     @app.task(shared=False)
     def insert() -> None:
         with Session(engine, expire_on_commit=False) as session, session.begin():
-            session.add(Row())
+            session.add(Item())
 
     @app.task(shared=False)
     def ten() -> None:
@@ -128,7 +129,7 @@ def _by_hand(app: Celery, engine: Any) -> tuple[Any, Any]:
 def _with_layer(app: Celery) -> tuple[Any, Any]:
     @app.task(base=DatabaseTask, bind=True, shared=False)
     def insert(self: DatabaseTask) -> None:
-        self.db.add(Row())
+        self.db.add(Item())
 
     @app.task(base=DatabaseTask, bind=True, shared=False)
     def ten(self: DatabaseTask) -> None:
