@@ -39,7 +39,7 @@ STATEMENTS = 10
 WARM_UP_TASKS = 30
 ARMS = ("by hand", "BEGIN by itself", "BEGIN along")
 TASKS = ("one INSERT", "ten statements")
-Runs = dict[str, dict[str, Callable[[], None]]]
+Runs = dict[str, dict[str, Callable[[], object]]]
 
 
 @dataclass(slots=True)

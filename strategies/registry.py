@@ -176,35 +176,37 @@ class UnitOfWorkRegistry:
     ) -> UnitOfWork:
         """Open a unit of work of its own; no Session yet."""
         strategy = self.strategy or self.started()
-        unit = self.unit_class(strategy, options, label, self._run_callback, kind, holder, request)
-        self._push(unit)
-        unit.outermost = len(unit.home) == 1
+        unit = self.unit_class(strategy, options, label, self, kind, holder, request)
+        scope: Any = current_scope()
+        stack = getattr(scope, UNITS, None)
+        if stack is None:
+            stack = entries.get()
+        unit.home = stack
+        unit.in_task = kind in TASK_KINDS
+        if stack:
+            unit.outermost = False
+            unit.in_task = unit.in_task or stack[-1].in_task
+        stack.append(unit)
         open_units.add(unit)
-        held = getattr(current_scope(), HELD, None)
+        held = getattr(scope, HELD, None)
         if held:
             unit.held = list(held)
         if strategy.follows_units:
             strategy.enter(unit)
-        for hook in options.hooks:
-            hook.begun(unit)
+        if options.hooks:
+            for hook in options.hooks:
+                hook.begun(unit)
         return unit
 
     @shield.covers
     def join(self, entry: Entry, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Joined:
         """Let `holder` run in the unit of work of `entry`, which releases it and, unless `ends`, ends it."""
         joined = Joined(entry.unit, kind, holder, request, ends=ends)
-        self._push(joined)
+        stack = entries.get()
+        joined.registry, joined.home = self, stack
+        joined.in_task = kind in TASK_KINDS or bool(stack and stack[-1].in_task)
+        stack.append(joined)
         return joined
-
-    @shield.covers
-    def _push(self, entry: Entry) -> None:
-        scope: Any = current_scope()
-        stack = getattr(scope, UNITS, None)
-        if stack is None:
-            stack = entries.get()
-        entry.registry, entry.home = self, stack
-        entry.in_task = entry.kind in TASK_KINDS or bool(stack and stack[-1].in_task)
-        stack.append(entry)
 
     @shield.covers
     def leave(self, entry: Entry, error: BaseException | None = None) -> None:
@@ -219,24 +221,25 @@ class UnitOfWorkRegistry:
             if entry.opened is not None or not entry.is_plain:
                 entry.close()
         finally:
-            _remove(entry)
+            stack = entry.home
+            if stack and stack[-1] is entry:
+                stack.pop()
+            else:
+                _remove(entry)
             open_units.discard(entry)
-            self._end(entry, error)
-
-    @shield.covers
-    def _end(self, unit: UnitOfWork, error: BaseException | None) -> None:
-        if getattr(current_scope(), HELD, None) and unit.kind in TASK_KINDS and unit.outermost:
-            self._take_back(unit)
-        self.ended += 1
-        duration_s = monotonic() - unit.began
-        if duration_s > self.longest[0]:
-            self.longest = (duration_s, unit.label)
-        if not unit.is_plain:
-            unit.after_end(error)
-        if unit.strategy.follows_units:
-            unit.strategy.leave(unit)
-        for hook in unit.options.hooks:
-            hook.ended(unit)
+            self.ended += 1
+            duration_s = monotonic() - entry.began
+            if duration_s > self.longest[0]:
+                self.longest = (duration_s, entry.label)
+            if entry.outermost and getattr(current_scope(), HELD, None) and entry.kind in TASK_KINDS:
+                self._take_back(entry)
+            if not entry.is_plain:
+                entry.after_end(error)
+            if entry.strategy.follows_units:
+                entry.strategy.leave(entry)
+            if entry.options.hooks:
+                for hook in entry.options.hooks:
+                    hook.ended(entry)
 
     @shield.covers
     def _take_back(self, unit: UnitOfWork) -> None:
@@ -279,7 +282,8 @@ class UnitOfWorkRegistry:
         self.strategy, self.unit_class = strategy, unit_class
         self._made_options.clear()
 
-    def _run_callback(self, callback: Callback) -> None:
+    def run_callback(self, callback: Callback) -> None:
+        """Run an `on_commit` callable in a unit of work of its own."""
         named = getattr(callback, "func", callback)  # of a partial; its arguments are not for a log
         label = f"on_commit callback {getattr(named, '__qualname__', type(named).__name__)}"
         unit = self.begin(self.block_options(True, False), label, "callback")

@@ -19,8 +19,8 @@ from .scope import CONNECTING, current_scope
 #: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
 MakeSession = Callable[..., Session]
 
-#: Key in `Session.info` of the unit of work a Session belongs to.
-UNIT = "celery_alchemy.unit"
+#: Attribute of a Session: the unit of work it belongs to, or what waits for its COMMIT.
+OWNER = "celery_alchemy_owner"
 
 DEFAULTS: dict[str, Any] = {
     # An attribute read after the commit must not open a new transaction.
@@ -50,12 +50,26 @@ class Owner(Protocol):
 class UnitSession(Session):
     """Session of a unit of work."""
 
-    def get_bind(self, *arguments: Any, **keywords: Any) -> Engine | Connection:
-        owner = self.info.get(UNIT)
+    celery_alchemy_owner: Owner | None = None
+    has_one_bind = False
+    """No statement goes anywhere but to `bind`: there is nothing to be looked up."""
+
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **keywords: Any) -> Engine | Connection:
+        owner = self.celery_alchemy_owner
         if owner is not None and not owner.connected:
             # Comes right before the checkout: so a connection is told from one that other code checks out.
             setattr(current_scope(), CONNECTING, owner)
-        return super().get_bind(*arguments, **keywords)
+        if self.has_one_bind and bind is None and self.bind is not None:
+            return self.bind
+        return super().get_bind(mapper, bind=bind, **keywords)
+
+    def bind_mapper(self, mapper: Any, bind: Any) -> None:
+        self.has_one_bind = False
+        super().bind_mapper(mapper, bind)
+
+    def bind_table(self, table: Any, bind: Any) -> None:
+        self.has_one_bind = False
+        super().bind_table(table, bind)
 
     def rollback(self) -> None:
         super().rollback()
@@ -161,7 +175,8 @@ class SessionFactory:
             return functools.partial(_make_checked, factory, self._kinds, {**DEFAULTS, **self._options})
         options = {**options, **self._options}
         options.pop("bind", None)
-        return functools.partial(_class_of(base, self._kinds), **options)
+        has_one_bind = not options.get("binds") and base.get_bind is Session.get_bind
+        return functools.partial(_class_of(base, self._kinds, has_one_bind), **options)
 
     def check(self, engine: Engine) -> None:
         """Make one Session and throw it away, connecting to nothing.
@@ -188,21 +203,18 @@ class SessionFactory:
             second.close()
 
 
-_classes: weakref.WeakKeyDictionary[type[Session], dict[tuple[type[UnitSession], ...], type[UnitSession]]] = (
-    weakref.WeakKeyDictionary()
-)
+_classes: weakref.WeakKeyDictionary[type[Session], dict[object, type[UnitSession]]] = weakref.WeakKeyDictionary()
 
 
-def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...]) -> type[UnitSession]:
-    """Return `base` as one of these kinds; made once, for SQLAlchemy remembers every Session class it has
-    listened to."""
-    if len(kinds) == 1 and issubclass(kinds[0], base):
-        return kinds[0]
+def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...], has_one_bind: bool) -> type[UnitSession]:
+    """Return `base` as one of these kinds; made once, for SQLAlchemy remembers every Session class it has listened
+    to."""
     made = _classes.setdefault(base, {})
-    if kinds not in made:
+    key = (kinds, has_one_bind)
+    if key not in made:
         bases = kinds if issubclass(kinds[-1], base) else (*kinds, base)
-        made[kinds] = type(base.__name__, bases, {})
-    return made[kinds]
+        made[key] = type(base.__name__, bases, {"has_one_bind": has_one_bind})
+    return made[key]
 
 
 def _make_checked(
@@ -212,13 +224,13 @@ def _make_checked(
     if not isinstance(session, Session):
         raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
     if not isinstance(session, UnitSession):
-        session.__class__ = _class_of(type(session), kinds)
+        session.__class__ = _class_of(type(session), kinds, False)
     return session
 
 
 def owner_of(session: Session) -> Owner | None:
     """Return the unit of work of `session`; None where it has none."""
-    return session.info.get(UNIT)
+    return getattr(session, OWNER, None)
 
 
 def waiting_of(session: Session) -> CommitCallbacks | None:

@@ -26,8 +26,8 @@ from .engines.cancelling import cancel_running
 from .errors import RollBack
 from .hooks import UnitHook
 from .interrupts import is_interrupt, is_kill
-from .on_commit import Callback, CommitCallbacks, Runner, heir_of
-from .sessions import UNIT, watch_commits
+from .on_commit import Callback, CommitCallbacks, heir_of
+from .sessions import OWNER, watch_commits
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ class Entry:
     """The stack it is on."""
     in_task: bool
     """A task runs in it, or around it: only a helper thread or a script has none."""
+    opened: Session | None = None
+    """Its Session if it has been used, else None; of a unit of work alone."""
+    ready: Session | None = None
+    """The same, where nothing is to be done before it is used again."""
     coroutine: object = None
     """The asyncio task that opened a block; None outside an event loop."""
 
@@ -127,14 +131,12 @@ class UnitOfWork(Entry):
         strategy: Opens and releases the Session.
         options: How it is treated.
         label: Names it in messages.
-        run_callback: Runs one `on_commit` callable in a unit of work of its own.
+        registry: Runs an `on_commit` callable in a unit of work of its own.
     """
 
     owns = ends = True
     is_plain = True
     """It is over one database, and has no soft time limit to hold back: `after_end` has nothing to do."""
-    opened: Session | None = None
-    """Its Session if it has been used, else None."""
     outcome = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
@@ -160,17 +162,19 @@ class UnitOfWork(Entry):
         strategy: SessionStrategy,
         options: UnitOptions,
         label: Label,
-        run_callback: Runner,
+        registry: Any,
         kind: str = "block",
         holder: Any = None,
         request: Any = None,
     ) -> None:
         self.strategy = strategy
         self.options = options
-        self.kind, self.holder, self.request = kind, holder, request
+        self.registry = registry
+        self.kind = kind
+        self.holder = holder
+        self.request = request
         self.began = monotonic()
         self._label = label
-        self._run_callback = run_callback
 
     @property
     def unit(self) -> UnitOfWork:
@@ -214,7 +218,7 @@ class UnitOfWork(Entry):
         session = self.opened
         if session is None:
             session = self.strategy.open(self)
-            session.info[UNIT] = self
+            setattr(session, OWNER, self)
             for hook in self.options.hooks:
                 hook.opened(self, session)
             if self.waiting is not None:
@@ -222,6 +226,7 @@ class UnitOfWork(Entry):
             self.opened = session
         if self._unwatched:
             self._watch()
+        self.ready = None if self._unwatched else session
         return session
 
     # -- what waits for the COMMIT -----------------------------------------------------------------------------------
@@ -236,11 +241,12 @@ class UnitOfWork(Entry):
         savepoint = session.get_nested_transaction() if session is not None else None
         releasing = session is not None and is_committing(session)
         if releasing and savepoint is None:
-            (self.waiting or CommitCallbacks(self._run_callback)).run_now(callback, raises=raises)
+            (self.waiting or CommitCallbacks(self.registry.run_callback)).run_now(callback, raises=raises)
             return
         if self.waiting is None:
-            self.waiting = CommitCallbacks(self._run_callback)
+            self.waiting = CommitCallbacks(self.registry.run_callback)
             self._unwatched = session is not None
+            self.ready = None
         if releasing and savepoint is not None:
             # SQLAlchemy's list of listeners is in use just now; and what is registered here, the parent owns.
             savepoint = heir_of(savepoint)
@@ -261,9 +267,9 @@ class UnitOfWork(Entry):
 
     def forget_session(self) -> None:
         """Open a new Session on next use: the old one is closed (`scoped_session.remove()`, a lost connection)."""
-        session, self.opened = self.opened, None
+        session, self.opened, self.ready = self.opened, None, None
         if session is not None:
-            session.info.pop(UNIT, None)
+            setattr(session, OWNER, None)
 
     # -- the endings -------------------------------------------------------------------------------------------------
 
@@ -278,9 +284,10 @@ class UnitOfWork(Entry):
             BrokenTransaction: a database error was caught, and the transaction was not rolled back.
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
-        self.end_well()
-        if final:
-            self.close()
+        if self.opened is not None or self.options.hooks:
+            self.end_well()
+            if final:
+                self.close()
         if self.waiting is not None:
             self.run_waiting()
 
@@ -385,7 +392,7 @@ class UnitOfWork(Entry):
 
     def close(self) -> None:
         """Release the Session. After `succeed` and `fail` nothing is open any more; otherwise it is rolled back."""
-        session, self.opened = self.opened, None
+        session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
         held = connections_of(session) if session.in_transaction() else []
@@ -394,7 +401,7 @@ class UnitOfWork(Entry):
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
             self.discard(session, held)
-        session.info.pop(UNIT, None)
+        setattr(session, OWNER, None)
         self._error = None
 
     # -- what the Session's events tell ------------------------------------------------------------------------------

@@ -54,7 +54,23 @@ class RequestRunner:
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
-        return self.inside(self.enter_run, call, task, args, kwargs)
+        request = task.request_stack.top
+        if request is None or request.called_directly or _BEGUN in request.__dict__ or _CALLED in request.__dict__:
+            return self.inside(self.enter_run, call, task, args, kwargs)
+        request.__dict__[_BEGUN] = True
+        unit = self.registry.begin(self.options, (task.name, request.id), "run", task, request)
+        try:
+            try:
+                result = call(task, *args, **kwargs)
+            except BaseException as error:
+                unit.fail(error)
+                raise
+            unit.succeed(final=True)
+            return result
+        finally:
+            if unit.home[-1] is not unit:
+                leave_inner(self.registry, unit)
+            self.registry.leave(unit)
 
     def run_call(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's own `__call__`, in the unit of work that the `run` it calls will end."""

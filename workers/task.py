@@ -72,9 +72,11 @@ class DatabaseTask(Task):  # type: ignore[misc]
             ConfigurationError: the app has no Alchemy.
         """
         stack = getattr(current_scope(), UNITS, None)
-        if stack and stack[-1].holder is self:
-            session: Session = stack[-1].session
-            return session
+        if stack:
+            entry = stack[-1]
+            if entry.holder is self:
+                session: Session = entry.ready or entry.session
+                return session
         return self._session_of(apps.get(self.app))
 
     def session_for(self, database: str) -> Session:

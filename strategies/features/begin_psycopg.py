@@ -120,9 +120,3 @@ def beginning(factory: Any) -> Any:
 def connect(*args: Any, cursor_factory: Any = psycopg.Cursor, **kwargs: Any) -> Any:
     """Connect as `psycopg.connect` does, to a connection that begins along with the first statement."""
     return BeginningConnection.connect(*args, cursor_factory=beginning(cursor_factory), **kwargs)
-
-
-def give_up(connection: BeginningConnection) -> None:
-    """Make `connection`, which has executed nothing yet, an ordinary one: no statement pays for what is not used."""
-    connection.cursor_factory = connection.cursor_factory.__bases__[-1]
-    connection.__class__ = psycopg.Connection  # type: ignore[assignment]

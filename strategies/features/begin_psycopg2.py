@@ -257,11 +257,6 @@ def connect(*args: Any, cursor_factory: Any = extensions.cursor, **kwargs: Any) 
     return psycopg2.connect(*args, connection_factory=BeginningConnection, cursor_factory=factory, **kwargs)
 
 
-def give_up(connection: BeginningConnection) -> None:
-    """Let `connection`, which has executed nothing yet, begin its transactions as the driver does."""
-    connection.cursor_factory = connection.cursor_factory.__bases__[-1]
-
-
 def _spelled(characteristics: _Characteristics) -> str:
     level, readonly, deferrable = characteristics
     parts = ["BEGIN"]

@@ -53,12 +53,13 @@ class _Connect:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._worth_while is False or not _allows(self._dialect.driver, kwargs):
             return self._stock(*args, **kwargs)
-        connection = self._driver.connect(*args, **kwargs)
         if self._worth_while is None:
-            self._worth_while = _is_worth_while(connection)
-        if not self._worth_while:
-            self._driver.give_up(connection)
-        return connection
+            first = self._stock(*args, **kwargs)
+            self._worth_while = _is_worth_while(first)
+            if not self._worth_while:
+                return first  # as it is: a connection of another class would cost every statement, used or not
+            first.close()
+        return self._driver.connect(*args, **kwargs)
 
 
 def describe(mode: Mode, url: URL, options: dict[str, Any]) -> str:

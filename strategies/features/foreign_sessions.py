@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from .._sqlalchemy import is_committing
 from ..errors import CeleryAlchemyError
 from ..on_commit import Callback, CommitCallbacks, heir_of
-from ..sessions import UNIT, watch_commits
+from ..sessions import OWNER, owner_of, watch_commits
 from ..unit_of_work import UnitOfWork
 
 
@@ -38,7 +38,7 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
         CeleryAlchemyError: it is none of these.
     """
     found = plain_session(session)
-    unit = found.info.get(UNIT)
+    unit = owner_of(found)
     if isinstance(unit, UnitOfWork):
         unit.on_commit(callback, raises=raises)
         return
@@ -48,13 +48,15 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
         CommitCallbacks(_run).run_now(callback, raises=raises)
         return
     if unit is None:
-        unit = found.info[UNIT] = Watched()
+        unit = Watched()
+        setattr(found, OWNER, unit)
         watch_commits(found)
     if not found.in_transaction() and found.autobegin:
         # A Session that has done nothing yet ends without an event: what waits would go out with its next COMMIT.
         found.begin()
     if releasing and savepoint is not None:
         savepoint = heir_of(savepoint)
+    assert unit.waiting is not None
     unit.waiting.add(callback, savepoint, raises=raises)
 
 

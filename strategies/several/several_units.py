@@ -67,8 +67,8 @@ class SeveralUnits(OneOfSeveral):
             return found[1]
         there = strategy()
         options = registry.options_like(self.options)
-        part = self.part_class(there, options, self._label, self._run_callback, self.kind, self.holder, self.request)
-        part._whole, part.registry = self, registry
+        part = self.part_class(there, options, self._label, registry, self.kind, self.holder, self.request)
+        part._whole = self
         if there.follows_units:
             there.enter(part)
         for hook in options.hooks:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from ...strategies.features.foreign_sessions import on_commit_of, plain_session
 from ...strategies.registry import open_entries
-from ...strategies.sessions import UNIT
+from ...strategies.sessions import owner_of
 from ...strategies.unit_of_work import UnitOfWork
 from .. import apps
 from .._celery import known_task, running_request
@@ -192,7 +192,7 @@ def _session_with_outbox(db: apps.Served) -> Session | None:
     order = _ordered.get()
     if order is not None and order.session is not None:
         session = plain_session(order.session)
-        owner = session.info.get(UNIT)
+        owner = owner_of(session)
         return None if isinstance(owner, UnitOfWork) and owner.database != DEFAULT else session
     unit = db.units.current()
     return None if unit.read_only or not unit.commits or unit.database != DEFAULT else unit.session
