@@ -164,7 +164,7 @@ def measure(database: URL, delay_s: float, rounds: int, turns: int) -> dict[str,
     return outcomes
 
 
-def _round(arms: dict[str, Callable[[], None]], turns: int) -> dict[str, float]:
+def _round(arms: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
     """Return the median time of each arm in milliseconds; the order is reversed every turn."""
     times_ms: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(turns):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from time import monotonic
@@ -27,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
 entries: ScopeStack[Entry] = ScopeStack(UNITS)
-#: The units of work that are open now, in any thread or greenlet of this process.
-open_units: set[UnitOfWork] = set()
+#: The units of work that are open now, in any thread or greenlet of this process. Weakly: a greenlet that dies with a
+#: unit of work open takes it along.
+open_units: set[weakref.ref[UnitOfWork]] = set()
 
 
 def open_entries() -> list[Entry]:
@@ -187,7 +189,8 @@ class UnitOfWorkRegistry:
             unit.outermost = False
             unit.in_task = unit.in_task or stack[-1].in_task
         stack.append(unit)
-        open_units.add(unit)
+        unit.reference = weakref.ref(unit, open_units.discard)
+        open_units.add(unit.reference)
         held = getattr(scope, HELD, None)
         if held:
             unit.held = list(held)
@@ -226,7 +229,7 @@ class UnitOfWorkRegistry:
                 stack.pop()
             else:
                 _remove(entry)
-            open_units.discard(entry)
+            open_units.discard(entry.reference)
             self.ended += 1
             duration_s = monotonic() - entry.began
             if duration_s > self.longest[0]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from types import CodeType
@@ -144,6 +145,8 @@ class UnitOfWork(Entry):
     """What waits for the COMMIT; None when nothing does."""
     connected: int = 0
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
+    reference: weakref.ref[UnitOfWork]
+    """Itself, as the registry keeps it."""
     held: Sequence[ConnectionPoolEntry] = ()
     """What its thread or greenlet had checked out when it began."""
     outermost = True

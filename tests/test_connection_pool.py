@@ -84,6 +84,6 @@ def test_prefork_keeps_one_connection_per_process(start: Start, database: Postgr
     """After nested units the process gives back what it borrowed, and its one connection stays for the next task."""
     with start("prefork", 2) as worker:
         nest(worker, database)
-        outcomes = worker.call_together("insert", [(uuid.uuid4().hex,)] * 4)
-        assert [outcome.state for outcome in outcomes] == ["SUCCESS"] * 4
+        outcomes = worker.call_together("insert", [(uuid.uuid4().hex,)] * 60)
+        assert [outcome.state for outcome in outcomes] == ["SUCCESS"] * 60
         eventually(lambda: len(database.connections(worker.name)) == 2, "one connection per process is left")

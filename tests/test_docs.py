@@ -24,7 +24,7 @@ def test_several_databases(tmp_path: Path) -> None:
 def test_pgbouncer(tmp_path: Path) -> None:
     found = run_page("doctor.md", tmp_path, title="PgBouncer")
     found["app"].conf.alchemy_database_url = "postgresql+psycopg://localhost/shop"
-    assert found["db"].strategy.engines.terms.external_pooler
+    assert found["db"].strategy.engines.options.external_pooler
     found["db"].stop()
 
 

@@ -12,7 +12,8 @@ from support.databases import PostgreSQL
 from support.waiting import eventually
 
 from celery_alchemy import Alchemy, WorkerPool
-from celery_alchemy.strategies.engines import liveness
+from celery_alchemy.strategies.drivers.base import Driver
+from celery_alchemy.strategies.engines import held
 
 OURS = "idle_connections"
 BACKEND = text("SELECT pg_backend_pid()")
@@ -81,7 +82,7 @@ def test_a_driver_that_shows_no_socket_is_pinged_when_it_was_idle_for_long(
     db: Alchemy, run_database: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As mysqlclient is; under load nobody is pinged."""
-    monkeypatch.setattr(liveness, "socket_descriptor", lambda connection: None)
+    monkeypatch.setattr(Driver, "descriptor", lambda self, connection: None)
     pings: list[Any] = []
     ping = db.engine.dialect.do_ping
     monkeypatch.setattr(db.engine.dialect, "do_ping", lambda connection: pings.append(connection) or ping(connection))
@@ -89,7 +90,7 @@ def test_a_driver_that_shows_no_socket_is_pinged_when_it_was_idle_for_long(
     for _ in range(3):
         assert backend(db) == first
     assert not pings
-    monkeypatch.setattr(liveness, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(held, "PING_AFTER_S", 0.0)
     assert backend(db) == first
     assert len(pings) == 1
     terminate(run_database, first)

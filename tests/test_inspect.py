@@ -48,7 +48,9 @@ def skip_solo(worker: Worker) -> None:
 
 
 def test_what_is_open_now(worker: Worker, key: str) -> None:
+    """Statements are noted from the first question on."""
     skip_solo(worker)
+    opened(worker)
     seen = while_open(worker, "wait_in_transaction", key, 3)
     assert len(seen) == 3, seen
     for one in seen:
@@ -79,6 +81,7 @@ def test_after_a_commit_it_holds_nothing(worker: Worker, key: str) -> None:
 
 def test_nested_ones_are_shown(worker: Worker, key: str) -> None:
     skip_solo(worker)
+    opened(worker)
     seen = while_open(worker, "wait_nested", key, 1)
     assert [one["statements"] for one in seen] == [1, 2]
     assert seen[0]["task"] == "wait_nested"

@@ -108,7 +108,8 @@ LOAD = """
 import json, os, sys
 from celery_alchemy.loadtests.app import app
 app.loader.import_default_modules()
-from celery_alchemy.strategies import forks, interrupts
+from celery_alchemy.strategies import interrupts
+from celery_alchemy.strategies.engines import forks
 from celery_alchemy.workers import apps
 import celery.signals as signals
 ours = [f.__module__ for name in signals.__all__ for _, f in getattr(signals, name).receivers or ()

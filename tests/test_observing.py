@@ -16,8 +16,8 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
-from celery_alchemy.strategies.watching.activity import activities
-from celery_alchemy.workers.watching import metrics
+from celery_alchemy.strategies.watching.report import describe, still_open
+from celery_alchemy.workers.watching import observers
 from celery_alchemy.workers.watching.idle_watch import IdleWatch
 
 POOLS = {"prefork": 2, "threads": 3, "gevent": 4, "eventlet": 4, "solo": 1}
@@ -98,7 +98,7 @@ def test_an_observer_is_told(worker: Worker, key: str) -> None:
 @pytest.fixture
 def observed() -> Iterator[None]:
     yield
-    activities.observer = None
+    observers.use(None)
 
 
 @pytest.mark.usefixtures("observed")
@@ -110,7 +110,7 @@ def test_opentelemetry(run_database: PostgreSQL) -> None:
     reader = InMemoryMetricReader()
     api.set_meter_provider(MeterProvider([reader]))
     app, db = make_app(run_database.url("metrics"))
-    metrics.start("opentelemetry")
+    observers.start("opentelemetry")
 
     @app.task(base=DatabaseTask, bind=True, name="shop.count")
     def count(self: Any) -> None:
@@ -150,7 +150,7 @@ def test_the_page_on_prometheus(run_database: PostgreSQL, tmp_path: Path, monkey
     (tmp_path / "shop_metrics.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     app, db = make_app(run_database.url("metrics"))
-    metrics.start("shop_metrics:observer")
+    observers.start("shop_metrics:observer")
 
     @app.task(base=DatabaseTask, bind=True, name="shop.count")
     def count(self: Any) -> None:
@@ -185,8 +185,8 @@ def test_bad_settings(name: str, value: Any, message: str) -> None:
 )
 def test_bad_observers(setting: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        metrics.start(setting)
-    assert activities.observer is None
+        observers.start(setting)
+    assert observers.current() is None
 
 
 def test_many_gaps_of_one_task_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -219,8 +219,8 @@ def test_what_is_in_a_transaction(run_database: PostgreSQL, poolclass: Any) -> N
     one = text("SELECT 1")
 
     def state() -> str:
-        (mine,) = [one for one in activities.open if one.label.startswith("unit_of_work()")]
-        return str(mine.report(mine.at)["state"])
+        (mine,) = [one for one in still_open() if one.label.startswith("unit_of_work()")]
+        return str(describe(mine, mine.began)["state"])
 
     with db.unit_of_work() as session:
         assert state() == "no transaction"
@@ -249,13 +249,13 @@ def test_what_is_in_a_transaction(run_database: PostgreSQL, poolclass: Any) -> N
 def test_units_are_forgotten_when_they_end(run_database: PostgreSQL) -> None:
     db: Alchemy
     _, db = make_app(run_database.url("metrics"))
-    before = len(activities.open)
+    before = len(still_open())
     with pytest.raises(ZeroDivisionError), db.unit_of_work() as session:
         session.execute(text("SELECT 1"))
-        (mine,) = [one for one in activities.open if one.label.startswith("unit_of_work()")]
-        assert mine.report(mine.at)["state"] == "idle in transaction"
+        (mine,) = [one for one in still_open() if one.label.startswith("unit_of_work()")]
+        assert describe(mine, mine.began)["state"] == "idle in transaction"
         session.rollback()
-        assert mine.report(mine.at)["state"] == "no transaction"
+        assert describe(mine, mine.began)["state"] == "no transaction"
         raise ZeroDivisionError
-    assert len(activities.open) == before
+    assert len(still_open()) == before
     db.stop()

@@ -16,6 +16,8 @@ from ..worker_pool import NO_WORKER, WorkerPool
 from .held import holding_of
 from .sizing import PoolSize
 
+_UNUSED_FOR = 10
+"""Ordinary checkouts without a nested one, after which the connections of nested units are closed."""
 _PAUSES_S = (0.001, 0.05)
 """Between two looks of a helper thread: the first pause, and the longest."""
 
@@ -25,8 +27,8 @@ class ReservedQueuePool(QueuePool):
 
     With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
     `pool_timeout`. Here a nested checkout takes a connection of a second queue, as big as `reserve`, or raises
-    `ReservedSlotsInUse` at once. A thread that runs no task may be the helper of one that waits for it, so it takes
-    whichever of both queues has a connection first.
+    `ReservedSlotsInUse` at once. The second queue is emptied when tasks have done without for a while. A thread that
+    runs no task may be the helper of one that waits for it, so it takes whichever of both queues has a connection first.
 
     At most `pool_size + max_overflow + reserve` connections are open.
     """
@@ -41,6 +43,7 @@ class ReservedQueuePool(QueuePool):
     reserve: int = 0
     """Connections that only a nested checkout, or a helper thread, may open."""
     _extra: QueuePool | None = None
+    _unused = 0
 
     def _do_get(self) -> ConnectionPoolEntry:
         scope = current_scope()
@@ -50,6 +53,8 @@ class ReservedQueuePool(QueuePool):
         units = getattr(scope, UNITS, None)
         if self.reserve and not (units and units[-1].in_task) and is_exhausted(self):
             return self._get_for_helper()
+        if self._extra is not None:
+            self._close_unused()
         try:
             return super()._do_get()
         except sa_exc.TimeoutError as error:
@@ -103,10 +108,19 @@ class ReservedQueuePool(QueuePool):
             time.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 2, longest_s)
 
+    def _close_unused(self) -> None:
+        """Close the connections that nested units have left, once tasks do without: each is a process of the server."""
+        self._unused += 1
+        extra = self._extra
+        if self._unused > _UNUSED_FOR and extra is not None and not extra.checkedout():
+            self._extra = None
+            extra.dispose()
+
     def _get_extra(self) -> ConnectionPoolEntry | None:
         """Return a record of the reserve; None when all of it is in use. It goes back there by itself."""
         if self._extra is None:
             self._extra = queue_like(self, QueuePool, pool_size=self.reserve, max_overflow=0)
+        self._unused = 0
         return get_at_once(self._extra)
 
     def recreate(self) -> ReservedQueuePool:

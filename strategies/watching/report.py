@@ -37,7 +37,7 @@ def still_open() -> list[UnitOfWork]:
     """Return the units of work that are open now, in any thread or greenlet."""
     while True:
         try:
-            return list(open_units)
+            return [unit for reference in list(open_units) if (unit := reference()) is not None]
         except RuntimeError:  # another thread has begun or ended one meanwhile
             continue
 

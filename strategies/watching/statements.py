@@ -22,6 +22,8 @@ from ..unit_of_work import UnitOfWork
 
 _METHODS = ("do_execute", "do_executemany", "do_execute_no_params")
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
+#: Not empty once somebody has asked what this process is doing.
+_wanted: list[bool] = []
 
 
 class Activity:
@@ -44,8 +46,15 @@ def watch_statements(engine: Engine, options: DatabaseOptions) -> None:
     watch(engine.dialect)
 
 
+def watch_where_wanted(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: note the statements of `engine` where `watch_now` has been called in this process."""
+    if _wanted:
+        watch(engine.dialect)
+
+
 def watch_now(engines: Iterable[Engine]) -> None:
-    """Note the statements of Engines that are in use already, from now on."""
+    """Note the statements of all Engines from now on: of these, which are in use already, and of those to come."""
+    _wanted[:] = [True]
     for engine in engines:
         watch(engine.dialect)
 

@@ -74,12 +74,12 @@ class Held:
         self.ports = [local_port(self.session.connection()), local_port(self.connection)]
 
     def finish(self) -> dict[str, Any]:
-        """Ask the idle connection, then commit both transactions."""
-        with self.db.engine.connect() as idle:
-            answered = backend_pid(idle)
+        """Commit both transactions, then ask the idle connection."""
         self.connection.commit()
         self.connection.close()
         self.block.__exit__(None, None, None)
+        with self.db.engine.connect() as idle:
+            answered = backend_pid(idle)
         return {"idle_before": self.idle_pid, "idle_after": answered}
 
 

@@ -148,8 +148,8 @@ def die_unremoved(db: Alchemy) -> dict[str, int]:
             with contextlib.suppress(NoUnitOfWork):
                 lookup()
                 stale += 1
-        frame = db.units.begin("left open", commits=True, kind="block")
-        sessions.append(weakref.ref(frame.unit.session))
+        unit = db.units.begin(db.unit_options(commits=True), "left open", "block")
+        sessions.append(weakref.ref(unit.session))
 
     for _ in range(2000):
         join([spawn(body)])

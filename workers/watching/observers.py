@@ -15,7 +15,7 @@ from ...strategies.hooks import UnitHook
 from ...strategies.options import DatabaseOptions
 from ...strategies.watching.observer import Observer, ObserverHook, harmless
 from ...strategies.watching.open_telemetry import OpenTelemetryObserver
-from ...strategies.watching.statements import watch_statements
+from ...strategies.watching.statements import watch_statements, watch_where_wanted
 from .. import apps
 from ..errors import ConfigurationError
 from ..settings import Settings
@@ -43,7 +43,8 @@ def hooks() -> tuple[UnitHook, ...]:
 
 def engine_hooks(settings: Settings) -> tuple[EngineHook, ...]:
     """Return what the settings want to know of each Engine."""
-    return (watch_statements,) if settings.metrics is not None or settings.warn_idle_s is not None else ()
+    wanted = settings.metrics is not None or settings.warn_idle_s is not None
+    return (watch_statements if wanted else watch_where_wanted,)
 
 
 def meter_pool(engine: Engine, options: DatabaseOptions) -> None:
