@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from ._sqlalchemy import connections_of
 from .base import SessionStrategy
 from .engines import forks
+from .engines.held import held as held_stack
 from .engines.held import holding_of
 from .engines.leaks import describe, take_back
 from .errors import CeleryAlchemyError, NoUnitOfWork
@@ -192,6 +193,9 @@ class UnitOfWorkRegistry:
         unit.reference = weakref.ref(unit, open_units.discard)
         open_units.add(unit.reference)
         held = getattr(scope, HELD, None)
+        if held is None:
+            held = held_stack.get()
+        unit.checked_out = held
         if held:
             unit.held = list(held)
         if strategy.follows_units:

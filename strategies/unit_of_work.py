@@ -147,8 +147,10 @@ class UnitOfWork(Entry):
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
     reference: weakref.ref[UnitOfWork]
     """Itself, as the registry keeps it."""
+    checked_out: Sequence[ConnectionPoolEntry] = ()
+    """What its thread or greenlet has checked out."""
     held: Sequence[ConnectionPoolEntry] = ()
-    """What its thread or greenlet had checked out when it began."""
+    """What that was when it began."""
     outermost = True
     """No other is open in this thread or greenlet."""
     activity: Any = None

@@ -28,7 +28,7 @@ class ReservedQueuePool(QueuePool):
     With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
     `pool_timeout`. Here a nested checkout takes a connection of a second queue, as big as `reserve`, or raises
     `ReservedSlotsInUse` at once. The second queue is emptied when tasks have done without for a while. A thread that
-    runs no task may be the helper of one that waits for it, so it takes whichever of both queues has a connection first.
+    runs no task may be the helper of one that waits for it, so it takes whichever of both has a connection first.
 
     At most `pool_size + max_overflow + reserve` connections are open.
     """

@@ -11,6 +11,7 @@ from sqlalchemy.pool import QueuePool
 
 from .._sqlalchemy import connections_of, idle_records
 from ..drivers.base import driver_of
+from ..engines.held import holding_of
 from ..engines.pool import queues_of
 from ..registry import UnitOfWorkRegistry, open_units
 from ..unit_of_work import UnitOfWork
@@ -67,7 +68,15 @@ def state_of(unit: UnitOfWork) -> str:
     connected = [one for one in unit.all_units if one.connected]
     if any(_is_executing(one) for one in connected):
         return EXECUTING
-    return IDLE if any(one.read_only is not True for one in connected) else NOTHING
+    if any(one.read_only is not True for one in connected) or _has_connected_by_itself(unit):
+        return IDLE
+    return NOTHING
+
+
+def _has_connected_by_itself(unit: UnitOfWork) -> bool:
+    """Tell whether the code of `unit` holds a connection that is not its Session's."""
+    mine = [holding_of(record) for record in list(unit.checked_out) if record not in unit.held]
+    return any(holding is not None and holding.unit is None for holding in mine)
 
 
 def _is_executing(unit: UnitOfWork) -> bool:

@@ -43,7 +43,7 @@ def hooks() -> tuple[UnitHook, ...]:
 
 def engine_hooks(settings: Settings) -> tuple[EngineHook, ...]:
     """Return what the settings want to know of each Engine."""
-    wanted = settings.metrics is not None or settings.warn_idle_s is not None
+    wanted = settings.metrics is not None or settings.warn_idle_s is not None or bool(_observers)
     return (watch_statements if wanted else watch_where_wanted,)
 
 
