@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from sqlalchemy import URL
+
+# A shell leaves SIGINT and SIGQUIT ignored to what it starts in the background, and so to all that starts.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 # Hundreds of processes import our modules: each would compile them again.
 sys.dont_write_bytecode = False
