@@ -68,6 +68,7 @@ def pytest_unconfigure() -> None:
     preloaded.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the pairs a test is not meant for, and the tests that this run does without; a skip would have to be
     explained to nobody. Keep together, where several processes share the tests, those that share a worker or a

@@ -17,7 +17,7 @@ import redis
 from celery import Celery, Signature, chain
 
 from celery_alchemy.loadtests.errors import WorkerError
-from celery_alchemy.loadtests.processes import Process, start_group, stop_group
+from celery_alchemy.loadtests.processes import Process, StopStep, start_group, stop_group
 from celery_alchemy.loadtests.worker import STOP_STEPS, when_ready, worker_command
 from support import preloaded
 from support.servers import RedisURLs
@@ -25,7 +25,7 @@ from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 45
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
@@ -323,5 +323,5 @@ def start_process(command: Sequence[str], log: Path, environment: dict[str, str]
 
 def stop_process(process: Process, wake: Callable[[], object] = lambda: None) -> int:
     """Stop a process group within bounds: TERM, QUIT, KILL."""
-    stop_group(process, STOP_STEPS, wake)
+    stop_group(process, [StopStep(step.signal, 2 * step.wait_s) for step in STOP_STEPS], wake)
     return process.wait(5)
