@@ -68,11 +68,18 @@ def pytest_unconfigure() -> None:
     preloaded.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep together, where several processes share the tests, those that share a worker or a module's fixtures.
+
+    Not when all are collected: pytest-xdist reads the groups before a conftest is asked.
+    """
+    pair = parameters_of(item).get("worker")
+    item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the pairs a test is not meant for, and the tests that this run does without; a skip would have to be
-    explained to nobody. Keep together, where several processes share the tests, those that share a worker or a
-    module's fixtures."""
+    explained to nobody."""
     meant = [item for item in items if is_meant_for_its_pair(item)]
     cases = [case_of(item) for item in meant]
     covers = covering.choose(cases)
@@ -80,9 +87,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         covering.write(file, cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
-    for item in kept:
-        pair = parameters_of(item).get("worker")
-        item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = kept
