@@ -68,13 +68,11 @@ def pytest_unconfigure() -> None:
     preloaded.close()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep together, where several processes share the tests, those that share a worker or a module's fixtures.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from support.scheduling import Scheduling
 
-    Not when all are collected: pytest-xdist reads the groups before a conftest is asked.
-    """
-    pair = parameters_of(item).get("worker")
-    item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
