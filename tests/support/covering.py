@@ -182,8 +182,9 @@ class Case:
         return bool(OPTIONAL & self.words())
 
     def worker(self) -> tuple[Hashable, ...]:
-        """Return what tells the workers and hosts apart that the tests of a module share."""
-        return tuple(value for value in self.parameters.values() if isinstance(value, tuple))
+        """Return what tells the hosts apart that the tests of a module share; the pairs' workers run in any case."""
+        values = [value for value in self.parameters.values() if isinstance(value, tuple)]
+        return tuple(value for value in values if not hasattr(value, "strategy"))
 
 
 def choose(cases: Sequence[Case]) -> list[bool]:
