@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
 # Two at a time: most of a test is waiting for its worker. Tests that share a worker stay in one process.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses 2
 
 # The covering set of tests/support/covering.py: every worker pool, strategy, driver, broker and ending, not every pair.
 test: $(VENV)/installed

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -35,6 +36,19 @@ class SystemUser:
 
     uid: int
     gid: int
+
+
+class Process(Protocol):
+    """What is asked of a process here: a subprocess.Popen, or what can be spoken to as one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
 
 
 class ChildProcess:
@@ -75,25 +89,64 @@ class ChildProcess:
         Args:
             at_once: With SIGKILL, without the gentler steps.
         """
-        for step in () if at_once else self._steps:
-            if self.exit_code is not None:
+        self.ended_by = stop_group(self._process, () if at_once else self._steps) or self.ended_by
+
+
+def stop_group(
+    process: Process, steps: Sequence[StopStep], told: Callable[[], object] = lambda: None
+) -> signal.Signals | None:
+    """End the process and all of its group within the time the steps allow; return the last signal it took.
+
+    Args:
+        told: Called after each signal; a worker that waits for a message may see the signal only with the next one.
+    """
+    ended_by: signal.Signals | None = None
+    for step in steps:
+        if process.poll() is not None:
+            break
+        ended_by = step.signal
+        # The leader only: it stops its own children in order; the rest of the group is killed below.
+        process.send_signal(step.signal)
+        told()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(step.wait_s)
+    if process.poll() is None:
+        ended_by = signal.SIGKILL
+    deadline = time.monotonic() + KILL_WAIT_S
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            if not _anyone_left(process.pid):
                 break
-            self.ended_by = step.signal
-            # The leader only: it stops its own children in order; the rest of the group is killed below.
-            self._process.send_signal(step.signal)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(step.wait_s)
-        if self.exit_code is None:
-            self.ended_by = signal.SIGKILL
-        deadline = time.monotonic() + KILL_WAIT_S
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < deadline:
-                os.killpg(self.pid, signal.SIGKILL)
-                self._process.poll()
-                if not _anyone_left(self.pid):
-                    break
-                time.sleep(0.01)
-        self._process.wait(KILL_WAIT_S)
+            time.sleep(0.01)
+    process.wait(KILL_WAIT_S)
+    return ended_by
+
+
+def start_group(
+    command: Sequence[str | Path],
+    log_path: Path,
+    *,
+    environ: Mapping[str, str],
+    cwd: Path,
+    user: SystemUser | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that leads its own process group and appends what it says to a file."""
+    with log_path.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - commands come from this package and its tests.
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environ),
+            cwd=cwd,
+            # Ctrl-C in the terminal must reach the load generator alone, which stops its children in order.
+            start_new_session=True,
+            user=user.uid if user else None,
+            group=user.gid if user else None,
+            extra_groups=[] if user else None,
+        )
 
 
 def _anyone_left(group: int) -> bool:
@@ -146,20 +199,9 @@ def child_process(
         orphan_signal: What the guard sends to its process group if this process is killed.
     """
     log_path = run.path / f"{name}.log"
-    with deferred_signals(), log_path.open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - commands come from this package.
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=dict(environ),
-            cwd=cwd or run.path,
-            # Ctrl-C in the terminal must reach the load generator alone, which stops its children in order.
-            start_new_session=True,
-            user=user.uid if user else None,
-            group=user.gid if user else None,
-            extra_groups=[] if user else None,
-        )
+    log_path.unlink(missing_ok=True)  # of one with the same name before
+    with deferred_signals():
+        process = start_group(command, log_path, environ=environ, cwd=cwd or run.path, user=user)
         guarded = run.guard.watch_process(process.pid, orphan_signal)
     child = ChildProcess(process, log_path, steps)
     try:

@@ -29,7 +29,7 @@ TASKS = 20
 WARM_UP = 10
 """Tasks that are not counted: psycopg prepares a statement, in a round trip of its own, when it sends it again."""
 ANSWER_S = 30.0
-QUIET_S = 0.1
+QUIET_S = 0.3
 """Some patterns end their Session after the task has answered."""
 
 

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .environment import WorkerEnvironment
 from .errors import WorkerError
@@ -26,6 +27,8 @@ REPORTING = "celery_alchemy.loadtests.reporting"
 START_S = 45.0
 # Warm shutdown finishes the running tasks; cold shutdown drops them. A worker with a broken session can ignore both.
 STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +87,14 @@ def running_worker(
         WorkerError: It ended, or was not ready in time.
     """
     name = name or pool
-    command = [
-        *(sys.executable, "-m", "celery", "-A", app, "worker"),
-        # Spelled with "=": Celery patches for gevent and eventlet only where it recognises the option.
-        *(f"--pool={pool}", f"--concurrency={concurrency}", f"--loglevel={loglevel}"),
-        *("--without-gossip", "--without-mingle", "--without-heartbeat", f"--hostname={name}@%h"),
+    command = worker_command(
+        app,
+        *(f"--pool={pool}", f"--concurrency={concurrency}"),
         *([f"--session-strategy={strategy}"] if strategy else []),
         *([f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []),
-    ]
+        hostname=f"{name}@%h",
+        loglevel=loglevel,
+    )
     if app == OWN_APP:
         # The caller's own Celery settings must not change what is measured.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
@@ -107,18 +110,54 @@ def running_worker(
         yield Worker(process, ready, time.monotonic() - started)
 
 
+def worker_command(app: str, *arguments: str, hostname: str, loglevel: str = "INFO") -> list[str]:
+    """Return the command of a worker that talks to no other worker.
+
+    Args:
+        arguments: The worker pool among them, as `--pool=...`: Celery patches for gevent and eventlet only where it
+            recognises the option.
+    """
+    return [
+        *(sys.executable, "-m", "celery", "-A", app, "worker", *arguments),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+        *(f"--hostname={hostname}", f"--loglevel={loglevel}"),
+    ]
+
+
+def when_ready(
+    announced: Callable[[], T | None], exit_code: Callable[[], int | None], name: str, within_s: float = START_S
+) -> T:
+    """Return what the worker says of itself once it consumes.
+
+    Args:
+        announced: Waits a moment for it; None if it has not come.
+    Raises:
+        WorkerError: It ended, or was not ready in time.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        found = announced()
+        if found is not None:
+            return found
+        if exit_code() is not None:
+            raise WorkerError(f"The {name} worker ended with code {exit_code()} before it was ready.")
+        if time.monotonic() > deadline:
+            raise WorkerError(f"The {name} worker was not ready in time.")
+
+
 def _wait_until_ready(
     process: ChildProcess, environment: WorkerEnvironment, pool: str, deadline: float
 ) -> ReadyMessage:
     announcements = ReplyList(environment.reply_url, environment.ready_key)
     try:
-        while time.monotonic() < deadline:
-            for message in announcements.pop(timeout_s=0.25):
-                return ReadyMessage(**json.loads(message))
-            if process.exit_code is not None:
-                raise WorkerError(
-                    f"The {pool} worker ended with code {process.exit_code} before it was ready.\n{process.log_tail()}"
-                )
+        messages = when_ready(
+            lambda: list(announcements.pop(timeout_s=0.25)) or None,
+            lambda: process.exit_code,
+            pool,
+            deadline - time.monotonic(),
+        )
+        return ReadyMessage(**json.loads(messages[0]))
+    except WorkerError as error:
+        raise WorkerError(f"{error}\n{process.log_tail()}") from None
     finally:
         announcements.close()
-    raise WorkerError(f"The {pool} worker was not ready in time.\n{process.log_tail()}")

@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from sqlalchemy import URL
+
+# A shell leaves SIGINT and SIGQUIT ignored to what it starts in the background, and so to all that starts.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 # Hundreds of processes import our modules: each would compile them again.
 sys.dont_write_bytecode = False
@@ -61,10 +68,16 @@ def pytest_unconfigure() -> None:
     preloaded.close()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from support.scheduling import Scheduling
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the pairs a test is not meant for, and the tests that this run does without; a skip would have to be
-    explained to nobody. Keep together, where several processes share the tests, those that share a worker or a
-    module's fixtures."""
+    explained to nobody."""
     meant = [item for item in items if is_meant_for_its_pair(item)]
     cases = [case_of(item) for item in meant]
     covers = covering.choose(cases)
@@ -72,9 +85,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         covering.write(file, cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
-    for item in kept:
-        pair = parameters_of(item).get("worker")
-        item.add_marker(pytest.mark.xdist_group(str(pair) if isinstance(pair, Pair) else item.path.stem))
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = kept

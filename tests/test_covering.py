@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from celery import concurrency
-from support import covering, forking
+from support import covering, forking, scheduling
 from support.worker import TESTS
 
 Collected = list[dict[str, Any]]
@@ -88,6 +88,19 @@ def test_what_it_leaves_out_is_run_by_ci(collected: Collected) -> None:
     sizes = {target: re.findall(r"--tests (\w+)", recipe(target)) for target in ("test", "test-rest", "test-full")}
     assert sizes == {"test": ["covering"], "test-rest": ["rest"], "test-full": ["full"]}
     assert 0 < len(covered(collected)) < len(collected) / 2
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "group"),
+    [
+        ("tests/test_contract_endings.py::test_returning_commits[local-gevent]", "local-gevent"),
+        ("test_contract_endings.py::test_ignore_rolls_back[ignore-IGNORED-per_process-solo]", "per_process-solo"),
+        ("tests/faults/test_limits.py::test_limits_that_strike_anywhere[prefork-local]", "test_limits"),
+        ("tests/test_docs.py::test_links", "test_docs"),
+    ],
+)
+def test_those_that_share_a_worker_stay_in_one_process(nodeid: str, group: str) -> None:
+    assert scheduling.group_of(nodeid) == group
 
 
 def recipe(target: str) -> str:

@@ -65,7 +65,8 @@ def nothing_busy(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_statements_do_not_block_the_others(host: Host) -> None:
     """Ten statements run on the server at once, while another greenlet goes on ticking."""
     answer = green.all_seen_asleep(host.database, host.name, 10, lambda: host.play("sleep_together", alchemy={}))
-    assert answer["ticks"] > 10, "the other greenlet stood still"
+    # Counted only while all ten are in their statement: a driver that blocks lets nobody tick then.
+    assert answer["ticks"] > 1, "the other greenlet stood still"
     assert answer["checked_out"] == 0
 
 
@@ -151,6 +152,6 @@ def test_engine_used_before_the_patch(
     monkeypatch.setenv("EARLY_WHOSE", whose)
     with green.host(library, tmp_path / "host.log", url, before=["scripts.early"]) as script:
         answer = script.ask(scenario="share_early", arguments={"key": key})
-    assert answer.pop("ticks") > 5
+    assert answer.pop("ticks") > 0
     assert answer == {"done": 200, "checked_out": 0, "most": 5}
     assert len(database.rows(key)) == 200

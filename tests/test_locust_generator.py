@@ -117,12 +117,13 @@ def test_tasks_of_a_standing_worker_are_given_up_in_bounded_time(
     with bank.stalled():
         answer = load(generator, users=2, seconds=0.3, drain_s=0.5)
     assert answer["timed_out"]
-    assert answer["unanswered"] == answer["tasks"] == 2
-    assert [row.outcome for row in rows_of(generator)] == ["unanswered"] * 2
+    sent = answer["tasks"]  # by each user one, if it got a processor in time
+    assert answer["unanswered"] == sent > 0
+    assert [row.outcome for row in rows_of(generator)] == ["unanswered"] * sent
     after = load(generator, number=2, users=2, tasks=20)
     assert after["succeeded"] == 20
     # The late answers of the tasks that were given up are nobody's.
-    assert after["strangers"] == 2
+    assert after["strangers"] == sent
 
 
 def test_somebody_elses_task_is_sent_with_its_arguments(generator: locusts.Generator) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from support import locusts
 
 LOCUSTFILE = """
-import json
+import json, time
 from locust import constant, events, task
 from celery_alchemy.loadtests import ArrivalUser, CeleryUser
 
@@ -61,7 +61,8 @@ out = open({out!r}, "a")
 
 @events.request.add_listener
 def on_request(request_type, name, response_time, exception, context, **_):
-    out.write(json.dumps([request_type, name, response_time, repr(exception) if exception else None, context]) + "\\n")
+    seen = dict(context, ended=time.time())
+    out.write(json.dumps([request_type, name, response_time, repr(exception) if exception else None, seen]) + "\\n")
     out.flush()
 """
 
@@ -89,8 +90,6 @@ class Seen:
         self.requests: list[list[Any]] = [json.loads(line) for line in lines]
         with (directory / "run_stats.csv").open(newline="") as file:
             self.csv = {(row["Type"], row["Name"]): row for row in csv.DictReader(file)}
-        with (directory / "run_failures.csv").open(newline="") as file:
-            self.failures = list(csv.DictReader(file))
         path = directory / "run.json"
         self.stats = {entry["method"]: entry for entry in json.loads(path.read_text())} if path.exists() else {}
 
@@ -99,7 +98,7 @@ def test_a_few_lines_are_enough_and_each_task_is_one_request(bank: locusts.Bank,
     seen = Seen(bank, tmp_path, "Reader", "-t", "4s")
     assert seen.done.returncode == 0, seen.output
     name = "celery_alchemy.loadtests.workloads.select"
-    assert len(seen.requests) > 10
+    assert seen.requests
     assert {tuple(request[:2]) for request in seen.requests} == {("celery", name)}
     assert max(Counter(request[4]["task_id"] for request in seen.requests).values()) == 1
     assert {request[4]["attempts"] for request in seen.requests} == {1}
@@ -125,7 +124,8 @@ def test_percentiles_are_exact_to_a_hundredth_of_a_millisecond(bank: locusts.Ban
     # Locust's own statistics: three significant digits, where it had whole milliseconds.
     buckets = {float(value) for value in seen.stats["celery"]["response_times"]}
     assert buckets <= {float(f"{value:.3g}") for value in ordered} | {round(value, 2) for value in ordered}
-    assert any(not value.is_integer() for value in buckets) or ordered[0] >= 100
+    finer = [value for value in ordered if not float(f"{value:.3g}").is_integer()]
+    assert any(not value.is_integer() for value in buckets) == bool(finer)
 
 
 def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locusts.Bank, tmp_path: Path) -> None:
@@ -139,14 +139,16 @@ def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locus
         assert exception is None or exception.startswith("TaskFailed('IndexError: ")
     assert f"{names['move money']} of {len(seen.requests)} tasks succeeded" in seen.output
     # One error, however many tasks: Locust keeps every different one.
-    assert len(seen.failures) == 1
+    assert len([line for line in seen.output.splitlines() if "wrong call: TaskFailed(" in line]) == 1, seen.output
 
 
 def test_arrivals_do_not_wait_for_the_worker(bank: locusts.Bank, tmp_path: Path) -> None:
-    """The waits of one user that waits would add up to two seconds at most; this one's are side by side."""
+    """A user that waits would send nothing between a task and its answer; this one's tasks are side by side."""
     seen = Seen(bank, tmp_path, "Visitor", "-u", "1")
     assert seen.done.returncode == 0, seen.output
-    assert sum(request[2] for request in seen.requests) > 2000
+    ended = sorted(request[4]["ended"] for request in seen.requests)
+    began = sorted(one["ended"] - (one["queue"] + one["run"]) / 1000 for *_, one in seen.requests)
+    assert any(later < earlier for later, earlier in zip(began[1:], ended, strict=False))
     assert len(seen.requests) <= 101
     assert {request[3] for request in seen.requests} == {None}
 

@@ -26,6 +26,9 @@ PAIRS = {
 FULL_RUN_ONLY = frozenset(
     {
         # Whole runs of `celery alchemy bench`, `faults` and `soak`, and of Locust.
+        "test_bench_report.py::test_the_summary_is_json_without_what_json_does_not_know",
+        "test_bench_report.py::test_the_terminal_shows_no_number_of_a_broken_arm",
+        "test_bench_report.py::test_what_is_missing_is_said_and_leaves_no_empty_box",
         "test_bench_runs.py::test_a_driver_that_blocks_the_hub_is_refused",
         "test_bench_runs.py::test_a_sweep_finds_the_rate_that_keeps_the_objective",
         "test_bench_runs.py::test_a_task_of_the_users_own",
@@ -43,6 +46,12 @@ FULL_RUN_ONLY = frozenset(
         "test_locust_app.py::test_events_that_were_on_stay_on",
         "test_locust_app.py::test_failures_come_back_with_their_class",
         "test_locust_app.py::test_without_a_worker_the_run_is_refused",
+        "test_locust_generator.py::test_a_wrong_command_is_answered_and_the_process_goes_on",
+        "test_locust_generator.py::test_arms_are_closed_and_opened_again",
+        "test_locust_generator.py::test_no_more_tasks_are_in_flight_than_there_are_users",
+        "test_locust_generator.py::test_numbers_are_never_used_twice_and_nothing_is_in_flight_between_slices",
+        "test_locust_users.py::test_a_user_class_without_a_broker_says_so",
+        "test_locust_users.py::test_percentiles_are_exact_to_a_hundredth_of_a_millisecond",
         "test_locust_generator.py::test_arrivals_show_a_stall_of_the_worker",
         "test_locust_run.py::test_a_broken_invariant_gives_code_1_whatever_the_thresholds",
         "test_locust_run.py::test_a_master_and_a_worker_started_by_hand_find_each_other",
@@ -101,6 +110,8 @@ FEWER: Mapping[str, Mapping[str, Collection[str]]] = {
         )
     },
     "test_connection_pool.py": {"pool": ("threads", "eventlet"), "strategy": ("per_process",)},
+    "test_fork_sqlite.py": {"whose": ("url",)},
+    "test_locust_run.py": {"arguments": ("--worker-pool gvent", "--rate 0", "--database-url sqlite://")},
     "test_inspect.py": {"worker": ("prefork", "gevent")},
     "test_loadtest_workloads.py": {"ours": ("prefork", "gevent")},
     "test_observing.py": {"worker": ("prefork", "threads")},
@@ -171,8 +182,9 @@ class Case:
         return bool(OPTIONAL & self.words())
 
     def worker(self) -> tuple[Hashable, ...]:
-        """Return what tells the workers and hosts apart that the tests of a module share."""
-        return tuple(value for value in self.parameters.values() if isinstance(value, tuple))
+        """Return what tells the hosts apart that the tests of a module share; the pairs' workers run in any case."""
+        values = [value for value in self.parameters.values() if isinstance(value, tuple)]
+        return tuple(value for value in values if not hasattr(value, "strategy"))
 
 
 def choose(cases: Sequence[Case]) -> list[bool]:

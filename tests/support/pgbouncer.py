@@ -36,7 +36,7 @@ def pgbouncer(server: URL, folder: Path, *, pool_size: int = 4) -> Iterator[URL]
     (folder / "users").write_text(f'"{user}" "{server.password or ""}"\n')
     (folder / "pgbouncer.ini").write_text(
         f"""[databases]
-* = host={host} port={server.port or 5432}
+* = host='{host}' port={server.port or 5432}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}

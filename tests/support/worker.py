@@ -4,9 +4,7 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +16,16 @@ import psutil
 import redis
 from celery import Celery, Signature, chain
 
+from celery_alchemy.loadtests.errors import WorkerError
+from celery_alchemy.loadtests.processes import Process, StopStep, start_group, stop_group
+from celery_alchemy.loadtests.worker import STOP_STEPS, when_ready, worker_command
 from support import everywhere, preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 45
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
@@ -107,25 +108,25 @@ class Worker:
         self._client.conf.broker_transport_options = options
         self._connection = self._client.connection_for_write()
         self._producer = self._client.amqp.Producer(self._connection)
-        self._process: subprocess.Popen[bytes] | preloaded.Process | None = None
+        self._process: Process | None = None
 
     def start(self) -> None:
         """Start the process without waiting for it."""
         usual = self.pool_arguments is None and self.pool in CONCURRENCY and not self.environment
         if self.pool_arguments is None:
             self.pool_arguments = ["-P", self.pool, "-c", str(self.concurrency)]
-        command = [sys.executable, "-m", "celery", "-A", "support.project.app", "worker", *self.pool_arguments]
-        command += ["-n", f"{self.name}@here", "-Q", self.queue, "-l", "info"]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *self.arguments]
+        arguments = (*self.pool_arguments, "-Q", self.queue, *self.arguments)
+        command = worker_command("support.project.app", *arguments, hostname=f"{self.name}@here")
         environment = self.environment | self._project()
         self._process = start_process(command, self.log_path, environment, own=not usual)
         ALIVE.append(self)
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while self.site.redis.blpop([self.site.key("ready", self.name)], timeout=0.2) is None:
-            assert self.is_running(), f"the worker ended with {self.exit_code()} instead of starting\n{self.log()}"
-            assert time.monotonic() < deadline, f"the worker was not ready after {START_TIMEOUT_S} s\n{self.log()}"
+        key = self.site.key("ready", self.name)
+        try:
+            when_ready(lambda: self.site.redis.blpop([key], timeout=0.2), self.exit_code, self.pool, START_TIMEOUT_S)
+        except WorkerError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -306,9 +307,7 @@ def running(worker: Worker) -> Iterator[Worker]:
         assert code == worker.expected_code, f"the worker ended with {code}\n{worker.log_tail()}"
 
 
-def start_process(
-    command: Sequence[str], log: Path, environment: dict[str, str], *, own: bool = True
-) -> "subprocess.Popen[bytes] | preloaded.Process":
+def start_process(command: Sequence[str], log: Path, environment: dict[str, str], *, own: bool = True) -> Process:
     """Start a process in a group of its own, far from the checkout, that finds `support` and its own folder.
 
     A `celery` that need not have an interpreter of its own may be forked by one that has loaded it.
@@ -320,28 +319,10 @@ def start_process(
     log.parent.mkdir(parents=True, exist_ok=True)
     if preloaded.enabled and not own:
         return preloaded.start(command, log.parent, log, environment)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=log.parent,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    return start_group(command, log, environ=environment, cwd=log.parent)
 
 
-def stop_process(
-    process: "subprocess.Popen[bytes] | preloaded.Process", wake: Callable[[], object] = lambda: None
-) -> int:
+def stop_process(process: Process, wake: Callable[[], object] = lambda: None) -> int:
     """Stop a process group within bounds: TERM, QUIT, KILL."""
-    for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGQUIT, 5)):
-        if process.poll() is None:
-            process.send_signal(number)
-            wake()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience_s)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    stop_group(process, [StopStep(step.signal, 2 * step.wait_s) for step in STOP_STEPS], wake)
     return process.wait(5)

@@ -33,6 +33,7 @@ app.conf.update(
     result_expires=600,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    worker_proc_alive_timeout=60,  # a spawned pool process imports everything, on a busy machine for longer than 4 s
 )
 app.conf.update(config["settings"])
 
