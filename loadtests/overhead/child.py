@@ -19,7 +19,9 @@ from . import acting, tallies
 from .rows import Side, make_side
 
 INSTRUCTIONS, TALLIES, TIMES = "instructions", "tallies", "times"
-WARM_UP_TASKS = {INSTRUCTIONS: 15, TALLIES: 30, TIMES: 300}
+AFTER_SETTLING = 3
+#: Few leave Python's adaptive interpreter with code to adapt, which then is counted.
+WARM_UP_TASKS = {INSTRUCTIONS: 40, TALLIES: 30, TIMES: 300}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def mark_slices(sides: list[Side], job: Job) -> list[tuple[str, int]]:
         for tasks in job.slices:
             side.clear_broker()
             acting.settle()
+            _repeat(run, AFTER_SETTLING)  # the collector has emptied the free lists
             mark()
             _repeat(run, tasks)
             gc.collect()  # what a task leaves to the collector is counted too
