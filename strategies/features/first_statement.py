@@ -22,7 +22,7 @@ Mode = bool | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 WORTH_WHILE_S = 250e-6
 """A round trip that takes longer is worth to be saved. Measured: docs/round-trips.md."""
-_MEASUREMENTS = 5
+_MEASUREMENTS = 3
 #: Options of create_engine that leave nothing to us.
 _OWN_CONNECTIONS = ("creator", "pool", "module")
 
@@ -135,7 +135,7 @@ def _is_worth_while(connection: Any) -> bool:
 
 
 def round_trip_s(connection: Any) -> float:
-    """Return how long a new connection waits for an answer of the server, in seconds: the shortest of five.
+    """Return how long a new connection waits for an answer of the server, in seconds: the shortest of three.
 
     The shortest, for what disturbs a measurement makes it longer.
     """
