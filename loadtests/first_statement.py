@@ -2,13 +2,14 @@
 
     python -m celery_alchemy.loadtests.first_statement --delay 1 --delay 20
 
-The task by hand, with the layer and BEGIN by itself, and with the layer and BEGIN along with the first statement run in
-turn, one task each, in one process. A round is a number of turns; it compares the medians of its times as ratios. The
-delay is that of a proxy in a process of its own; round trips are counted by another proxy.
+Each task, by hand and with the layer, each with BEGIN by itself and with BEGIN along with the first statement, runs in
+turn with the others, once each, in one process. A round is a number of turns; it compares the medians of its times as
+ratios. The delay is that of a proxy in a process of its own; round trips are counted by another proxy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -29,6 +30,8 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.orm import Session
 
 from .. import Alchemy, DatabaseTask, WorkerPool
+from ..strategies.features.first_statement import begin_with_first_statement
+from ..strategies.options import DatabaseOptions
 from .overhead.__main__ import median_interval
 from .overhead.rows import Base, Item, run_of
 from .proxy import DistantProxy, counting_proxy
@@ -37,7 +40,7 @@ from .services import database_server
 
 STATEMENTS = 10
 WARM_UP_TASKS = 30
-ARMS = ("by hand", "BEGIN by itself", "BEGIN along")
+ARMS = ("by hand", "by hand, BEGIN along", "with the layer", "with the layer, BEGIN along")
 TASKS = ("one INSERT", "ten statements")
 Runs = dict[str, dict[str, Callable[[], object]]]
 
@@ -60,7 +63,8 @@ def _serve(url: str, delay_s: float, pipe: Connection) -> None:
 
     proxy = DistantProxy(make_url(url), delay_s)
     pipe.send(proxy.port)
-    pipe.recv()  # until whoever started us has no more use for it
+    with contextlib.suppress(EOFError):
+        pipe.recv()  # until the process that measures needs it no more, or is gone
     proxy.close()
 
 
@@ -85,17 +89,18 @@ def distant(database: URL, delay_s: float) -> Iterator[URL]:
 def tasks_on(url: URL) -> Iterator[Runs]:
     """Give what runs each task once, by task and arm."""
     address = url.render_as_string(hide_password=False)
-    engine = create_engine(url, pool_size=1, max_overflow=0)
-    Base.metadata.create_all(engine)
+    engines = [create_engine(url, pool_size=1, max_overflow=0) for _ in range(2)]
+    Base.metadata.create_all(engines[0])
+    begin_with_first_statement(engines[1], DatabaseOptions(begin_with_first_statement=True))
     runs: Runs = {name: {} for name in TASKS}
     started = []
-    for arm, mode in zip(ARMS, (None, False, True), strict=True):
-        app = Celery(f"first-{mode}", broker="memory://", set_as_current=False)
+    for number, arm in enumerate(ARMS):
+        app = Celery(f"first-{number}", broker="memory://", set_as_current=False)
         app.conf.update(alchemy_database_url=address, task_ignore_result=True)
-        if mode is None:
-            insert, ten = _by_hand(app, engine)
+        if arm.startswith("by hand"):
+            insert, ten = _by_hand(app, engines[number])
         else:
-            app.conf.alchemy_begin_with_first_statement = mode
+            app.conf.alchemy_begin_with_first_statement = arm.endswith("along")
             db = Alchemy(app)
             insert, ten = _with_layer(app)
             app.finalize()
@@ -108,7 +113,8 @@ def tasks_on(url: URL) -> Iterator[Runs]:
     finally:
         for db in started:
             db.stop()
-        engine.dispose()
+        for engine in engines:
+            engine.dispose()
 
 
 def _by_hand(app: Celery, engine: Any) -> tuple[Any, Any]:

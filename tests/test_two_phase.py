@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
-from support import databases, servers
+from support import databases, everywhere, servers
 from support.apps import Isolated
 from support.databases import Database, PostgreSQL
 from support.faults import amount
@@ -72,6 +72,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Database, Database]:
 @contextlib.contextmanager
 def app_with(first: str, second: str, **more: Any) -> Iterator[Alchemy]:
     app = Isolated("two", broker="memory://", set_as_current=False)
+    more = everywhere.SETTINGS | more
     app.conf.update(alchemy_database_url=first, alchemy_databases={"reports": second}, alchemy_two_phase=True, **more)
     db = Alchemy(app)
     try:

@@ -3,6 +3,8 @@
 Without the variable BEGIN has a round trip of its own: "auto" would decide by the load of this machine.
 
 CELERY_ALCHEMY_TEST_SETTINGS='{"alchemy_begin_with_first_statement": true}' python -m pytest tests/test_contract_*.py
+
+By default that one is off: "auto" would decide by how busy this machine is, and round trips are counted.
 """
 
 import json
