@@ -54,6 +54,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench-overhead: $(VENV)/installed
 	$(BIN)/python -m celery_alchemy.loadtests.overhead

@@ -19,11 +19,12 @@ from .engines import forks
 from .engines.held import held as held_stack
 from .engines.held import holding_of
 from .engines.leaks import describe, take_back
+from .entry import TASK_KINDS, Entry, Label, UnitOptions, written
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import shield
 from .on_commit import Callback
 from .scope import HELD, UNITS, ScopeStack, current_scope, describe_current_scope
-from .unit_of_work import TASK_KINDS, Entry, Joined, Label, UnitOfWork, UnitOptions, written
+from .unit_of_work import Joined, UnitOfWork
 
 logger = logging.getLogger(__name__)
 

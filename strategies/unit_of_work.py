@@ -11,8 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
@@ -24,87 +23,13 @@ from .base import SessionStrategy
 from .drivers.base import driver_of
 from .engines.abandon import abandon
 from .engines.cancelling import cancel_running
+from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
-from .hooks import UnitHook
 from .interrupts import is_interrupt, is_kill
 from .on_commit import Callback, CommitCallbacks, heir_of
 from .sessions import OWNER, watch_commits
 
 logger = logging.getLogger(__name__)
-
-#: A name, or the two parts of `task name[task id]`, or the line of code of a block: put together only when a message
-#: needs them.
-Label = str | tuple[str, str] | tuple[CodeType, int]
-
-#: Kinds of entries: the body of a task, its own `__call__`, one of Celery's hooks; a block; an on_commit callback.
-TASK_KINDS = frozenset({"run", "call", "hook"})
-
-
-def written(label: Label) -> str:
-    """Return the name of a unit of work, for messages."""
-    if isinstance(label, str):
-        return label
-    first, second = label
-    return f"{first}[{second}]" if isinstance(first, str) else f"unit_of_work() at {first.co_filename}:{second}"
-
-
-class UnitOptions(NamedTuple):
-    """How the units of work of one task, or of a block, are treated; made once and looked at by each."""
-
-    commits: bool = True
-    """False: a good ending rolls back."""
-    read_only: Any = False
-    """What `features.read_only` was asked for; a task that is called like a function must agree with its caller."""
-    hooks: tuple[UnitHook, ...] = ()
-    """The features that follow it, `extra` among them."""
-    extra: tuple[UnitHook, ...] = ()
-    """Those of this task alone; they follow it on every database."""
-
-
-class Entry:
-    """What stands on the stack of a thread or greenlet: a unit of work, or a task that has joined one."""
-
-    owns = False
-    """Releases the unit of work when it leaves."""
-    ends = False
-    """Commits or rolls back when it leaves."""
-    left = False
-    """True once it has been taken off the stack."""
-    kind: str
-    holder: Any
-    """The task that runs in it."""
-    request: Any
-    """Celery's request, for the Celery side."""
-    registry: Any
-    """The UnitOfWorkRegistry whose it is."""
-    home: list[Entry]
-    """The stack it is on."""
-    in_task: bool
-    """A task runs in it, or around it: only a helper thread or a script has none."""
-    opened: Session | None = None
-    """Its Session if it has been used, else None; of a unit of work alone."""
-    ready: Session | None = None
-    """The same, where nothing is to be done before it is used again."""
-    coroutine: object = None
-    """The asyncio task that opened a block; None outside an event loop."""
-
-    @property
-    def unit(self) -> UnitOfWork:
-        """The unit of work that runs."""
-        raise NotImplementedError
-
-    @property
-    def session(self) -> Session:
-        """The Session of the unit of work, opened on first use."""
-        return self.unit.session
-
-    def succeed(self, *, final: bool) -> None:
-        """End its unit of work well."""
-        raise NotImplementedError
-
-    def fail(self, error: BaseException) -> None:
-        """End its unit of work badly."""
-        raise NotImplementedError
 
 
 class Joined(Entry):

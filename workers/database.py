@@ -15,6 +15,7 @@ from ..strategies.drivers.url import parse_url
 from ..strategies.engines import statement_timeout
 from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
 from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
+from ..strategies.entry import UnitOptions
 from ..strategies.features.choice import ENGINE_HOOKS, phrases, unit_options
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
@@ -23,7 +24,7 @@ from ..strategies.registry import RunningScope, UnitOfWorkRegistry, observe_erro
 from ..strategies.sessions import DeferringSession, MakeSession, SessionFactory, UnitSession
 from ..strategies.several.several_units import Part, SeveralUnits
 from ..strategies.several.two_phase import TwoPhaseSession, can_prepare
-from ..strategies.unit_of_work import UnitOfWork, UnitOptions
+from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
 from .errors import ConfigurationError, as_configuration_error

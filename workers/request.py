@@ -15,9 +15,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from ..strategies.entry import Entry, Label, UnitOptions
 from ..strategies.features.read_only import ReadOnlyError
 from ..strategies.registry import UnitOfWorkRegistry, entries
-from ..strategies.unit_of_work import Entry, Label, UnitOptions
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from ..strategies.entry import Entry
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.registry import entries
 from ..strategies.sessions import shield_mapper_configuration
-from ..strategies.unit_of_work import Entry
 from ._celery import running_request
 from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
 

@@ -9,10 +9,10 @@ from sqlalchemy.engine import URL
 from ..base import SessionStrategy
 from ..engines.factory import EngineHook
 from ..engines.statement_timeout import limit_statements
+from ..entry import UnitOptions
 from ..hooks import UnitHook
 from ..options import DatabaseOptions
 from ..several.two_phase import name_transactions
-from ..unit_of_work import UnitOptions
 from .first_statement import begin_with_first_statement, describe
 from .read_only import IN_TRANSACTION, ReadOnly, ReadOnlyHook, set_read_only_at_connect
 from .transaction_settings import TransactionSettings

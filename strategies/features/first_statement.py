@@ -118,10 +118,10 @@ def _has_pipelines() -> bool:
 
 def _module_of(dialect: Dialect) -> ModuleType:
     if dialect.driver == "psycopg":
-        from . import begin_psycopg
+        from ..drivers import begin_psycopg
 
         return begin_psycopg
-    from . import begin_psycopg2
+    from ..drivers import begin_psycopg2
 
     return begin_psycopg2
 

@@ -1,0 +1,122 @@
+"""What the structure promises: private parts in their rooms, short functions, little that all of a process shares."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import celery_alchemy
+
+PACKAGE = Path(celery_alchemy.__file__).parent
+FILES = sorted(path for folder in ("strategies", "workers") for path in (PACKAGE / folder).rglob("*.py"))
+TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in FILES}
+#: Here stand the private parts of SQLAlchemy, Celery and the drivers.
+ROOMS = ("strategies/_sqlalchemy.py", "workers/_celery.py", "strategies/drivers/")
+#: Of the standard library: the caller's line, for a message. And what SQLAlchemy's own pool classes override.
+ALLOWED = {"_getframe", "_replace", "_do_get"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith(("__", "_celery_alchemy"))
+
+
+def our_own() -> set[str]:
+    """The names with an underscore that our own code defines."""
+    found: set[str] = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and owner(node) == "self":
+                found.add(node.attr)
+    return found
+
+
+def owner(node: ast.Attribute) -> str | None:
+    return node.value.id if isinstance(node.value, ast.Name) else None
+
+
+def of_others(tree: ast.AST, ours: set[str]) -> Iterator[tuple[str, int]]:
+    """Yield the private names of other people's objects that a module uses, and the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and owner(node) not in {"self", "cls"}:
+            if node.attr not in ours | ALLOWED:
+                yield node.attr, node.lineno
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "setattr", "hasattr"}:
+            name = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else ""
+            if isinstance(name, str) and is_private(name) and name not in ours:
+                yield name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.module or "", node.lineno) for part in (node.module or "").split(".") if is_private(part))
+
+
+def test_private_parts_of_others_stand_in_their_rooms() -> None:
+    """With the version they were tried on, and what breaks without them."""
+    ours = our_own()
+    wrong = [
+        f"{name}:{line} {attribute}"
+        for name, tree in TREES.items()
+        if not name.startswith(ROOMS)
+        for attribute, line in of_others(tree, ours)
+    ]
+    assert wrong == []
+
+
+def test_a_private_part_elsewhere_is_found() -> None:
+    tree = ast.parse("def f(pool):\n    pool._overflow += 1\n    return getattr(pool, '_pool')\n")
+    assert [name for name, _ in of_others(tree, our_own())] == ["_overflow", "_pool"]
+
+
+def test_no_function_is_longer_than_sixty_lines() -> None:
+    long = [
+        f"{name}: {node.name}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []
+
+
+#: What all of a process shares, because a fork, a signal or a thread forces it: fork guard, interrupts, scope; which
+#: apps, Engines, Session classes and drivers have been seen; what is watched, and by whom.
+SHARED = {
+    "strategies/registry.py": {"entries", "open_units"},
+    "strategies/interrupts.py": {"_interrupt_types", "shield"},
+    "strategies/sessions.py": {"_classes"},
+    "strategies/drivers/base.py": {"_drivers", "_unknown"},
+    "strategies/engines/factory.py": {"_served"},
+    "strategies/engines/forks.py": {
+        "_engines", "_records", "_stacks", "_callbacks", "_graveyard", "_pinned", "_registered",
+    },
+    "strategies/engines/held.py": {"held"},
+    "strategies/engines/leaks.py": {"_library_modules"},
+    "strategies/watching/statements.py": {"_watched", "_wanted"},
+    "workers/apps.py": {"_all"},
+    "workers/sending/enqueue.py": {"_ordered", "_celerys_own"},
+    "workers/sending/outbox.py": {"_last_look"},
+    "workers/watching/observers.py": {"_observers"},
+    "workers/watching/processes.py": {"_pool_processes", "_FORKS"},
+}  # fmt: skip
+
+
+def shared(tree: ast.Module) -> set[str]:
+    """The names of a module that hold what changes: containers that begin empty, calls of classes, `global`s."""
+    found = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
+    for node in tree.body:
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        name = targets[0].id if isinstance(targets[0], ast.Name) else ""
+        empty = (isinstance(value, ast.List) and not value.elts) or (isinstance(value, ast.Dict) and not value.keys)
+        called = getattr(getattr(value, "func", None), "attr", None) or getattr(getattr(value, "func", None), "id", "")
+        makes = {"set", "WeakSet", "WeakKeyDictionary", "ScopeStack", "ContextVar", "Shield", "PoolProcesses", "Driver"}
+        if empty or called in makes:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_what_all_of_a_process_shares_is_listed(name: str) -> None:
+    assert shared(TREES[name]) == SHARED.get(name, set())
