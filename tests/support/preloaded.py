@@ -156,7 +156,7 @@ def main() -> None:
         _import_each(f"celery.concurrency.{library}")
     _import_each(*MODULES)
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    places = [place for place in sys.path if place not in {"", os.getcwd(), *given}]
+    places = [place for place in sys.path[1:] if place not in given]  # the first is where this was started
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
