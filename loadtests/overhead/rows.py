@@ -166,14 +166,16 @@ def _with_layer(url: str, strategy: str) -> Side:
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
-    return {task.name.rpartition(".")[2]: _run(app, task) for task in tasks}
+    return {task.name.rpartition(".")[2]: run_of(app, task) for task in tasks}
 
 
-def _run(app: Celery, task: Any) -> Callable[[], object]:
+def run_of(app: Celery, task: Any) -> Callable[[], object]:
     trace = build_tracer(task.name, task, app=app)
     request = {"id": "0", "ignore_result": True, "delivery_info": {}}
 
     def run() -> None:
-        trace("0", (), {}, request)
+        failed = trace("0", (), {}, request).info
+        if failed is not None:
+            raise RuntimeError(f"{task.name} failed: {failed!r}")  # Celery has only logged it
 
     return run
