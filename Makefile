@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead walk clean
+.PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint bench-overhead counts counts-baseline walk clean
 
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
@@ -58,6 +58,14 @@ lint: $(VENV)/installed
 
 bench-overhead: $(VENV)/installed
 	$(BIN)/python -m celery_alchemy.loadtests.overhead
+
+# What a task costs, counted: calls, memory blocks, round trips, instructions where valgrind is; compared with the committed
+# baseline of this Python, and what is more than 2 % above it fails.
+counts: $(VENV)/installed
+	$(BIN)/python -m celery_alchemy.loadtests.overhead.counts
+
+counts-baseline: $(VENV)/installed
+	$(BIN)/python -m celery_alchemy.loadtests.overhead.counts --write
 
 # How many of our files, calls and crossings between files a reader meets who follows one request; LIST=1 names them.
 walk: $(VENV)/installed

@@ -35,6 +35,8 @@ WARM_UP_RUNS = 5
 RUNS = 5
 #: The rooms that are counted: loadtests are on the other side.
 ROOMS = ("strategies", "workers")
+#: Names of the scenes that are one request.
+REQUESTS = ("one SELECT", "one SELECT, one delay_on_commit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +210,11 @@ def record_scenes(url: str, pool: str, strategy: str | None) -> list[Scene]:
     db.start_worker(WorkerPool(name=pool), strategy)
     scenes = [
         Scene(
-            "one SELECT",
+            REQUESTS[0],
             record(request(app, "select")),
             "at most 10 files, 45 calls, 40 crossings, 20 back",
         ),
-        Scene("one SELECT, one delay_on_commit", record(request(app, "select_and_delay")), "at most 14 files"),
+        Scene(REQUESTS[1], record(request(app, "select_and_delay")), "at most 14 files"),
         Scene("a fork, in the child", record_fork(), ""),
     ]
     db.stop()
@@ -251,7 +253,7 @@ def main(url: str | None, strategy: str, pool: str, listed: bool, as_json: bool)
         scenes = record_scenes(url, pool, strategy)
     walks = [(scene, measure(scene.steps)) for scene in scenes]
     if as_json:
-        click.echo(json.dumps({s.name: [w.files, w.calls, w.crossings, w.back] for s, w in walks}, indent=2))
+        click.echo(json.dumps({s.name: [w.files, w.calls, w.crossings, w.back] for s, w in walks}))
         return
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title="Our files on the way of one request")

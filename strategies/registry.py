@@ -46,7 +46,7 @@ def innermost(strategy: object) -> UnitOfWork | None:
     for entry in reversed(open_entries()):
         for unit in entry.unit.all_units:
             if unit.strategy is strategy:
-                return unit
+                return unit  # type: ignore[no-any-return]
     return None
 
 

@@ -14,13 +14,14 @@ Result = TypeVar("Result")
 WORKER_POOLS = ("solo", "threads", "gevent", "prefork")
 
 
-def start(apps: Iterable[Celery], pool: str) -> None:
-    """Make a worker of each app, all but the running: its bootsteps, and under prefork the process that runs tasks.
-
-    Under prefork it returns in the pool process; the main process ends when that does.
-    """
+def make_workers(apps: Iterable[Celery], pool: str) -> None:
+    """Make a worker of each app, all but the running: its bootsteps."""
     for app in apps:
         app.WorkController(pool=pool, concurrency=1)
+
+
+def begin(pool: str) -> None:
+    """Be the process that runs tasks: under prefork a child of this one, which ends when that does."""
     if pool == "prefork":
         child = os.fork()
         if child:

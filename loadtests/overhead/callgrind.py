@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import child
-from .processes import run, started
+from .processes import MeasureError, run, started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
 SLICES = (0, 30, 0, 30)
@@ -38,7 +38,9 @@ def is_available() -> bool:
     return shutil.which("valgrind") is not None and shutil.which("vgdb") is not None
 
 
-def count(side: str, pool: str, strategy: str, url: str, tasks: list[str]) -> dict[str, Instructions]:
+def count(
+    side: str, pool: str, strategy: str, url: str, tasks: list[str], slices: tuple[int, ...] = SLICES
+) -> dict[str, Instructions]:
     """Return the instructions of each of `tasks`, keys of `Side.tasks`, with one side in a process of its own.
 
     Raises:
@@ -48,7 +50,7 @@ def count(side: str, pool: str, strategy: str, url: str, tasks: list[str]) -> di
     # or read is seen in the counts.
     pairs = tuple((task,) for task in tasks)
     run(child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (1,)))
-    job = child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), pairs, SLICES)
+    job = child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), pairs, slices)
     with tempfile.TemporaryDirectory(prefix="celery-alchemy-counts-") as folder:
         out = Path(folder) / "out"
         # Imports and start are not counted, and without instrumentation they take a tenth of the time.
@@ -57,19 +59,29 @@ def count(side: str, pool: str, strategy: str, url: str, tasks: list[str]) -> di
             f"--callgrind-out-file={out}.%p", f"--log-file={folder}/log.%p",
         ]  # fmt: skip
         with started(job, *valgrind) as process:
-            pid = process.answer()["pid"]
-            order = ["vgdb", f"--pid={pid}", "instrumentation", "on"]
-            subprocess.run(order, check=True, capture_output=True)  # noqa: S603
+            _instrument(process.answer())
             process.go_on()
-            slices = process.answer()
+            pid, done = process.answer()
             process.wait()
         # Each slice stands between two marks: what came before the first of them is the odd dump.
-        totals = [_total(Path(f"{out}.{pid}.{2 * number}")) for number in range(1, len(slices) + 1)]
+        totals = [_total(Path(f"{out}.{pid}.{2 * number}")) for number in range(1, len(done) + 1)]
     found: dict[str, list[float]] = {}
-    counted = [(name, tasks, total) for (name, tasks), total in zip(slices, totals, strict=True)]
+    counted = [(name, tasks, total) for (name, tasks), total in zip(done, totals, strict=True)]
     for (name, few, least), (_, many, most) in zip(counted[::2], counted[1::2], strict=True):
         found.setdefault(name, []).append((most - least) / (many - few))
     return {name: Instructions(values) for name, values in found.items()}
+
+
+def _instrument(pid: int) -> None:
+    """Let valgrind count from now on.
+
+    Raises:
+        MeasureError: it does not obey; the message ends with what vgdb said.
+    """
+    order = ["vgdb", f"--pid={pid}", "instrumentation", "on"]
+    done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
 
 
 def _total(path: Path) -> int:

@@ -18,10 +18,10 @@ from typing import Any
 from . import acting, tallies
 from .rows import Side, make_side
 
-INSTRUCTIONS, TALLIES, TIMES = "instructions", "tallies", "times"
+INSTRUCTIONS, TALLIES, ROUND_TRIPS, TIMES = "instructions", "tallies", "round trips", "times"
 AFTER_SETTLING = 3
 #: Few leave Python's adaptive interpreter with code to adapt, which then is counted.
-WARM_UP_TASKS = {INSTRUCTIONS: 40, TALLIES: 30, TIMES: 300}
+WARM_UP_TASKS = {INSTRUCTIONS: 40, TALLIES: 30, ROUND_TRIPS: 10, TIMES: 300}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Job:
     """What the process is to do."""
 
     measure: str
-    """INSTRUCTIONS, TALLIES or TIMES."""
+    """INSTRUCTIONS, TALLIES, ROUND_TRIPS or TIMES."""
     pool: str
     strategy: str
     url: str
@@ -53,12 +53,18 @@ def main() -> None:
     given: dict[str, Any] = json.loads(sys.argv[1])
     job = Job(**given)
     sides = [make_side(side, job.url, job.strategy) for side in job.sides]
-    acting.start([side.app for side in sides], job.pool)
-    measure = {INSTRUCTIONS: mark_slices, TALLIES: tally, TIMES: time_rounds}[job.measure]
+    acting.make_workers([side.app for side in sides], job.pool)
+    measures: dict[str, Callable[[list[Side], Job], object]] = {
+        INSTRUCTIONS: mark_slices,
+        TALLIES: tally,
+        ROUND_TRIPS: run_when_told,
+        TIMES: time_rounds,
+    }
     if job.measure == INSTRUCTIONS:
-        tell({"pid": os.getpid()})
-        wait_for_a_line()
-    tell(acting.call(job.pool, lambda: measure(sides, job)))
+        tell(os.getpid())
+        wait_for_a_line()  # in the main process: valgrind takes no orders for the child of a fork
+    acting.begin(job.pool)
+    tell(acting.call(job.pool, lambda: measures[job.measure](sides, job)))
     os._exit(0)
 
 
@@ -75,6 +81,7 @@ def wait_for_a_line() -> None:
         try:
             if os.read(0, 1):
                 return
+            os._exit(1)  # whoever started this has gone
         except BlockingIOError:
             time.sleep(0.01)
 
@@ -84,8 +91,8 @@ def mark() -> None:
     os.getsid(0)
 
 
-def mark_slices(sides: list[Side], job: Job) -> list[tuple[str, int]]:
-    """Run the slices of each task between two marks; return which they were."""
+def mark_slices(sides: list[Side], job: Job) -> tuple[int, list[tuple[str, int]]]:
+    """Run the slices of each task between two marks; return the id of this process, and which they were."""
     done: list[tuple[str, int]] = []
     (side,) = sides
     for (name,) in job.pairs:
@@ -99,7 +106,7 @@ def mark_slices(sides: list[Side], job: Job) -> list[tuple[str, int]]:
             gc.collect()  # what a task leaves to the collector is counted too
             mark()
             done.append((name, tasks))
-    return done
+    return os.getpid(), done
 
 
 def tally(sides: list[Side], job: Job) -> dict[str, tallies.Tally]:
@@ -112,6 +119,19 @@ def tally(sides: list[Side], job: Job) -> dict[str, tallies.Tally]:
         acting.settle()
         found[name] = tallies.count(run, job.slices[0])
     return found
+
+
+def run_when_told(sides: list[Side], job: Job) -> None:
+    """Run each task, and wait for a line before and after: somebody outside counts."""
+    (side,) = sides
+    for (name,) in job.pairs:
+        run = _warmed_up(side, name, job)
+        for tasks in job.slices:
+            tell(name)
+            wait_for_a_line()
+            _repeat(run, tasks)
+            tell(name)
+            wait_for_a_line()
 
 
 def time_rounds(sides: list[Side], job: Job) -> list[list[tuple[float, ...]]]:

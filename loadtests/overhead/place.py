@@ -18,11 +18,11 @@ def database(url: str | None = None) -> Iterator[str]:
     """Yield the URL of a database with the table: a new one of DATABASE_URL's server, else of an embedded PostgreSQL.
 
     Args:
-        url: Of a database to use as it is.
+        url: Of a database to use as it is; the table stays, for others may be counting there.
     """
     if url is not None:
-        with _table(url):
-            yield url
+        _make_table(url)
+        yield url
         return
     with (
         run_directory() as run,
@@ -30,15 +30,9 @@ def database(url: str | None = None) -> Iterator[str]:
         server.fresh_database(run, "overhead") as fresh,
     ):
         url = fresh.render_as_string(hide_password=False)
-        with _table(url):
-            yield url
+        _make_table(url)
+        yield url
 
 
-@contextmanager
-def _table(url: str) -> Iterator[None]:
-    engine = create_engine(url, poolclass=NullPool)
-    Base.metadata.create_all(engine)
-    try:
-        yield
-    finally:
-        Base.metadata.drop_all(engine)
+def _make_table(url: str) -> None:
+    Base.metadata.create_all(create_engine(url, poolclass=NullPool))

@@ -52,16 +52,20 @@ class Child:
 @contextmanager
 def started(job: Job, *before: str) -> Iterator[Child]:
     """Start the process of `job`, below the command `before`; it is killed where the block raises."""
+    with _started([*before, sys.executable, *command(job)]) as child:
+        yield child
+
+
+@contextmanager
+def _started(arguments: list[str]) -> Iterator[Child]:
     # The same order of sets on every run, and compiled modules: to compile them is most of what a start costs.
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), f"celery-alchemy-pyc-{os.getuid()}"))
-    arguments = [*before, sys.executable, *command(job)]
+    pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(  # noqa: S603 - our own interpreter.
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ
-        ) as process,
+        subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environ) as process,  # noqa: S603 - our own interpreter
     ):
         try:
             yield Child(process, errors)
@@ -73,4 +77,10 @@ def started(job: Job, *before: str) -> Iterator[Child]:
 def run(job: Job) -> Any:
     """Return the one answer of `job`."""
     with started(job) as child:
+        return child.answer()
+
+
+def run_module(name: str, *arguments: str) -> Any:
+    """Return what a module prints, which is one line of JSON."""
+    with _started([sys.executable, "-m", name, *arguments]) as child:
         return child.answer()

@@ -174,6 +174,8 @@ def run_of(app: Celery, task: Any) -> Callable[[], object]:
     request = {"id": "0", "ignore_result": True, "delivery_info": {}}
 
     def run() -> None:
-        trace("0", (), {}, request)
+        failed = trace("0", (), {}, request).info
+        if failed is not None:
+            raise RuntimeError(f"{task.name} failed: {failed!r}")  # Celery has only logged it
 
     return run

@@ -1,0 +1,112 @@
+"""The counts that were committed, and what is above them.
+
+A count depends on Python, on the libraries, and instructions on the processor and libc too. So what is compared is the
+count with the layer as a multiple of the one by hand, in the same run, with what the same Python had.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PATH = Path(__file__).with_name("baseline.json")
+TOLERANCE = 0.02
+"""A count may be so much above its baseline, as a share of that."""
+
+#: By kind of count ("calls"), by where ("solo, local") and by row ("one SELECT").
+Baseline = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One count per task."""
+
+    kind: str
+    where: str
+    """The worker pool and the strategy."""
+    row: str
+    with_layer: float
+    by_hand: float = 1.0
+    """1 where nothing is done by hand, or where the count is the same everywhere."""
+
+    @property
+    def multiple(self) -> float:
+        return self.with_layer / self.by_hand
+
+    def __str__(self) -> str:
+        return _shown(self.with_layer, self.by_hand)
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """A count that is above its baseline."""
+
+    count: Count
+    baseline: Count
+
+    @property
+    def share(self) -> float:
+        """How much it is above, as a share of the baseline."""
+        return self.count.multiple / self.baseline.multiple - 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count.kind}, {self.count.where}, {self.count.row}: {self.count}; the baseline is {self.baseline} "
+            f"({self.share:+.1%}, allowed {TOLERANCE:+.0%})"
+        )
+
+
+def _shown(with_layer: float, by_hand: float) -> str:
+    if by_hand == 1.0:
+        return f"{with_layer:,.0f}"
+    return f"{with_layer / by_hand:.3f} times the task by hand ({with_layer:,.0f} / {by_hand:,.0f})"
+
+
+def regressions(counts: Iterable[Count], baseline: Baseline) -> list[Regression]:
+    """Return the counts that are above what `baseline` allows, the worst first; one it does not know is none."""
+    found = []
+    for count in counts:
+        known = baseline.get(count.kind, {}).get(count.where, {}).get(count.row)
+        if known is not None:
+            regression = Regression(count, Count(count.kind, count.where, count.row, *known))
+            if regression.share > TOLERANCE:
+                found.append(regression)
+    return sorted(found, key=lambda one: -one.share)
+
+
+def unknown(counts: Iterable[Count], baseline: Baseline) -> list[Count]:
+    """Return the counts that `baseline` does not know."""
+    return [one for one in counts if one.row not in baseline.get(one.kind, {}).get(one.where, {})]
+
+
+def as_baseline(counts: Iterable[Count]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Return `counts` as they are written."""
+    found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for one in counts:
+        where = found.setdefault(one.kind, {}).setdefault(one.where, {})
+        where[one.row] = (round(one.with_layer), round(one.by_hand))
+    return found
+
+
+def key() -> str:
+    """Return the name of this Python's baseline."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def read(path: Path = PATH) -> Baseline | None:
+    """Return what was committed for this Python; None where nothing was."""
+    baselines: dict[str, Baseline] = json.loads(path.read_text()) if path.exists() else {}
+    return baselines.get(key())
+
+
+def write(counts: Iterable[Count], path: Path = PATH) -> None:
+    """Let `counts` be the baseline of this Python; kinds that were not counted stay."""
+    baselines = json.loads(path.read_text()) if path.exists() else {}
+    baselines[key()] = {**baselines.get(key(), {}), **as_baseline(counts)}
+    text = json.dumps(dict(sorted(baselines.items())), indent=1)
+    # One line for each row: a change is read as one.
+    lines = text.replace("[\n     ", "[").replace(",\n     ", ", ").replace("\n    ]", "]")
+    path.write_text(f"{lines}\n")

@@ -1,0 +1,158 @@
+"""What a task costs, counted, and compared with what was committed: `make counts`.
+
+Python counts calls and blocks of memory, valgrind instructions (where it is installed), a proxy round trips, and a
+reader's walk is counted too. Nothing is timed, so a busy machine finds the same. What is more than 2 % above the
+baseline fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+
+import click
+from sqlalchemy import make_url
+
+from .. import walk
+from ..proxy import counting_proxy
+from . import baseline, callgrind, child, processes
+from .baseline import Count
+from .place import database
+from .rows import BY_HAND, ROWS, WITH_LAYER, Row
+
+ROW = {row.name: row for row in ROWS}
+STRATEGIES = ("local", "scoped", "per_process")
+Cell = tuple[str, str]
+#: Threads by hand are solo by hand.
+BY_HAND_LIKE = {"threads": "solo"}
+TALLY_CELLS: tuple[Cell, ...] = tuple(
+    (pool, strategy) for pool in ("solo", "threads", "gevent", "prefork") for strategy in STRATEGIES
+)
+TALLIED_TASKS = 9
+#: Under valgrind a task takes fifty times as long: all rows once, elsewhere those that differ.
+INSTRUCTION_CELLS: dict[Cell, tuple[str, ...]] = {
+    ("solo", "local"): tuple(ROW),
+    ("prefork", "per_process"): ("no database", "one SELECT", "one INSERT"),
+    ("gevent", "scoped"): ("one SELECT",),
+    ("threads", "scoped"): ("one SELECT",),
+}
+INSTRUCTION_SLICES = (0, 30)
+ROUND_TRIP_ROWS = ("one SELECT", "one INSERT", "ten statements", "one SELECT, read_only")
+ROUND_TRIP_TASKS = 10
+
+
+def count_in_cells(
+    cells: dict[Cell, tuple[str, ...]], measure: Callable[[str, str, str, list[str]], dict[str, dict[str, float]]]
+) -> list[Count]:
+    """Return the counts of the rows of each cell, with the layer and by hand.
+
+    Args:
+        measure: Takes a side, a worker pool, a strategy and tasks; returns by kind of count and by task.
+    """
+    by_hand: dict[str, list[str]] = {}
+    for (pool, _), names in cells.items():
+        tasks = by_hand.setdefault(BY_HAND_LIKE.get(pool, pool), [])
+        tasks += [ROW[name].by_hand for name in names]
+    jobs = [(BY_HAND, pool, "auto", list(dict.fromkeys(tasks))) for pool, tasks in by_hand.items()]
+    jobs += [(WITH_LAYER, *cell, [ROW[name].with_layer for name in names]) for cell, names in cells.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        found = list(executor.map(lambda job: measure(*job), jobs))
+    hand = dict(zip(by_hand, found, strict=False))
+    counts = []
+    for ((pool, strategy), names), ours in zip(cells.items(), found[len(by_hand) :], strict=True):
+        theirs = hand[BY_HAND_LIKE.get(pool, pool)]
+        for kind in ours:
+            for row in (ROW[name] for name in names):
+                where = f"{pool}, {strategy}"
+                counts.append(Count(kind, where, row.name, ours[kind][row.with_layer], theirs[kind][row.by_hand]))
+    return counts
+
+
+def tallies(url: str, cells: Iterable[Cell] = TALLY_CELLS, rows: Iterable[Row] = ROWS) -> list[Count]:
+    """Count calls and blocks."""
+    names = tuple(row.name for row in rows)
+
+    def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, float]]:
+        pairs = tuple((task,) for task in tasks)
+        job = child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (TALLIED_TASKS,))
+        found = processes.run(job)
+        return {kind: {task: found[task][kind] for task in tasks} for kind in ("calls", "blocks")}
+
+    return count_in_cells(dict.fromkeys(cells, names), measure)
+
+
+def instructions(url: str) -> list[Count]:
+    """Count instructions."""
+
+    def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, float]]:
+        found = callgrind.count(side, pool, strategy, url, tasks, INSTRUCTION_SLICES)
+        return {"instructions": {task: found[task].median for task in tasks}}
+
+    return count_in_cells(INSTRUCTION_CELLS, measure)
+
+
+def round_trips(url: str) -> list[Count]:
+    """Count round trips to the database."""
+    counts = []
+    with counting_proxy(make_url(url)) as proxy:
+        through = proxy.url.render_as_string(hide_password=False)
+        pairs = tuple((ROW[name].with_layer,) for name in ROUND_TRIP_ROWS)
+        job = child.Job(child.ROUND_TRIPS, "solo", "local", through, (WITH_LAYER,), pairs, (ROUND_TRIP_TASKS,))
+        with processes.started(job) as process:
+            for name in ROUND_TRIP_ROWS:
+                process.answer()
+                before = proxy.round_trips
+                process.go_on()
+                process.answer()
+                counts.append(
+                    Count("round trips", "solo, local", name, (proxy.round_trips - before) / ROUND_TRIP_TASKS)
+                )
+                process.go_on()
+            process.answer()
+    return counts
+
+
+def walks(url: str) -> list[Count]:
+    """Count what a reader walks through who follows a request."""
+    found = processes.run_module(walk.__name__, "--url", url, "--json")
+    names = [one.name for one in fields(walk.Walk)]
+    return [
+        Count(f"walk: {name}", "solo, auto", scene, number)
+        for scene in walk.REQUESTS
+        for name, number in zip(names, found[scene], strict=True)
+    ]
+
+
+@click.command(help=__doc__)
+@click.option("--url", help="Of a database to use as it is; default: DATABASE_URL, else an embedded PostgreSQL.")
+@click.option("--write", is_flag=True, help="Let what is counted be the baseline of this Python.")
+@click.option("--no-instructions", is_flag=True, help="Leave out what valgrind counts.")
+def main(url: str | None, write: bool, no_instructions: bool) -> None:
+    """Count, and compare or write."""
+    with database(url) as place:
+        counts = [*tallies(place), *round_trips(place), *walks(place)]
+        if callgrind.is_available() and not no_instructions:
+            counts += instructions(place)
+    if write:
+        baseline.write(counts)
+        click.echo(f"{len(counts)} counts are the baseline of Python {baseline.key()} now.")
+        return
+    known = baseline.read()
+    if known is None:
+        click.echo(f"Nothing was committed for Python {baseline.key()}: run make counts-baseline with it.")
+        return
+    new = baseline.unknown(counts, known)
+    for count in new:
+        click.echo(f"{count.kind}, {count.where}, {count.row}: {count}; there is no baseline", err=True)
+    above = baseline.regressions(counts, known)
+    for regression in above:
+        click.echo(str(regression), err=True)
+    click.echo(f"{len(counts)} counts, {len(above)} above the baseline, {len(new)} without one.")
+    sys.exit(bool(above or new))
+
+
+if __name__ == "__main__":
+    main()
