@@ -122,7 +122,12 @@ def _by_hand(url: str) -> Side:
 
 
 def _with_layer(url: str, strategy: str) -> Side:
-    app = _app(alchemy_database_url=url, alchemy_session_strategy=strategy)
+    app = _app(
+        alchemy_database_url=url,
+        alchemy_session_strategy=strategy,
+        # As next to the server: "auto" takes the slowness of valgrind for that of a network.
+        alchemy_begin_with_first_statement=False,
+    )
     db = Alchemy(app)
 
     @app.task(shared=False, base=DatabaseTask)

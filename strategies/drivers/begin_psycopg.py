@@ -23,47 +23,19 @@ from psycopg.pq import TransactionStatus
 from ..interrupts import is_interrupt
 from .one_statement import is_one_statement
 
-IDLE = TransactionStatus.IDLE
-PIPELINE_OFF = psycopg.pq.PipelineStatus.OFF
+IDLE = int(TransactionStatus.IDLE)
+PIPELINE_OFF = int(psycopg.pq.PipelineStatus.OFF)
 
 
 class BeginningConnection(psycopg.Connection[Any]):
     """A connection that can send BEGIN along with a statement; cursors of `beginning(...)` ask it to."""
 
-    begins_along = False
-    """A statement is being sent that BEGIN goes with."""
     interrupted: BaseException | None = None
-    """What has interrupted the sending, or the waiting for the answer."""
-
-    def _start_query(self) -> PQGen[None]:
-        if not self.begins_along or self.pgconn.transaction_status != IDLE:
-            yield from super()._start_query()
-            return
-        # As the driver does it, but without waiting for the answer: in a pipeline the command is only queued.
-        yield from self._exec_command(self._get_tx_start_command())
-
-    def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
-        """Do what the driver's own does, and wait no more in a pipeline once it was interrupted."""
-        if not self.begins_along:
-            return super().wait(gen, *args, **kwargs)
-        if self.interrupted is not None:
-            gen.close()  # leaving the pipeline would wait for the statement that was to be interrupted
-            return None
-        try:
-            return super().wait(gen, *args, **kwargs)
-        except BaseException as error:
-            if is_interrupt(error):
-                self.interrupted = error
-            raise
+    """What has interrupted the sending of the first statement, or the waiting for its answer."""
 
     def may_begin_along(self, query: object) -> bool:
-        """Tell whether `query` is the first statement of a transaction, and BEGIN may go with it."""
-        return (
-            self.pgconn.transaction_status == IDLE
-            and not self.autocommit
-            and self.pgconn.pipeline_status == PIPELINE_OFF
-            and is_one_statement(query)
-        )
+        """Tell whether BEGIN may go with `query`, on a connection that is in no transaction."""
+        return not self.autocommit and self.pgconn.pipeline_status == PIPELINE_OFF and is_one_statement(query)
 
     def send_begin_along(self, work: Callable[[], object]) -> None:
         """Do `work`, which executes one statement, in a pipeline that begins with BEGIN.
@@ -71,7 +43,7 @@ class BeginningConnection(psycopg.Connection[Any]):
         Raises:
             psycopg.Error: the server has refused the statement; its transaction has begun, and has failed.
         """
-        self.begins_along = True
+        self.__class__ = _SendingBegin
         try:
             with self.pipeline():
                 try:
@@ -86,7 +58,32 @@ class BeginningConnection(psycopg.Connection[Any]):
                 raise self.interrupted from None
             raise
         finally:
-            self.begins_along, self.interrupted = False, None
+            self.__class__ = BeginningConnection
+            self.interrupted = None
+
+
+class _SendingBegin(BeginningConnection):
+    """The same connection while the first statement is being executed. A class of its own, so that all the other
+    statements are executed by the driver's own methods, and cost what they cost without."""
+
+    def _start_query(self) -> PQGen[None]:
+        if self.pgconn.transaction_status != IDLE:
+            yield from super()._start_query()
+            return
+        # As the driver does it, but without waiting for the answer: in a pipeline the command is only queued.
+        yield from self._exec_command(self._get_tx_start_command())
+
+    def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
+        """Do what the driver's own does, and wait no more once it was interrupted."""
+        if self.interrupted is not None:
+            gen.close()  # leaving the pipeline would wait for the statement that was to be interrupted
+            return None
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            if is_interrupt(error):
+                self.interrupted = error
+            raise
 
 
 class _Beginning(psycopg.Cursor[Any]):
@@ -94,19 +91,19 @@ class _Beginning(psycopg.Cursor[Any]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         connection: BeginningConnection = self.connection  # type: ignore[assignment]
+        if connection.pgconn.transaction_status != IDLE or not connection.may_begin_along(query):
+            return super().execute(query, params, **options)
         execute = super().execute
-        if not connection.may_begin_along(query):
-            return execute(query, params, **options)
         connection.send_begin_along(lambda: execute(query, params, **options))
         return self
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
-        executemany = super().executemany
         connection: BeginningConnection = self.connection  # type: ignore[assignment]
-        if connection.may_begin_along(query):
-            connection.send_begin_along(lambda: executemany(query, params_seq, **options))
-        else:
-            executemany(query, params_seq, **options)
+        if connection.pgconn.transaction_status != IDLE or not connection.may_begin_along(query):
+            return super().executemany(query, params_seq, **options)
+        executemany = super().executemany
+        connection.send_begin_along(lambda: executemany(query, params_seq, **options))
+        return None
 
 
 @cache

@@ -46,14 +46,9 @@ class BeginningConnection(extensions.connection):  # type: ignore[misc]
     # -- the transaction ----------------------------------------------------------------------------------------------
 
     def may_begin_along(self, query: object) -> bool:
-        """Tell whether `query` is the first statement of a transaction, and BEGIN may go with it."""
+        """Tell whether BEGIN may go with `query`, on a connection that is in no transaction."""
         self._settle()
-        return (
-            self.get_transaction_status() == IDLE
-            and not super().autocommit
-            and super().status == READY
-            and is_one_statement(query)
-        )
+        return not super().autocommit and super().status == READY and is_one_statement(query)
 
     def begin_along(self) -> str:
         """Return the BEGIN to send before a statement; the driver sends none from now on."""
@@ -218,7 +213,7 @@ class _Beginning(extensions.cursor):  # type: ignore[misc]
                 self._declare(query, vars)
             else:
                 super().execute(query, vars)
-        elif not connection.may_begin_along(query):
+        elif connection.get_transaction_status() != IDLE or not connection.may_begin_along(query):
             super().execute(query, vars)
         else:
             try:
