@@ -73,7 +73,8 @@ class Entry:
     @property
     def session(self) -> Session:
         """The Session of the unit of work, opened on first use."""
-        return self.unit.session
+        session: Session = self.unit.session
+        return session
 
     def succeed(self, *, final: bool) -> None:
         """End its unit of work well."""

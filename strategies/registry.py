@@ -44,9 +44,10 @@ def open_entries() -> list[Entry]:
 def innermost(strategy: object) -> UnitOfWork | None:
     """Return the innermost unit of work of `strategy` in this thread or greenlet; None where there is none."""
     for entry in reversed(open_entries()):
-        for unit in entry.unit.all_units:
+        whole: UnitOfWork = entry.unit
+        for unit in whole.all_units:
             if unit.strategy is strategy:
-                return unit  # type: ignore[no-any-return]
+                return unit
     return None
 
 
@@ -122,7 +123,8 @@ class UnitOfWorkRegistry:
 
     def unit_of(self, entry: Entry) -> UnitOfWork:
         """Return the unit of work of `entry` on this database, which joins it with its first use."""
-        return entry.unit if entry.registry is self else entry.unit.part_of(self, self.started, self.position)
+        whole: UnitOfWork = entry.unit
+        return whole if entry.registry is self else whole.part_of(self, self.started, self.position)
 
     def _serves(self, entry: Entry) -> bool:
         return entry.registry is self or (self.default is not None and entry.registry is self.default)
