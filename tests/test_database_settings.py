@@ -13,7 +13,7 @@ from support.apps import Isolated
 from celery_alchemy import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase, outbox_table
 from celery_alchemy.workers.databases import check_two_phase
 from celery_alchemy.workers.sending.recording import recording
-from celery_alchemy.workers.starting.attach import check_injected
+from celery_alchemy.workers.starting.checks import refuse_unknown_databases
 
 
 def make(tmp_path: Path, **conf: Any) -> tuple[Celery, Alchemy]:
@@ -80,7 +80,7 @@ def test_an_unknown_database_is_refused_with_the_nearest_name(tmp_path: Path) ->
     def task(there: Annotated[Session, UseDatabase("reprots")]) -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"The parameter 'there' of the task .*task: 'reprots' is not a datab"):
-        check_injected(app, db.databases)
+        refuse_unknown_databases(app, db.databases)
 
 
 def test_an_alchemy_of_its_own_brings_its_engine(tmp_path: Path) -> None:

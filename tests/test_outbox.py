@@ -262,7 +262,7 @@ def note(what): pass
 
 if __name__ == "__main__":
     import os
-    from celery_alchemy.workers import outbox
+    from celery_alchemy.workers.sending import outbox
     outbox.Delivery.__call__ = lambda self: os._exit(0)  # killed right after the COMMIT
     with db.unit_of_work():
         note.delay_on_commit("left")

@@ -33,7 +33,8 @@ Connect = Callable[[], Any]
 class Driver:
     """What the strategies know of a database driver. This one is of a driver that nobody has looked at.
 
-    Each method takes the driver's own connection (`dbapi_connection`), and pays no round trip unless it says so.
+    Each method takes the driver's own connection (`dbapi_connection`; None where a fork or an error has taken it away),
+    and pays no round trip unless it says so.
     """
 
     cooperative: bool | None = None

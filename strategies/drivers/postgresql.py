@@ -40,10 +40,10 @@ class Psycopg(_Libpq):
         return super().connect_args(url, options) | unprepared
 
     def transaction_failed(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.pgconn.transaction_status == _IN_ERROR)
+        return dbapi_connection is not None and bool(dbapi_connection.pgconn.transaction_status == _IN_ERROR)
 
     def is_executing(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.pgconn.transaction_status == _ACTIVE)
+        return dbapi_connection is not None and bool(dbapi_connection.pgconn.transaction_status == _ACTIVE)
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         if self.is_executing(dbapi_connection):
@@ -71,10 +71,10 @@ class Psycopg2(_Libpq):
     """psycopg2."""
 
     def transaction_failed(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.get_transaction_status() == _IN_ERROR)
+        return dbapi_connection is not None and bool(dbapi_connection.get_transaction_status() == _IN_ERROR)
 
     def is_executing(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.get_transaction_status() == _ACTIVE)
+        return dbapi_connection is not None and bool(dbapi_connection.get_transaction_status() == _ACTIVE)
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         if self.is_executing(dbapi_connection):

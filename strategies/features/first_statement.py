@@ -146,7 +146,7 @@ def round_trip_s(connection: Any) -> float:
     before, connection.autocommit = connection.autocommit, True
     took_s: list[float] = []
     cursor = connection.cursor()
-    while len(took_s) < _MEASUREMENTS and min(took_s, default=1) > WORTH_WHILE_S:
+    while not took_s or (len(took_s) < _MEASUREMENTS and min(took_s) > WORTH_WHILE_S):
         began = perf_counter()
         cursor.execute("SELECT 1")
         took_s.append(perf_counter() - began)

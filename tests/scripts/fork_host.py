@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery
@@ -73,13 +74,17 @@ class Held:
         self.pids = [backend_pid(self.session), backend_pid(self.connection), self.idle_pid]
         self.ports = [local_port(self.session.connection()), local_port(self.connection)]
 
+    def _ask_idle(self) -> int:
+        with self.db.engine.connect() as idle:
+            return backend_pid(idle)
+
     def finish(self) -> dict[str, Any]:
-        """Commit both transactions, then ask the idle connection."""
+        """Ask the idle connection, in a thread that holds no other, then commit both transactions."""
+        with ThreadPoolExecutor(1) as pool:
+            answered = pool.submit(self._ask_idle).result()
         self.connection.commit()
         self.connection.close()
         self.block.__exit__(None, None, None)
-        with self.db.engine.connect() as idle:
-            answered = backend_pid(idle)
         return {"idle_before": self.idle_pid, "idle_after": answered}
 
 
