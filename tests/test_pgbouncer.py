@@ -120,7 +120,8 @@ def test_a_part_behind_the_pooler_leaves_no_connection_read_only(
             assert reports.scalar(text("SHOW transaction_read_only")) == "on"
     for one in db.databases.values():
         one.stop()
-    _, plain = make_app(url)
+    # Without statements prepared on the server, which another test has left there.
+    _, plain = make_app(url, changes={"alchemy_engine_options": {"connect_args": {"prepare_threshold": None}}})
     for number in range(SERVER_CONNECTIONS * 2):
         with plain.engine.begin() as connection:
             connection.execute(

@@ -43,6 +43,7 @@ POLL_S = 0.01
 enabled = False
 """Whether the workers of this run start so."""
 _running: dict[str, "Interpreter"] = {}
+_starting = threading.Lock()
 
 
 class Process:
@@ -115,7 +116,8 @@ def start(
     """Start a `python -m celery` in a session of its own."""
     assert list(command[:3]) == [sys.executable, "-m", "celery"]
     library = library_of(command)
-    interpreter = _running.get(library) or _running.setdefault(library, Interpreter(library))
+    with _starting:
+        interpreter = _running.get(library) or _running.setdefault(library, Interpreter(library))
     files = {"stdout": str(log), "stderr": str(errors or log)}
     return Process(
         interpreter, interpreter.ask(fork=list(command[3:]), cwd=str(cwd), files=files, environment=dict(environment))
@@ -165,10 +167,20 @@ def main() -> None:
             pid, status = os.waitpid(question["poll"], os.WNOHANG)
             _answer(os.waitstatus_to_exitcode(status) if pid else None)
         elif (pid := fork()) == 0:
+            if library:
+                renew_hub(library)
             become(question, places)
             return
         else:
             _answer(pid)
+
+
+def renew_hub(library: str) -> None:
+    """Leave the hub that imports may have made to the parent: siblings would share its epoll."""
+    if library == "gevent":
+        importlib.import_module("gevent").reinit()
+    else:
+        importlib.import_module("eventlet.hubs").use_hub()
 
 
 def become(question: Mapping[str, Any], places: Sequence[str]) -> None:
