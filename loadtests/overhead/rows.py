@@ -122,7 +122,11 @@ def _by_hand(url: str) -> Side:
 
 
 def _with_layer(url: str, strategy: str) -> Side:
-    app = _app(alchemy_database_url=url, alchemy_session_strategy=strategy)
+    app = _app(
+        alchemy_database_url=url,
+        alchemy_session_strategy=strategy,
+        alchemy_begin_with_first_statement=False,  # "auto" is decided by a measured time
+    )
     db = Alchemy(app)
 
     @app.task(shared=False, base=DatabaseTask)
