@@ -143,7 +143,11 @@ def record(run: Callable[[], object]) -> list[Step]:
 def make_app(url: str) -> tuple[Celery, Alchemy]:
     """Return an app with tasks to walk through."""
     app = Celery("walk", broker="memory://", set_as_current=False)
-    app.conf.update(alchemy_database_url=url, task_ignore_result=True)
+    app.conf.update(
+        alchemy_database_url=url,
+        alchemy_begin_with_first_statement=False,  # "auto" is decided by a measured time
+        task_ignore_result=True,
+    )
     db = Alchemy(app)
 
     # Not shared: an app made later in this process has its own.

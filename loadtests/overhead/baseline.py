@@ -96,17 +96,17 @@ def key() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
-def read(path: Path = PATH) -> Baseline | None:
+def read() -> Baseline | None:
     """Return what was committed for this Python; None where nothing was."""
-    baselines: dict[str, Baseline] = json.loads(path.read_text()) if path.exists() else {}
+    baselines: dict[str, Baseline] = json.loads(PATH.read_text()) if PATH.exists() else {}
     return baselines.get(key())
 
 
-def write(counts: Iterable[Count], path: Path = PATH) -> None:
+def write(counts: Iterable[Count]) -> None:
     """Let `counts` be the baseline of this Python; kinds that were not counted stay."""
-    baselines = json.loads(path.read_text()) if path.exists() else {}
+    baselines = json.loads(PATH.read_text()) if PATH.exists() else {}
     baselines[key()] = {**baselines.get(key(), {}), **as_baseline(counts)}
     text = json.dumps(dict(sorted(baselines.items())), indent=1)
     # One line for each row: a change is read as one.
     lines = text.replace("[\n     ", "[").replace(",\n     ", ", ").replace("\n    ]", "]")
-    path.write_text(f"{lines}\n")
+    PATH.write_text(f"{lines}\n")

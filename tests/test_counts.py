@@ -1,0 +1,108 @@
+"""The gate counts what a task costs: it lets pass what is as it was, and catches what has become dearer."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import URL
+from support import databases
+
+from celery_alchemy.loadtests.overhead import baseline, callgrind, counts, place
+from celery_alchemy.loadtests.overhead.baseline import Count
+from celery_alchemy.loadtests.overhead.counts import ROW
+from celery_alchemy.loadtests.overhead.rows import ROWS
+
+pytestmark = pytest.mark.timeout(300)
+
+LISTENING = "support.listening:ListeningStrategy"
+ROWS_COUNTED = (ROW["one SELECT"], ROW["ten statements"])
+
+
+@pytest.fixture(scope="module")
+def url(postgresql_server: URL, run_name: str) -> Iterator[str]:
+    with (
+        databases.new_postgresql(postgresql_server, f"{run_name}_counts") as database,
+        place.database(database.url("counts")) as counted,
+    ):
+        yield counted
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that are counted import the strategy of the tests."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def tallied(url: str, strategy: str) -> list[Count]:
+    """Count with a strategy, and call it local: as it is in the baseline."""
+    return [
+        Count(one.kind, "solo, local", one.row, one.with_layer, one.by_hand)
+        for one in counts.tallies(url, [("solo", strategy)], ROWS_COUNTED)
+    ]
+
+
+def test_a_listener_on_each_statement_is_caught(url: str) -> None:
+    before = tallied(url, "local")
+    known = baseline.as_baseline(before)
+    assert baseline.regressions(tallied(url, "local"), known) == []
+    above = baseline.regressions(tallied(url, LISTENING), known)
+    assert {(one.count.kind, one.count.row) for one in above} >= {("calls", "one SELECT"), ("calls", "ten statements")}
+    worst, was = above[0], {(one.kind, one.row): one for one in before}
+    calls = was[worst.count.kind, worst.count.row]
+    assert f"solo, local, {worst.count.row}" in str(worst)
+    for number in (calls.multiple, worst.count.multiple):
+        assert f"{number:.3f}" in str(worst)
+
+
+def test_round_trips_are_three_for_a_statement_and_one_for_reading(url: str) -> None:
+    found = {one.row: one.with_layer for one in counts.round_trips(url)}
+    assert found == {"one SELECT": 3, "one INSERT": 3, "ten statements": 12, "one SELECT, read_only": 1}
+    known = baseline.as_baseline(counts.round_trips(url))
+    more = [Count("round trips", "solo, local", "one INSERT", 4)]
+    assert [str(one) for one in baseline.regressions(more, known)] == [
+        "round trips, solo, local, one INSERT: 4; the baseline is 3 (+33.3%, allowed +2%)"
+    ]
+
+
+@pytest.mark.skipif(not callgrind.is_available(), reason="valgrind is not installed")
+def test_instructions_are_the_same_on_every_run(url: str) -> None:
+    found = [
+        callgrind.count(side, "solo", "local", url, ["nothing"], (0, 30))["nothing"].median
+        for side in ("by hand", "with the layer", "with the layer")
+    ]
+    assert found[1] == pytest.approx(found[2], rel=baseline.TOLERANCE / 2)
+    assert found[0] < found[1]
+
+
+def test_what_is_a_bit_above_the_baseline_passes() -> None:
+    known = {"calls": {"solo, local": {"one SELECT": (500, 500)}}}
+    assert baseline.regressions([Count("calls", "solo, local", "one SELECT", 510, 500)], known) == []
+    (above,) = baseline.regressions([Count("calls", "solo, local", "one SELECT", 511, 500)], known)
+    assert above.share == pytest.approx(0.022)
+
+
+def test_the_committed_baseline_knows_all_that_is_counted() -> None:
+    committed = json.loads(baseline.PATH.read_text())
+    assert set(committed) >= {"3.11"}
+    for python, kinds in committed.items():
+        assert {"calls", "blocks", "instructions", "round trips", "walk: files"} <= set(kinds), python
+        for pool, strategy in counts.TALLY_CELLS:
+            assert set(kinds["calls"][f"{pool}, {strategy}"]) == {row.name for row in ROWS}
+
+
+def test_a_regression_is_an_exit_code(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "baseline.json"
+    monkeypatch.setattr(baseline, "PATH", path)
+    monkeypatch.setattr(counts, "TALLY_CELLS", (("solo", "local"),))
+    written = CliRunner().invoke(counts.main, ["--url", url, "--write", "--no-instructions"])
+    assert written.exit_code == 0, written.output
+    same = CliRunner().invoke(counts.main, ["--url", url, "--no-instructions"])
+    assert same.exit_code == 0, same.output
+    values = json.loads(path.read_text())
+    values[baseline.key()]["round trips"]["solo, local"]["one SELECT, read_only"] = [0.5, 1]
+    path.write_text(json.dumps(values))
+    above = CliRunner().invoke(counts.main, ["--url", url, "--no-instructions"])
+    assert above.exit_code == 1
+    assert "one SELECT, read_only" in above.output
