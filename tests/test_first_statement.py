@@ -574,3 +574,18 @@ def test_an_engine_of_the_users_own(proxy: CountingProxy, key: str, run_database
     assert len(run_database.rows(key)) == 2
     engine.dispose()
     db.stop()
+
+
+def test_large_objects_of_psycopg2(db: Alchemy, driver: str) -> None:
+    """What docs/round-trips.md says of them: refused after a statement, never written outside a transaction."""
+    if driver == "psycopg":
+        pytest.skip("psycopg 3 has no large objects")
+    import psycopg2
+
+    with contextlib.suppress(ZeroDivisionError), db.unit_of_work() as session:
+        number = raw(session).lobject(0, "w").oid
+        raise ZeroDivisionError
+    with db.unit_of_work() as session:
+        assert session.scalar(text("SELECT count(*) FROM pg_largeobject_metadata WHERE oid = :n"), {"n": number}) == 0
+        with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
+            raw(session).lobject(0, "w")

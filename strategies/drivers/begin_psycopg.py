@@ -5,7 +5,7 @@ done so before: a server-side cursor, COPY, `stream()`, `tpc_begin()` and whatev
 driver does, in a round trip of its own. Only `execute` and `executemany` of an ordinary statement on an idle
 connection go another way: into a pipeline, where the driver's BEGIN is queued before the statement.
 
-Tried with psycopg 3.2.0 to 3.3.9. What is private of psycopg here are three methods of `psycopg.Connection`:
+Tried with psycopg 3.3.9. What is private of psycopg here are three methods of `psycopg.Connection`:
 `_start_query`, where the driver sends BEGIN, `_exec_command` and `_get_tx_start_command`. Should `_start_query` be gone
 from a later version, the driver begins the transaction itself and waits for the answer: a round trip more, as without.
 """

@@ -9,7 +9,7 @@ While such a transaction is open, the connection answers as it would without: `a
 it is in a transaction, settings of the session are refused. What does not work in it is `lobject()`, which the driver
 refuses in autocommit; as the first thing of a transaction it does.
 
-Tried with psycopg2 2.9.10 to 2.9.13. Nothing private of it is used.
+Tried with psycopg2 2.9.13. Nothing private of it is used.
 """
 
 from __future__ import annotations
