@@ -117,6 +117,7 @@ def test_a_driver_that_blocks_the_hub_is_refused(place: Path) -> None:
     assert found == {"celery-alchemy": set(), "with_session": {"the driver does not block the green hub"}}
 
 
+@pytest.mark.timeout(400)  # two whole runs
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind_and_goes_on(place: Path, number: signal.Signals) -> None:
     arguments = (
@@ -126,7 +127,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on(place: Path, numbe
     words, environ = command(place, *arguments)
     with subprocess.Popen(words, cwd=place, env=environ, stdout=subprocess.PIPE, text=True) as process:
         batches = place / "out" / "batches.jsonl"
-        eventually(lambda: batches.exists() and batches.stat().st_size, "a batch is kept", within_s=100)
+        eventually(lambda: batches.exists() and batches.stat().st_size, "a batch is kept", within_s=200)
         time.sleep(1)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
