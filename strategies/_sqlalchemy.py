@@ -61,6 +61,12 @@ def rollback_exception(transaction: SessionTransaction | None) -> BaseException 
     return getattr(transaction, "_rollback_exception", None)
 
 
+def has_objects(session: Session) -> bool:
+    """Tell whether there is anything to be expunged. `new` and the length of `identity_map` say so too, at twenty times
+    the cost."""
+    return bool(session._new or session.identity_map._dict)
+
+
 def locks_rows(statement: object) -> bool:
     """Tell whether `statement` is a SELECT ... FOR UPDATE: without a transaction its locks would go at once."""
     return getattr(statement, "_for_update_arg", None) is not None

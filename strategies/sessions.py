@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
+from ._sqlalchemy import has_objects
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .on_commit import CommitCallbacks
@@ -59,7 +60,9 @@ class UnitSession(Session):
         if owner is not None and not owner.connected:
             # Comes right before the checkout: so a connection is told from one that other code checks out.
             setattr(current_scope(), CONNECTING, owner)
-        if self.has_one_bind and bind is None and self.bind is not None:
+        if bind is not None:
+            self.has_one_bind = False
+        elif self.has_one_bind and self.bind is not None:
             return self.bind
         return super().get_bind(mapper, bind=bind, **keywords)
 
@@ -76,6 +79,10 @@ class UnitSession(Session):
         owner = owner_of(self)
         if owner is not None:
             owner.rolled_back()
+
+    def expunge_all(self) -> None:
+        if has_objects(self):  # SQLAlchemy makes new, empty maps of what is empty
+            super().expunge_all()
 
 
 class DeferringSession(UnitSession):

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -23,6 +24,7 @@ from .base import SessionStrategy
 from .drivers.base import driver_of
 from .engines.abandon import abandon
 from .engines.cancelling import cancel_running
+from .engines.held import Holding
 from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill
@@ -70,6 +72,8 @@ class UnitOfWork(Entry):
     """What waits for the COMMIT; None when nothing does."""
     connected: int = 0
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
+    holding: Holding | None = None
+    """What is known of that connection; None where it is not one of a connection pool that we follow."""
     reference: weakref.ref[UnitOfWork]
     """Itself, as the registry keeps it."""
     checked_out: Sequence[ConnectionPoolEntry] = ()
@@ -243,6 +247,14 @@ class UnitOfWork(Entry):
                     session.commit()
                 finally:
                     self.waiting.held_back -= 1
+        except PendingRollbackError as error:
+            try:
+                self._look_for_failure(session)  # no error of the database: a flush that failed was caught
+            except BaseException as broken:
+                self.fail_alone(broken)
+                raise
+            self.fail_alone(error)
+            raise
         except BaseException as error:
             self.fail_alone(error)
             raise
@@ -254,8 +266,15 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: it has.
         """
+        holding = self.holding
+        if self._error is not None or holding is None or holding.transaction_failed or not getattr(session, "has_one_bind", False):
+            self._look_for_failure(session)
+
+    def _look_for_failure(self, session: Session) -> None:
+        """Do what `refuse_failed` does, where it is not sure that all is well."""
         transaction = session.get_transaction()
-        assert transaction is not None
+        if transaction is None:
+            return
         strategy = self.strategy
         for connection in connections_held_by(transaction):
             dialect = connection.dialect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Dialect, Engine
 
 from ..options import DatabaseOptions
 from .base import CANCEL_TIMEOUT_S, Connect, Driver
@@ -12,6 +12,7 @@ from .keepalive import libpq_defaults
 from .lost_clients import notice_lost_clients
 
 CONNECT_TIMEOUT_S = 10
+_IDLE = 0  # libpq's PQTRANS_IDLE
 _ACTIVE = 1  # libpq's PQTRANS_ACTIVE
 _IN_ERROR = 3  # libpq's PQTRANS_INERROR
 
@@ -21,6 +22,10 @@ class _Libpq(Driver):
 
     cooperative = True
 
+    def is_idle(self, dbapi_connection: Any) -> bool:
+        """Tell whether there is no transaction, not even a failed one."""
+        raise NotImplementedError
+
     def connect_args(self, url: URL, options: DatabaseOptions) -> dict[str, Any]:
         # libpq waits for ever by default, and a soft time limit is deferred during a connect.
         timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
@@ -29,6 +34,17 @@ class _Libpq(Driver):
     def listen(self, engine: Engine, options: DatabaseOptions) -> None:
         if not options.external_pooler:
             notice_lost_clients(engine)
+        self._spare_idle_rollbacks(engine.dialect)
+
+    def _spare_idle_rollbacks(self, dialect: Dialect) -> None:
+        """Let the connection pool roll back only what has a transaction: the driver finds out no faster than we do."""
+        roll_back, is_idle = dialect.do_rollback, self.is_idle
+
+        def do_rollback(connection: Any) -> None:
+            if not is_idle(getattr(connection, "dbapi_connection", connection)):
+                roll_back(connection)
+
+        dialect.do_rollback = do_rollback  # type: ignore[method-assign]
 
 
 class Psycopg(_Libpq):
@@ -38,6 +54,9 @@ class Psycopg(_Libpq):
         # A statement prepared on one connection of the server is unknown on the next, or has another's name.
         unprepared = {"prepare_threshold": None} if options.external_pooler else {}
         return super().connect_args(url, options) | unprepared
+
+    def is_idle(self, dbapi_connection: Any) -> bool:
+        return bool(dbapi_connection.pgconn.transaction_status == _IDLE)
 
     def transaction_failed(self, dbapi_connection: Any) -> bool:
         return dbapi_connection is not None and bool(dbapi_connection.pgconn.transaction_status == _IN_ERROR)
@@ -69,6 +88,9 @@ class Psycopg(_Libpq):
 
 class Psycopg2(_Libpq):
     """psycopg2."""
+
+    def is_idle(self, dbapi_connection: Any) -> bool:
+        return bool(dbapi_connection.get_transaction_status() == _IDLE)
 
     def transaction_failed(self, dbapi_connection: Any) -> bool:
         return dbapi_connection is not None and bool(dbapi_connection.get_transaction_status() == _IN_ERROR)

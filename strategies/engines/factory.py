@@ -11,11 +11,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool
 
 from .. import _sqlalchemy
 from ..drivers import sqlite
@@ -259,7 +259,7 @@ class EngineFactory:
         engine_id = like.engine_id if like is not None else object()
         watch = _served[engine] = HoldingWatch(engine.dialect, engine_id)
         watch.scarce = self.tasks_may_queue
-        watch.listen(engine)
+        watch.listen(engine, by_pool=_becomes_ours(engine.pool))
         on_error.listen(engine, self._observe)
 
     def _serve(self, engine: Engine) -> None:
@@ -269,7 +269,7 @@ class EngineFactory:
     def _resize(self, engine: Engine, size: PoolSize | None) -> None:
         """Give `engine` a new connection pool: its locks are of this side of the fork and the monkey patch."""
         old = engine.pool
-        if size is None or not (type(old) is QueuePool or isinstance(old, pool.ReservedQueuePool)):
+        if size is None or not _becomes_ours(old):
             return
         if type(old) is self.pool_class and pool.size_of(old) == size:
             return
@@ -281,8 +281,12 @@ class EngineFactory:
     def _configure_pool(self, engine: Engine, new: pool.ReservedQueuePool) -> None:
         watch = _served[engine]
         watch.scarce = self.tasks_may_queue
-        new.describe_holder, new.engine_id = self._scope.describe_holder, watch.engine_id
-        new.tasks_may_queue = self.tasks_may_queue
+        new.describe_holder, new.watch = self._scope.describe_holder, watch
+
+
+def _becomes_ours(found: Pool) -> TypeGuard[QueuePool]:
+    """Tell whether a connection pool is replaced by one of ours, or is one."""
+    return type(found) is QueuePool or isinstance(found, pool.ReservedQueuePool)
 
 
 def _explain_failing_creator(engine: Engine, setting: str) -> None:

@@ -1,11 +1,11 @@
 """What the current thread or greenlet has checked out of connection pools, and whether that is still alive.
 
-The events `checkout` and `checkin` of a connection pool keep it, so that it is known for every kind of pool. At a
-checkout one `poll()` of the socket, about 1 us, finds out that the server has closed an idle connection: a server that
-restarts, terminates a backend or lets `wait_timeout` pass says so on the socket. `pool_pre_ping` pays a round trip for
-that. Something to read may also be harmless (a NOTIFY, a changed server parameter), so only then the connection is
-pinged. A driver that shows no socket (mysqlclient) is pinged after `PING_AFTER_S` idle seconds. What no poll can see is
-a peer that vanished without a word; TCP keepalive finds it.
+Our connection pools keep it themselves, the events `checkout` and `checkin` for all others. At a checkout one `poll()`
+of the socket, about 1 us, finds out that the server has closed an idle connection: a server that restarts, terminates a
+backend or lets `wait_timeout` pass says so on the socket. `pool_pre_ping` pays a round trip for that. Something to read
+may also be harmless (a NOTIFY, a changed server parameter), so only then the connection is pinged. A driver that shows
+no socket (mysqlclient) is pinged after `PING_AFTER_S` idle seconds. What no poll can see is a peer that vanished
+without a word; TCP keepalive finds it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: One stack for all connection pools of the process, oldest first.
 held: ScopeStack[ConnectionPoolEntry] = ScopeStack(HELD)
-#: Key in `ConnectionPoolEntry.info`, which is emptied when the record connects anew.
+#: Key in `ConnectionPoolEntry.record_info`, which stays when the record connects anew.
 _KEY = "celery_alchemy.held"
 PING_AFTER_S = 5.0
 """Under load no connection is idle for so long; a task that comes after such a pause can afford a round trip."""
@@ -42,28 +42,35 @@ class Connecting(Protocol):
     """A unit of work, as far as its connection goes."""
 
     connected: int
+    holding: Holding | None
 
 
 class Holding:
-    """What is known of one connection while it lives.
+    """What is known of one record of a connection pool.
 
     State: in the pool (`stack` is None), or checked out (`stack` is the list of the thread or greenlet that did it).
     """
 
-    __slots__ = ("engine_id", "idle_since", "origin", "poll", "scarce", "stack", "unit")
+    __slots__ = ("idle_since", "looked", "origin", "poll", "record", "stack", "unit", "watch")
 
-    def __init__(self, engine_id: object, scarce: bool, poll: Callable[[int], list[Any]] | None) -> None:
-        self.engine_id = engine_id
-        """The same for all connection pools of an Engine, and of the one that reads beside it."""
-        self.scarce = scarce
-        """Tasks queue for connections of this Engine, and use other such Engines beside it."""
-        self.poll = poll
-        """Looks whether there is something to read; None for a driver that shows no socket."""
+    def __init__(self, watch: HoldingWatch, record: ConnectionPoolEntry) -> None:
+        self.watch = watch
+        self.record = record
+        self.looked = False
+        """Its connection was asked for a socket."""
+        self.poll: Callable[[int], list[Any]] | None = None
+        """Looks whether there is something to read; None for a driver that shows no socket, or a new connection."""
         self.stack: list[ConnectionPoolEntry] | None = None
         self.unit: Connecting | None = None
         """The unit of work whose Session has it; None where other code does."""
         self.origin: Origin = None
         self.idle_since = 0.0
+
+    @property
+    def transaction_failed(self) -> bool:
+        """The server refuses everything but ROLLBACK, or the connection is gone; costs no round trip."""
+        connection = self.record.dbapi_connection
+        return connection is None or self.watch.driver.transaction_failed(connection)
 
 
 class HoldingWatch:
@@ -71,30 +78,41 @@ class HoldingWatch:
 
     Args:
         dialect: Of the Engine.
-        engine_id: What its connections have in common.
+        engine_id: The same for all connection pools of the Engine, and of the one that reads beside it.
     """
 
-    __slots__ = ("_dialect", "_driver", "engine_id", "scarce")
+    __slots__ = ("_dialect", "driver", "engine_id", "scarce")
 
     def __init__(self, dialect: Dialect, engine_id: object) -> None:
         self._dialect = dialect
-        self._driver: Driver = driver_of(dialect)
+        self.driver: Driver = driver_of(dialect)
         self.engine_id = engine_id
         self.scarce = False
+        """Tasks queue for a first connection, and use other such Engines beside it (the databases of one app). Who
+        holds a connection of another one takes an extra one here rather than queue: they could wait for one another."""
 
-    def listen(self, engine: Engine) -> None:
-        """Follow the connections of `engine`."""
-        event.listen(engine, "checkout", self.on_checkout)
-        event.listen(engine, "checkin", self.on_checkin)
-        event.listen(engine, "detach", self.on_checkin)
+    def listen(self, engine: Engine, *, by_pool: bool) -> None:
+        """Follow the connections of `engine`.
 
-    def on_checkout(self, dbapi_connection: Any, record: ConnectionPoolEntry, fairy: object) -> None:
-        """Put `record` on the stack of this thread or greenlet; have a dead connection replaced."""
-        holding: Holding | None = record.info.get(_KEY)
+        Args:
+            by_pool: Its connection pool is one of ours, and calls `take` and `give_back` itself.
+        """
+        event.listen(engine, "connect", self._on_connect)
+        if not by_pool:
+            event.listen(engine, "checkout", self._on_checkout)
+            event.listen(engine, "checkin", self._on_checkin)
+            event.listen(engine, "detach", self._on_checkin)
+
+    def take(self, record: ConnectionPoolEntry) -> bool:
+        """Put `record` on the stack of this thread or greenlet.
+
+        Returns:
+            Whether the server has closed its connection while it was idle.
+        """
+        info: Any = record.record_info
+        holding: Holding | None = info.get(_KEY)
         if holding is None:
-            holding = record.info[_KEY] = self._new(dbapi_connection)
-        elif holding.poll is None or holding.poll(0):
-            self._replace_if_dead(dbapi_connection, holding)
+            holding = info[_KEY] = Holding(self, record)
         scope: Any = current_scope()
         stack = getattr(scope, HELD, None)
         if stack is None:
@@ -108,49 +126,79 @@ class HoldingWatch:
         else:
             setattr(scope, CONNECTING, None)
             unit.connected = 1
+            unit.holding = holding
             holding.origin = None
+        return (holding.poll is None or bool(holding.poll(0))) and self._is_dead(holding)
 
-    def on_checkin(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    def give_back(self, record: ConnectionPoolEntry) -> None:
         """Take `record` off the stack it is on."""
-        holding: Holding | None = record.info.get(_KEY)
+        info: Any = record.record_info
+        holding: Holding | None = info.get(_KEY)
         if holding is None or holding.stack is None:
             return
         stack, holding.stack = holding.stack, None
-        if holding.unit is not None:
-            holding.unit.connected = 0
-            holding.unit = None
-        if record in stack:
+        unit = holding.unit
+        if unit is not None:
+            unit.connected = 0
+            unit.holding = holding.unit = None
+        if stack and stack[-1] is record:
+            stack.pop()
+        elif record in stack:
             stack.remove(record)
         if holding.poll is None:
             holding.idle_since = time.monotonic()
 
-    def _new(self, dbapi_connection: Any) -> Holding:
-        descriptor = self._driver.descriptor(dbapi_connection)
-        poll = _original_poll()
-        if descriptor is None or poll is None:
-            return Holding(self.engine_id, self.scarce, None)
-        poller = poll()
-        poller.register(descriptor, _POLLIN)
-        return Holding(self.engine_id, self.scarce, poller.poll)
+    def _on_connect(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+        holding = holding_of(record)
+        if holding is not None:
+            holding.poll, holding.looked = None, False
 
-    def _replace_if_dead(self, dbapi_connection: Any, holding: Holding) -> None:
-        """Let SQLAlchemy connect anew where the server has closed this connection while it was idle."""
-        if holding.poll is None and (
-            self._dialect.name == "sqlite" or time.monotonic() - holding.idle_since < PING_AFTER_S
-        ):
-            return
+    def _on_checkout(self, dbapi_connection: object, record: ConnectionPoolEntry, fairy: object) -> None:
+        holding = holding_of(record)
+        if holding is not None and self._is_dead(holding):
+            raise DisconnectionError("the server has closed it while it was idle")  # SQLAlchemy connects anew
+        self.take(record)
+
+    def _on_checkin(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+        self.give_back(record)
+
+    def _is_dead(self, holding: Holding) -> bool:
+        connection = holding.record.dbapi_connection
+        if connection is None:
+            return False  # it is connected anew now
+        if holding.poll is None:
+            if not holding.looked:
+                holding.looked = True
+                holding.poll = self._poll_of(connection)
+                return False
+            if self._dialect.name == "sqlite" or time.monotonic() - holding.idle_since < PING_AFTER_S:
+                return False
+        elif not holding.poll(0):
+            return False
         try:
-            alive = self._dialect.do_ping(dbapi_connection)
+            alive = self._dialect.do_ping(connection)
         except Exception:
             alive = False
         if not alive:
             logger.info("An idle connection was closed by the server; it is replaced by a new one")
-            raise DisconnectionError("the server has closed it while it was idle")
+        return not alive
+
+    def _poll_of(self, dbapi_connection: Any) -> Callable[[int], list[Any]] | None:
+        descriptor = self.driver.descriptor(dbapi_connection)
+        poll = _original_poll()
+        if descriptor is None or poll is None:
+            return None
+        poller = poll()
+        poller.register(descriptor, _POLLIN)
+        found: Callable[[int], list[Any]] = poller.poll
+        return found
 
 
 def holding_of(record: ConnectionPoolEntry) -> Holding | None:
     """Return what is known of the connection of `record`; None where its Engine is not watched."""
-    return record.info.get(_KEY)
+    info: Any = record.record_info
+    found: Holding | None = info.get(_KEY)
+    return found
 
 
 @functools.cache

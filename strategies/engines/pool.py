@@ -13,7 +13,7 @@ from ..errors import NoConnectionFree, ReservedSlotsInUse
 from ..interrupts import shield
 from ..scope import HELD, UNITS, current_scope, describe_current_scope
 from ..worker_pool import NO_WORKER, WorkerPool
-from .held import holding_of
+from .held import HoldingWatch, holding_of
 from .sizing import PoolSize
 
 _UNUSED_FOR = 10
@@ -22,7 +22,19 @@ _PAUSES_S = (0.001, 0.05)
 """Between two looks of a helper thread: the first pause, and the longest."""
 
 
-class ReservedQueuePool(QueuePool):
+class WatchedQueuePool(QueuePool):
+    """QueuePool that keeps who has checked out what."""
+
+    watch: HoldingWatch | None = None
+    """What all connection pools of one Engine have in common; None: nobody looks."""
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self.watch is not None:
+            self.watch.give_back(record)
+        super()._do_return_conn(record)
+
+
+class ReservedQueuePool(WatchedQueuePool):
     """QueuePool with slots kept for a thread or greenlet that already holds a connection of it.
 
     With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
@@ -35,17 +47,24 @@ class ReservedQueuePool(QueuePool):
 
     describe_holder: Callable[[], str] = staticmethod(describe_current_scope)
     """Names who holds a connection, for a message; set by the unit-of-work layer."""
-    engine_id: object = None
-    """What all connection pools of one Engine have in common: what a thread holds of an old one counts."""
-    tasks_may_queue: bool = False
-    """Tasks queue for a first connection, and use other such pools beside it (the databases of one app). Who holds a
-    connection of another one takes an extra one here rather than queue: they could wait for one another."""
     reserve: int = 0
     """Connections that only a nested checkout, or a helper thread, may open."""
-    _extra: QueuePool | None = None
+    _extra: WatchedQueuePool | None = None
     _unused = 0
 
     def _do_get(self) -> ConnectionPoolEntry:
+        record = self._find()
+        if self.watch is not None:
+            try:
+                if self.watch.take(record):
+                    record.invalidate()
+            except BaseException:
+                record.invalidate()
+                self._do_return_conn(record)
+                raise
+        return record
+
+    def _find(self) -> ConnectionPoolEntry:
         scope = current_scope()
         held = getattr(scope, HELD, None)
         if held and self._must_not_wait(held):
@@ -62,18 +81,19 @@ class ReservedQueuePool(QueuePool):
             raise
 
     def _must_not_wait(self, held: list[ConnectionPoolEntry]) -> bool:
+        own = self.watch
         for record in held:
             holding = holding_of(record)
-            if holding is not None and (
-                holding.engine_id is self.engine_id or (self.tasks_may_queue and holding.scarce)
-            ):
-                return True
+            if holding is not None and own is not None:
+                other = holding.watch
+                if other.engine_id is own.engine_id or (own.scarce and other.scarce):
+                    return True
         return False
 
     def is_of(self, record: ConnectionPoolEntry) -> bool:
         """Tell whether `record` is of this pool, or of another one of its Engine."""
         holding = holding_of(record)
-        return holding is not None and holding.engine_id is self.engine_id
+        return holding is not None and self.watch is not None and holding.watch.engine_id is self.watch.engine_id
 
     def _get_nested(self) -> ConnectionPoolEntry:
         record = self._get_extra() if self.reserve else None
@@ -119,7 +139,8 @@ class ReservedQueuePool(QueuePool):
     def _get_extra(self) -> ConnectionPoolEntry | None:
         """Return a record of the reserve; None when all of it is in use. It goes back there by itself."""
         if self._extra is None:
-            self._extra = queue_like(self, QueuePool, pool_size=self.reserve, max_overflow=0)
+            self._extra = queue_like(self, WatchedQueuePool, pool_size=self.reserve, max_overflow=0)
+            self._extra.watch = self.watch
         self._unused = 0
         return get_at_once(self._extra)
 
@@ -132,8 +153,7 @@ class ReservedQueuePool(QueuePool):
 
     def be_like(self, other: ReservedQueuePool) -> None:
         """Belong to the Engine of `other`, with as much in reserve."""
-        self.describe_holder, self.engine_id = other.describe_holder, other.engine_id
-        self.tasks_may_queue, self.reserve = other.tasks_may_queue, other.reserve
+        self.describe_holder, self.watch, self.reserve = other.describe_holder, other.watch, other.reserve
 
     def dispose(self) -> None:
         """Close what is idle, in both queues."""
