@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
-from sqlalchemy.util import queue as sa_queue
+from sqlalchemy.util.queue import Empty as Empty
+from sqlalchemy.util.queue import Full as Full
 
 Queue = TypeVar("Queue", bound=QueuePool)
 
@@ -145,7 +146,7 @@ def get_at_once(pool: QueuePool) -> ConnectionPoolEntry | None:
 
     A checkout that waits could be waiting for itself. QueuePool has one timeout, for all.
     """
-    with contextlib.suppress(sa_queue.Empty):
+    with contextlib.suppress(Empty):
         return pool._pool.get(False)
     if not pool._inc_overflow():
         return None
@@ -195,10 +196,10 @@ class _Retired:
         self.maxsize = maxsize
 
     def put(self, record: ConnectionPoolEntry, block: bool = True) -> None:
-        raise sa_queue.Full
+        raise Full
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
-        raise sa_queue.Empty
+        raise Empty
 
     def qsize(self) -> int:
         return 0
@@ -221,7 +222,7 @@ def recycle(pool: Pool, now: float) -> None:
     pool._invalidate_time = now
     if isinstance(pool, QueuePool):
         idle = []
-        with contextlib.suppress(sa_queue.Empty):
+        with contextlib.suppress(Empty):
             while True:
                 idle.append(pool._pool.get(False))
         for record in idle:
@@ -229,7 +230,7 @@ def recycle(pool: Pool, now: float) -> None:
                 record.close()
             try:
                 pool._pool.put(record, False)
-            except sa_queue.Full:  # while this one was closed, another greenlet has made one in its place
+            except Full:  # while this one was closed, another greenlet has made one in its place
                 pool._dec_overflow()
 
 

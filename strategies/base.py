@@ -14,11 +14,11 @@ from sqlalchemy.pool import QueuePool
 from .drivers.base import Driver, driver_of
 from .engines import forks, pool
 from .engines.factory import EngineFactory
-from .engines.held import held
 from .engines.leaks import take_back
 from .engines.sizing import PoolSize, size_for, tasks_may_queue
 from .errors import InvalidSetting, refused_as
 from .hooks import OpenUnit
+from .scope import here
 from .sessions import SessionFactory
 from .worker_pool import NO_WORKER, WorkerPool
 
@@ -214,7 +214,7 @@ class SessionStrategy(ABC):
         own = self.engine.pool
         if not isinstance(own, pool.ReservedQueuePool):
             return 0
-        taken = take_back([record for record in held.get() if own.is_of(record)])
+        taken = take_back([record for record in here().held if own.is_of(record)])
         if own.checkedout() > 0 and _only_thread():
             # One thread, its one task is over: what is still counted as out was lost in the interruption.
             self.engine.dispose()

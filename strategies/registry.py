@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from time import monotonic
@@ -16,29 +15,37 @@ from sqlalchemy.orm import Session
 from ._sqlalchemy import connections_of
 from .base import SessionStrategy
 from .engines import forks
-from .engines.held import held as held_stack
 from .engines.held import holding_of
 from .engines.leaks import describe, take_back
 from .entry import TASK_KINDS, Entry, Label, UnitOptions, written
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import shield
 from .on_commit import Callback
-from .scope import HELD, UNITS, ScopeStack, current_scope, describe_current_scope
+from .scope import SCOPE, Scope, current_scope, describe_current_scope, here, scopes
 from .unit_of_work import Joined, UnitOfWork
 
 logger = logging.getLogger(__name__)
 
-#: One stack for all `Alchemy` objects of the process: nesting is a matter of the thread, not of the database.
-entries: ScopeStack[Entry] = ScopeStack(UNITS)
-#: The units of work that are open now, in any thread or greenlet of this process. Weakly: a greenlet that dies with a
-#: unit of work open takes it along.
-open_units: set[weakref.ref[UnitOfWork]] = set()
-
 
 def open_entries() -> list[Entry]:
     """Return the entries of this thread or greenlet, the innermost last."""
-    found: list[Entry] = getattr(current_scope(), UNITS, None) or []
-    return found
+    return here().units
+
+
+def innermost_entry() -> Entry | None:
+    """Return the innermost entry of this thread or greenlet; None where there is none."""
+    units = here().units
+    return units[-1] if units else None
+
+
+def open_units() -> list[UnitOfWork]:
+    """Return the units of work that are open now, in any thread or greenlet of this process."""
+    while True:
+        try:
+            found = [scope for reference in list(scopes) if (scope := reference()) is not None]
+        except RuntimeError:  # another thread has begun or ended meanwhile
+            continue
+        return [entry for scope in found for entry in list(scope.units) if isinstance(entry, UnitOfWork)]
 
 
 def innermost(strategy: object) -> UnitOfWork | None:
@@ -97,12 +104,10 @@ class UnitOfWorkRegistry:
         """Connections that had to be taken back."""
         self.longest: tuple[float, str] = (0.0, "")
         """The longest unit of work so far: seconds, label."""
-        forks.forget_after_fork(entries)
         forks.on_fork(self.after_fork)
 
     def after_fork(self) -> None:
         """Begin anew in the child: what was open belongs to the parent."""
-        open_units.clear()
         self.ended = self.leaks = 0
         self.longest = (0.0, "")
 
@@ -183,22 +188,14 @@ class UnitOfWorkRegistry:
         """Open a unit of work of its own; no Session yet."""
         strategy = self.strategy or self.started()
         unit = self.unit_class(strategy, options, label, self, kind, holder, request)
-        scope: Any = current_scope()
-        stack = getattr(scope, UNITS, None)
-        if stack is None:
-            stack = entries.get()
-        unit.home = stack
+        scope: Scope = getattr(current_scope(), SCOPE, None) or here()
+        unit.home = stack = scope.units
         unit.in_task = kind in TASK_KINDS
         if stack:
             unit.outermost = False
             unit.in_task = unit.in_task or stack[-1].in_task
         stack.append(unit)
-        unit.reference = weakref.ref(unit, open_units.discard)
-        open_units.add(unit.reference)
-        held = getattr(scope, HELD, None)
-        if held is None:
-            held = held_stack.get()
-        unit.checked_out = held
+        unit.checked_out = held = scope.held
         if held:
             unit.held = list(held)
         if strategy.follows_units:
@@ -212,7 +209,7 @@ class UnitOfWorkRegistry:
     def join(self, entry: Entry, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Joined:
         """Let `holder` run in the unit of work of `entry`, which releases it and, unless `ends`, ends it."""
         joined = Joined(entry.unit, kind, holder, request, ends=ends)
-        stack = entries.get()
+        stack = open_entries()
         joined.registry, joined.home = self, stack
         joined.in_task = kind in TASK_KINDS or bool(stack and stack[-1].in_task)
         stack.append(joined)
@@ -236,12 +233,11 @@ class UnitOfWorkRegistry:
                 stack.pop()
             else:
                 _remove(entry)
-            open_units.discard(entry.reference)
             self.ended += 1
             duration_s = monotonic() - entry.began
             if duration_s > self.longest[0]:
                 self.longest = (duration_s, entry.label)
-            if entry.outermost and getattr(current_scope(), HELD, None) and entry.kind in TASK_KINDS:
+            if entry.checked_out and entry.outermost and entry.kind in TASK_KINDS:
                 self._take_back(entry)
             if not entry.is_plain:
                 entry.after_end(error)
@@ -255,7 +251,7 @@ class UnitOfWorkRegistry:
     def _take_back(self, unit: UnitOfWork) -> None:
         """Give back what the code of a task request has checked out, and kept: no other code ever will, and the
         connection pool would lose a slot for each."""
-        for record in [record for record in getattr(current_scope(), HELD, ()) if record not in unit.held]:
+        for record in [record for record in unit.checked_out if record not in unit.held]:
             holding = holding_of(record)
             origin = describe(holding.origin if holding is not None else None)
             if take_back([record]):
@@ -335,7 +331,7 @@ class Block(ContextDecorator, AbstractContextManager[Session]):
     @shield.covers
     def __enter__(self) -> Session:
         coroutine = _current_coroutine()
-        top = entries.top()
+        top = innermost_entry()
         if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
             raise CeleryAlchemyError(_taking_turns(f"{written(self._label)} would be opened", top))
         unit = self._registry.begin(self._options, self._label, self._kind)

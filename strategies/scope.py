@@ -1,10 +1,11 @@
-"""Who is running: the current thread or greenlet, and a stack of things that belong to it alone."""
+"""Who is running: the current thread or greenlet, and what belongs to it alone."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any, Generic, TypeVar, cast
+import weakref
+from typing import Any
 
 try:
     # A thread that runs no greenlets has a main greenlet of its own, so this one call tells threads and greenlets
@@ -13,16 +14,45 @@ try:
 except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
-__all__ = ["CONNECTING", "HELD", "UNITS", "ScopeStack", "current_scope", "describe_current_scope"]
+__all__ = ["SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "scopes"]
 
-T = TypeVar("T")
+SCOPE = "_celery_alchemy"
+"""Attribute of a thread or greenlet: its Scope, where it has one."""
 
-UNITS = "_celery_alchemy_units"
-"""Attribute of a thread or greenlet: the entries of its open units of work, the innermost last."""
-HELD = "_celery_alchemy_held"
-"""Attribute of a thread or greenlet: the pool records of the connections that it has checked out, oldest first."""
-CONNECTING = "_celery_alchemy_connecting"
-"""Attribute of a thread or greenlet: the unit of work whose Session has asked for a connection, and has none yet."""
+
+class Scope:
+    """What belongs to one thread or greenlet, for all `Alchemy` objects of the process: nesting is a matter of the
+    thread, not of the database.
+
+    It is an attribute of the thread's or greenlet's own object. That is the weakest possible hold: there is no table
+    whose keys could be reused by the next greenlet (`id()`, `get_ident()`), none that grows when a greenlet dies, and
+    nothing that `contextvars.copy_context()` could carry into another thread.
+    """
+
+    __slots__ = ("__weakref__", "connecting", "held", "units")
+
+    def __init__(self) -> None:
+        self.units: list[Any] = []
+        """The entries of its open units of work, the innermost last."""
+        self.held: list[Any] = []
+        """The pool records of the connections that it has checked out, oldest first."""
+        self.connecting: Any = None
+        """The unit of work whose Session has asked for a connection, and has none yet."""
+
+
+#: Those of the threads and greenlets that are alive; weakly, for a greenlet that dies takes its own along.
+scopes: set[weakref.ref[Scope]] = set()
+
+
+def here() -> Scope:
+    """Return the Scope of the current thread or greenlet; made where there is none."""
+    owner: Any = current_scope()
+    scope: Scope | None = getattr(owner, SCOPE, None)
+    if scope is None:
+        scope = Scope()
+        setattr(owner, SCOPE, scope)
+        scopes.add(weakref.ref(scope, scopes.discard))
+    return scope
 
 
 def describe_current_scope() -> str:
@@ -30,38 +60,8 @@ def describe_current_scope() -> str:
     return f"{threading.current_thread().name!r} ({type(current_scope()).__name__} {id(current_scope()):#x})"
 
 
-class ScopeStack(Generic[T]):
-    """A stack per thread or greenlet: what one pushes no other sees, and it dies with its owner.
-
-    The stack is an attribute of the thread's or greenlet's own object. That is the weakest possible hold: there is no
-    table whose keys could be reused by the next greenlet (`id()`, `get_ident()`), none that grows when a greenlet dies
-    without popping, and nothing that `contextvars.copy_context()` could carry into another thread.
-
-    The empty list stays on the thread or greenlet for the next push. On the path of a request this list is read and
-    changed in place, by the attribute's name.
-    """
-
-    __slots__ = ("_attribute",)
-
-    def __init__(self, attribute: str) -> None:
-        self._attribute = attribute
-
-    def get(self) -> list[T]:
-        """Return the current thread's or greenlet's stack, the innermost last; made where there is none."""
-        scope: Any = current_scope()
-        stack = getattr(scope, self._attribute, None)
-        if stack is None:
-            stack = []
-            setattr(scope, self._attribute, stack)
-        return cast("list[T]", stack)
-
-    def top(self) -> T | None:
-        """Return what was pushed last; None where the stack is empty."""
-        stack = getattr(current_scope(), self._attribute, None)
-        return stack[-1] if stack else None
-
-    def forget(self) -> None:
-        """Drop the current stack without looking at what is on it: for the child of a fork."""
-        scope: Any = current_scope()
-        with contextlib.suppress(AttributeError):
-            delattr(scope, self._attribute)
+def forget_after_fork() -> None:
+    """Begin anew in the child of a fork: what was open belongs to the parent, and is not even looked at."""
+    scopes.clear()
+    with contextlib.suppress(AttributeError):
+        delattr(current_scope(), SCOPE)

@@ -15,7 +15,7 @@ from ._sqlalchemy import has_objects
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .on_commit import CommitCallbacks
-from .scope import CONNECTING, current_scope
+from .scope import SCOPE, current_scope, here
 
 #: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
 MakeSession = Callable[..., Session]
@@ -59,7 +59,7 @@ class UnitSession(Session):
         owner = self.celery_alchemy_owner
         if owner is not None and not owner.connected:
             # Comes right before the checkout: so a connection is told from one that other code checks out.
-            setattr(current_scope(), CONNECTING, owner)
+            (getattr(current_scope(), SCOPE, None) or here()).connecting = owner
         if bind is not None:
             self.has_one_bind = False
         elif self.has_one_bind and self.bind is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -74,8 +73,6 @@ class UnitOfWork(Entry):
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
     holding: Holding | None = None
     """What is known of that connection; None where it is not one of a connection pool that we follow."""
-    reference: weakref.ref[UnitOfWork]
-    """Itself, as the registry keeps it."""
     checked_out: Sequence[ConnectionPoolEntry] = ()
     """What its thread or greenlet has checked out."""
     held: Sequence[ConnectionPoolEntry] = ()
@@ -267,7 +264,8 @@ class UnitOfWork(Entry):
             BrokenTransaction: it has.
         """
         holding = self.holding
-        if self._error is not None or holding is None or holding.transaction_failed or not getattr(session, "has_one_bind", False):
+        is_sure = self._error is None and holding is not None and getattr(session, "has_one_bind", False)
+        if not is_sure or holding.transaction_failed:  # type: ignore[union-attr]
             self._look_for_failure(session)
 
     def _look_for_failure(self, session: Session) -> None:

@@ -16,7 +16,8 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
-from celery_alchemy.strategies.watching.report import describe, still_open
+from celery_alchemy.strategies.registry import open_units
+from celery_alchemy.strategies.watching.report import describe
 from celery_alchemy.workers.watching import observers
 from celery_alchemy.workers.watching.idle_watch import IdleWatch
 
@@ -219,7 +220,7 @@ def test_what_is_in_a_transaction(run_database: PostgreSQL, poolclass: Any) -> N
     one = text("SELECT 1")
 
     def state() -> str:
-        (mine,) = [one for one in still_open() if one.label.startswith("unit_of_work()")]
+        (mine,) = [one for one in open_units() if one.label.startswith("unit_of_work()")]
         return str(describe(mine, mine.began)["state"])
 
     with db.unit_of_work() as session:
@@ -249,13 +250,13 @@ def test_what_is_in_a_transaction(run_database: PostgreSQL, poolclass: Any) -> N
 def test_units_are_forgotten_when_they_end(run_database: PostgreSQL) -> None:
     db: Alchemy
     _, db = make_app(run_database.url("metrics"))
-    before = len(still_open())
+    before = len(open_units())
     with pytest.raises(ZeroDivisionError), db.unit_of_work() as session:
         session.execute(text("SELECT 1"))
-        (mine,) = [one for one in still_open() if one.label.startswith("unit_of_work()")]
+        (mine,) = [one for one in open_units() if one.label.startswith("unit_of_work()")]
         assert describe(mine, mine.began)["state"] == "idle in transaction"
         session.rollback()
         assert describe(mine, mine.began)["state"] == "no transaction"
         raise ZeroDivisionError
-    assert len(still_open()) == before
+    assert len(open_units()) == before
     db.stop()

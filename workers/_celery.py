@@ -22,6 +22,20 @@ def running_request() -> Any:
     return task.request_stack.top if task is not None else None
 
 
+def top_request(task: Any) -> Any:
+    """Return the request on top of the task's stack; None where nothing runs it.
+
+    `task.request_stack.top` says the same, but each task would pay 7,000 instructions for it: Celery finds what belongs
+    to a thread through an attribute that is missing.
+    """
+    stack = task.request_stack
+    try:
+        local = stack._local
+        return local.__storage__[local.__ident_func__()]["stack"][-1]
+    except (AttributeError, LookupError):  # nothing runs; or the environment variable USE_FAST_LOCALS is set
+        return stack.top if stack is not None else None
+
+
 def is_spawned() -> bool:
     """Tell whether this process is a pool process that was started as a fresh interpreter: it gets another app object,
     and no `worker_init`."""

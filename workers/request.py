@@ -17,7 +17,8 @@ from typing import Any
 
 from ..strategies.entry import Entry, Label, UnitOptions
 from ..strategies.features.read_only import ReadOnlyError
-from ..strategies.registry import UnitOfWorkRegistry, entries
+from ..strategies.registry import UnitOfWorkRegistry, innermost_entry, open_entries
+from ._celery import top_request
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _BEGUN = "_celery_alchemy_begun"
 #: The same for a task's own `__call__`: `Task.__call__` runs `run` under a copy of the request.
 _CALLED = "_celery_alchemy_called"
 
-#: A function of the user's that takes the task first.
+#: A function of the user's; the arguments that come with it include the task where it takes that.
 Call = Callable[..., Any]
 #: Opens or joins a unit of work for the task; None: it runs in the one that is open already, whoever ends that.
 Enter = Callable[[Any], "Entry | None"]
@@ -54,14 +55,14 @@ class RequestRunner:
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
-        request = task.request_stack.top
+        request = top_request(task)
         if request is None or request.called_directly or _BEGUN in request.__dict__ or _CALLED in request.__dict__:
             return self.inside(self.enter_run, call, task, args, kwargs)
         request.__dict__[_BEGUN] = True
         unit = self.registry.begin(self.options, (task.name, request.id), "run", task, request)
         try:
             try:
-                result = call(task, *args, **kwargs)
+                result = call(*args, **kwargs)
             except BaseException as error:
                 unit.fail(error)
                 raise
@@ -84,10 +85,10 @@ class RequestRunner:
         """Run `call` in the unit of work that `enter` opens or joins, and end it."""
         entry = enter(task)
         if entry is None:
-            return call(task, *args, **kwargs)
+            return call(*args, **kwargs)
         try:
             try:
-                result = call(task, *args, **kwargs)
+                result = call(*args, **kwargs)
             except BaseException as error:
                 if entry.ends:
                     entry.fail(error)
@@ -104,13 +105,13 @@ class RequestRunner:
 
     def enter_run(self, task: Any) -> Entry:
         """Return what `run` of `task`, called now, runs in."""
-        request = task.request_stack.top
+        request = top_request(task)
         if request is not None and not request.called_directly:
             marks = request.__dict__
             if _BEGUN not in marks:
                 marks[_BEGUN] = True
                 if _CALLED in marks:
-                    top = entries.top()
+                    top = innermost_entry()
                     if top is not None and top.kind == "call" and top.owns and top.holder is task:
                         return self.registry.join(top, kind="run", holder=task, request=request, ends=True)
                 return self.registry.begin(self.options, (task.name, request.id), "run", task, request)
@@ -128,7 +129,7 @@ class RequestRunner:
             if self.registry.current_entry() is not None:
                 return None
             return self.registry.begin(self.options, label_of(request, task), "call", task, request)
-        for entry in entries.get():
+        for entry in open_entries():
             if entry.kind == "call" and entry.request is request:
                 return None  # super().__call__() of another base: the same call, the same unit of work
         request.__dict__[_CALLED] = True
@@ -136,7 +137,7 @@ class RequestRunner:
 
     def enter_hook(self, name: str, task: Any) -> Entry | None:
         """Return what the hook `name` of `task`, called now, runs in."""
-        top = entries.top()
+        top = innermost_entry()
         if top is not None and top.kind == "hook" and top.holder is task:
             return None  # super().on_failure(...): the same hook, the same unit of work
         label = f"{name} of {task.name}"
@@ -169,8 +170,7 @@ def begin_again(task: Any) -> None:
 
 def request_of(task: Any) -> Any:
     """Return the request on top of the task's stack; None when it was not even called."""
-    stack = task.request_stack
-    return stack.top if stack is not None else None
+    return top_request(task)
 
 
 def is_traced(request: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..strategies.entry import Entry
 from ..strategies.interrupts import hidden_interrupt, shield
-from ..strategies.registry import entries
+from ..strategies.registry import open_entries
 from ..strategies.sessions import shield_mapper_configuration
 from ._celery import running_request
 from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
@@ -40,7 +40,7 @@ class DeferringRunner(RequestRunner):
         if workers:
             if self.first:
                 shield.reset()  # what came too late for the request before is not for this one
-            if any(entry.request is not request for entry in entries.get()):
+            if any(entry.request is not request for entry in open_entries()):
                 self.registry.end_abandoned()
         held = shield.depth
         shield.depth = held + 1
@@ -72,7 +72,7 @@ class DeferringRunner(RequestRunner):
         try:
             shield.depth = held
             shield.check()
-            result = call(task, *args, **kwargs)
+            result = call(*args, **kwargs)
             if entry is not None and entry.ends:
                 entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it
             shield.depth = held + 1

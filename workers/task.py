@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
 from ..strategies.registry import no_unit_of_work
-from ..strategies.scope import UNITS, current_scope
+from ..strategies.scope import SCOPE, current_scope
 from . import apps, databases, wrapping
 from .errors import ConfigurationError
 from .injection import hide_from_callers
@@ -71,9 +71,9 @@ class DatabaseTask(Task):  # type: ignore[misc]
             NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
             ConfigurationError: the app has no Alchemy.
         """
-        stack = getattr(current_scope(), UNITS, None)
-        if stack:
-            entry = stack[-1]
+        scope = getattr(current_scope(), SCOPE, None)
+        if scope is not None and scope.units:
+            entry = scope.units[-1]
             if entry.holder is self:
                 session: Session = entry.ready or entry.session
                 return session

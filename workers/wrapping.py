@@ -19,7 +19,7 @@ _PLACES = "_celery_alchemy_places"
 
 def wrap_run(raw: Any) -> Callable[..., Any]:
     """Return `raw`, a task's `run` as it stands in the class body, inside the unit of work of the task request."""
-    call = _caller(raw)
+    call, takes_task = _caller(raw), True
     places: list[InjectedParameter] = []
     names = injected_parameters(raw)
     signature = None
@@ -27,11 +27,16 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
         signature = inspect.signature(_like(lambda: None, raw))
         places = places_of(signature, names)
         call = injecting(call, places)
+    elif isinstance(raw, staticmethod):
+        call, takes_task = raw.__func__, False
 
-    def run(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        self = args[0]
+        if not takes_task:
+            args = args[1:]
         db = getattr(self.app, apps.ATTRIBUTE, None) or apps.find(self.app)
         if db is None:
-            return call(self, *args, **kwargs)  # `self.db` says so; a task that touches no database needs none
+            return call(*args, **kwargs)  # `self.db` says so; a task that touches no database needs none
         return (db.runners.get(type(self)) or db.runner_of(self)).run(call, self, args, kwargs)
 
     wrapper = _like(run, raw)
@@ -53,7 +58,8 @@ def wrap_call(raw: Any) -> Callable[..., Any]:
 
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         db = apps.find(self.app)
-        return call(self, *args, **kwargs) if db is None else db.runner_of(self).run_call(call, self, args, kwargs)
+        args = (self, *args)
+        return call(*args, **kwargs) if db is None else db.runner_of(self).run_call(call, self, args, kwargs)
 
     return _like(__call__, raw)
 
@@ -64,9 +70,8 @@ def wrap_hook(name: str, raw: Any) -> Callable[..., Any]:
 
     def hook(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         db = apps.find(self.app)
-        return (
-            call(self, *args, **kwargs) if db is None else db.runner_of(self).run_hook(name, call, self, args, kwargs)
-        )
+        args = (self, *args)
+        return call(*args, **kwargs) if db is None else db.runner_of(self).run_hook(name, call, self, args, kwargs)
 
     return _like(hook, raw)
 

@@ -44,7 +44,7 @@ class _Libpq(Driver):
             if not is_idle(getattr(connection, "dbapi_connection", connection)):
                 roll_back(connection)
 
-        dialect.do_rollback = do_rollback  # type: ignore[method-assign]
+        dialect.do_rollback = do_rollback  # type: ignore[method-assign, assignment]
 
 
 class Psycopg(_Libpq):

@@ -12,7 +12,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..errors import CeleryAlchemyError
 from ..options import DatabaseOptions
-from ..scope import HELD, current_scope
+from ..scope import here
 from .base import Driver
 
 BUSY_TIMEOUT_MS = 10_000
@@ -68,7 +68,7 @@ class SQLite(Driver):
                     "A SQLite database in memory lives in one connection, so a unit of work inside another cannot have "
                     "a transaction of its own. Use a file, for example sqlite:////tmp/test.sqlite3."
                 )
-            nested = sum(1 for record in getattr(current_scope(), HELD, ()) if record in made) > 1
+            nested = sum(1 for record in here().held if record in made) > 1
             if waits_ms:
                 # A nested unit of work cannot wait for the lock of the one around it: it may read, a write fails at
                 # once.

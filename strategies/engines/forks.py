@@ -24,16 +24,14 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from .. import scope
 from .._sqlalchemy import blank, fairy_of, records_of, unlock_after_fork
 from ..drivers.base import socket_descriptor
 from ..interrupts import shield
-from ..scope import ScopeStack
-from .held import held
 from .pool import queues_of
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _records: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
-_stacks: list[ScopeStack[Any]] = []
 _callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
 #: Driver connections inherited from the parent. Freeing one may talk to the parent's server.
 _graveyard: list[object] = []
@@ -50,7 +48,6 @@ def guard(engine: Engine, *, fresh: bool = False) -> Engine:
         fresh: The Engine has made none yet.
     """
     _register()
-    forget_after_fork(held)
     if engine not in _engines:
         _engines.add(engine)
         event.listen(engine, "connect", _remember)
@@ -64,12 +61,6 @@ def on_fork(method: Callable[[], None]) -> None:
     _register()
     _callbacks[:] = [known for known in _callbacks if known() not in {None, method}]
     _callbacks.append(weakref.WeakMethod(method))
-
-
-def forget_after_fork(stack: ScopeStack[Any]) -> None:
-    """Make `stack` empty in the child of every fork: what was open belongs to the parent."""
-    if stack not in _stacks:
-        _stacks.append(stack)
 
 
 def _register() -> None:
@@ -114,8 +105,7 @@ def _after_in_child() -> None:
     # Runs also between fork and exec of a subprocess under gevent: short, lock-free, and it never raises.
     shield.reset()
     try:
-        for stack in _stacks:
-            stack.forget()
+        scope.forget_after_fork()
         _sever()
         for engine in list(_engines):
             for pool in queues_of(engine.pool):

@@ -24,13 +24,11 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..drivers.base import Driver, driver_of
-from ..scope import CONNECTING, HELD, ScopeStack, current_scope
+from ..scope import Scope, here
 from .leaks import Origin, find_origin
 
 logger = logging.getLogger(__name__)
 
-#: One stack for all connection pools of the process, oldest first.
-held: ScopeStack[ConnectionPoolEntry] = ScopeStack(HELD)
 #: Key in `ConnectionPoolEntry.record_info`, which stays when the record connects anew.
 _KEY = "celery_alchemy.held"
 PING_AFTER_S = 5.0
@@ -103,8 +101,8 @@ class HoldingWatch:
             event.listen(engine, "checkin", self._on_checkin)
             event.listen(engine, "detach", self._on_checkin)
 
-    def take(self, record: ConnectionPoolEntry) -> bool:
-        """Put `record` on the stack of this thread or greenlet.
+    def take(self, record: ConnectionPoolEntry, scope: Scope) -> bool:
+        """Put `record` on the stack of the running thread or greenlet, `scope`.
 
         Returns:
             Whether the server has closed its connection while it was idle.
@@ -113,18 +111,14 @@ class HoldingWatch:
         holding: Holding | None = info.get(_KEY)
         if holding is None:
             holding = info[_KEY] = Holding(self, record)
-        scope: Any = current_scope()
-        stack = getattr(scope, HELD, None)
-        if stack is None:
-            stack = held.get()
-        stack.append(record)
         # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
-        holding.stack = stack
-        holding.unit = unit = getattr(scope, CONNECTING, None)
+        holding.stack = stack = scope.held
+        stack.append(record)
+        holding.unit = unit = scope.connecting
         if unit is None:
             holding.origin = find_origin()  # 2 to 3 us, for a message; a unit of work gives its own back by itself
         else:
-            setattr(scope, CONNECTING, None)
+            scope.connecting = None
             unit.connected = 1
             unit.holding = holding
             holding.origin = None
@@ -157,7 +151,7 @@ class HoldingWatch:
         holding = holding_of(record)
         if holding is not None and self._is_dead(holding):
             raise DisconnectionError("the server has closed it while it was idle")  # SQLAlchemy connects anew
-        self.take(record)
+        self.take(record, here())
 
     def _on_checkin(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         self.give_back(record)

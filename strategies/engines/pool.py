@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
@@ -11,9 +12,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, Qu
 from .._sqlalchemy import get_at_once, is_exhausted, max_overflow, queue_like, recycle
 from ..errors import NoConnectionFree, ReservedSlotsInUse
 from ..interrupts import shield
-from ..scope import HELD, UNITS, current_scope, describe_current_scope
+from ..scope import SCOPE, Scope, current_scope, describe_current_scope, here
 from ..worker_pool import NO_WORKER, WorkerPool
 from .held import HoldingWatch, holding_of
+from .record_queue import RecordQueue
 from .sizing import PoolSize
 
 _UNUSED_FOR = 10
@@ -25,6 +27,7 @@ _PAUSES_S = (0.001, 0.05)
 class WatchedQueuePool(QueuePool):
     """QueuePool that keeps who has checked out what."""
 
+    _queue_class: Any = RecordQueue
     watch: HoldingWatch | None = None
     """What all connection pools of one Engine have in common; None: nobody looks."""
 
@@ -53,10 +56,11 @@ class ReservedQueuePool(WatchedQueuePool):
     _unused = 0
 
     def _do_get(self) -> ConnectionPoolEntry:
-        record = self._find()
+        scope: Scope = getattr(current_scope(), SCOPE, None) or here()
+        record = self._find(scope)
         if self.watch is not None:
             try:
-                if self.watch.take(record):
+                if self.watch.take(record, scope):
                     record.invalidate()
             except BaseException:
                 record.invalidate()
@@ -64,13 +68,10 @@ class ReservedQueuePool(WatchedQueuePool):
                 raise
         return record
 
-    def _find(self) -> ConnectionPoolEntry:
-        scope = current_scope()
-        held = getattr(scope, HELD, None)
-        if held and self._must_not_wait(held):
+    def _find(self, scope: Scope) -> ConnectionPoolEntry:
+        if scope.held and self._must_not_wait(scope.held):
             return self._get_nested()
-        units = getattr(scope, UNITS, None)
-        if self.reserve and not (units and units[-1].in_task) and is_exhausted(self):
+        if self.reserve and not (scope.units and scope.units[-1].in_task) and is_exhausted(self):
             return self._get_for_helper()
         if self._extra is not None:
             self._close_unused()

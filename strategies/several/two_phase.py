@@ -24,7 +24,7 @@ from .._sqlalchemy import connections_of, is_prepared
 from ..engines.transient import is_answer
 from ..errors import CeleryAlchemyError
 from ..options import DatabaseOptions
-from ..registry import entries
+from ..registry import innermost_entry
 from ..sessions import UnitSession
 from .part import OneOfSeveral
 
@@ -109,7 +109,7 @@ def short(database: str) -> str:
 def _beginning_unit(database: str) -> OneOfSeveral | None:
     """Return the unit of work whose Session has just checked a connection of `database` out, and begins a transaction
     on it; None where other code begins one."""
-    top = entries.top()
+    top = innermost_entry()
     for unit in top.unit.all_units if top is not None else ():
         if unit.database == database and unit.connected == 1:
             unit.connected = 2

@@ -27,20 +27,11 @@ def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
     registries = list(registries)
     longest_s, label = max((registry.longest for registry in registries), default=(0.0, ""))
     return {
-        "open": [describe(unit, now) for unit in sorted(still_open(), key=lambda unit: unit.began)],
+        "open": [describe(unit, now) for unit in sorted(open_units(), key=lambda unit: unit.began)],
         "ended": sum(registry.ended for registry in registries),
         "longest": {"task": label, "s": round(longest_s, 3)} if label else None,
         "leaks": sum(registry.leaks for registry in registries),
     }
-
-
-def still_open() -> list[UnitOfWork]:
-    """Return the units of work that are open now, in any thread or greenlet."""
-    while True:
-        try:
-            return [unit for reference in list(open_units) if (unit := reference()) is not None]
-        except RuntimeError:  # another thread has begun or ended one meanwhile
-            continue
 
 
 def describe(unit: UnitOfWork, now: float) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from sqlalchemy.engine import Dialect, Engine
 
 from ..interrupts import shield
 from ..options import DatabaseOptions
-from ..registry import entries
-from ..scope import CONNECTING, current_scope
+from ..registry import innermost_entry
+from ..scope import here
 from ..unit_of_work import UnitOfWork
 
 _METHODS = ("do_execute", "do_executemany", "do_execute_no_params")
@@ -85,11 +85,11 @@ def _noting(execute: Callable[..., Any]) -> Callable[..., Any]:
 @shield.covers
 def _begins(statement: str) -> Activity | None:
     """Note that a statement begins; return None where it belongs to no unit of work."""
-    top = entries.top()
+    top = innermost_entry()
     if top is None:
         return None
     unit: UnitOfWork = top.unit
-    if getattr(current_scope(), CONNECTING, None) is not None:
+    if here().connecting is not None:
         return None  # SQLAlchemy asks a new connection who it is
     activity: Activity | None = unit.activity
     if activity is None:

@@ -1,0 +1,75 @@
+"""The queue of a connection pool, where a checkout that waits for nobody takes one lock and calls nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from .._sqlalchemy import Empty, Full
+
+
+class RecordQueue:
+    """Records of a connection pool that are idle. The lock may be taken again by its holder: the garbage collector may
+    put a record back at any time.
+
+    Args:
+        maxsize: The most records it keeps; 0: no limit.
+        use_lifo: The record that came last goes first.
+    """
+
+    __slots__ = ("_available", "_lock", "_waiting", "maxsize", "queue", "use_lifo")
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        self.maxsize = maxsize
+        self.use_lifo = use_lifo
+        self.queue: deque[ConnectionPoolEntry] = deque()
+        self._lock = threading.RLock()
+        self._available = threading.Condition(self._lock)
+        self._waiting = 0
+
+    def qsize(self) -> int:
+        """Return how many records there are."""
+        return len(self.queue)
+
+    def put(self, record: ConnectionPoolEntry, block: bool = True) -> None:
+        """Add `record`.
+
+        Raises:
+            Full: there are `maxsize` already, whether it may `block` or not.
+        """
+        with self._lock:
+            if len(self.queue) >= self.maxsize > 0:
+                raise Full
+            self.queue.append(record)
+            if self._waiting:
+                self._available.notify()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        """Take a record.
+
+        Args:
+            block: Wait for one, `timeout` seconds at most; None: for ever.
+        Raises:
+            Empty: there is none.
+        """
+        with self._lock:
+            if not self.queue:
+                if not block:
+                    raise Empty
+                self._wait(timeout)
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._waiting += 1
+        try:
+            while not self.queue:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise Empty
+                self._available.wait(left)
+        finally:
+            self._waiting -= 1
