@@ -16,8 +16,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
-from sqlalchemy.util.queue import Empty as Empty
-from sqlalchemy.util.queue import Full as Full
+from sqlalchemy.util.queue import Empty, Full
 
 Queue = TypeVar("Queue", bound=QueuePool)
 
@@ -200,6 +199,9 @@ class _Retired:
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         raise Empty
+
+    def take(self) -> None:
+        return None
 
     def qsize(self) -> int:
         return 0

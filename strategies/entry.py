@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from .hooks import UnitHook
+from .scope import Scope
 
 #: A name, or the two parts of `task name[task id]`, or the line of code of a block: put together only when a message
 #: needs them.
@@ -25,7 +27,8 @@ def written(label: Label) -> str:
     return f"{first}[{second}]" if isinstance(first, str) else f"unit_of_work() at {first.co_filename}:{second}"
 
 
-class UnitOptions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UnitOptions:
     """How the units of work of one task, or of a block, are treated; made once and looked at by each."""
 
     commits: bool = True
@@ -54,9 +57,9 @@ class Entry:
     """Celery's request, for the Celery side."""
     registry: Any
     """The UnitOfWorkRegistry whose it is."""
-    home: list[Entry]
-    """The stack it is on."""
-    in_task: bool
+    scope: Scope
+    """Of the thread or greenlet that began it: `scope.units` is the stack it is on."""
+    in_task = True
     """A task runs in it, or around it: only a helper thread or a script has none."""
     opened: Session | None = None
     """Its Session if it has been used, else None; of a unit of work alone."""

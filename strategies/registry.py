@@ -102,14 +102,15 @@ class UnitOfWorkRegistry:
         """Units of work that are over."""
         self.leaks = 0
         """Connections that had to be taken back."""
-        self.longest: tuple[float, str] = (0.0, "")
-        """The longest unit of work so far: seconds, label."""
+        self.longest_s = 0.0
+        self.longest = ""
+        """The label of the longest unit of work so far."""
         forks.on_fork(self.after_fork)
 
     def after_fork(self) -> None:
         """Begin anew in the child: what was open belongs to the parent."""
         self.ended = self.leaks = 0
-        self.longest = (0.0, "")
+        self.longest_s, self.longest = 0.0, ""
 
     def started(self) -> SessionStrategy:
         """Return the strategy in force, chosen now where no worker has chosen it.
@@ -189,15 +190,15 @@ class UnitOfWorkRegistry:
         strategy = self.strategy or self.started()
         unit = self.unit_class(strategy, options, label, self, kind, holder, request)
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()
-        unit.home = stack = scope.units
-        unit.in_task = kind in TASK_KINDS
+        unit.scope = scope
+        stack = scope.units
         if stack:
             unit.outermost = False
-            unit.in_task = unit.in_task or stack[-1].in_task
+        if kind not in TASK_KINDS:
+            unit.in_task = bool(stack and stack[-1].in_task)
         stack.append(unit)
-        unit.checked_out = held = scope.held
-        if held:
-            unit.held = list(held)
+        if scope.held:
+            unit.held = list(scope.held)
         if strategy.follows_units:
             strategy.enter(unit)
         if options.hooks:
@@ -209,8 +210,8 @@ class UnitOfWorkRegistry:
     def join(self, entry: Entry, *, kind: str, holder: object, request: object = None, ends: bool = False) -> Joined:
         """Let `holder` run in the unit of work of `entry`, which releases it and, unless `ends`, ends it."""
         joined = Joined(entry.unit, kind, holder, request, ends=ends)
-        stack = open_entries()
-        joined.registry, joined.home = self, stack
+        joined.registry, joined.scope = self, here()
+        stack = joined.scope.units
         joined.in_task = kind in TASK_KINDS or bool(stack and stack[-1].in_task)
         stack.append(joined)
         return joined
@@ -228,16 +229,16 @@ class UnitOfWorkRegistry:
             if entry.opened is not None or not entry.is_plain:
                 entry.close()
         finally:
-            stack = entry.home
+            stack = entry.scope.units
             if stack and stack[-1] is entry:
                 stack.pop()
             else:
                 _remove(entry)
             self.ended += 1
             duration_s = monotonic() - entry.began
-            if duration_s > self.longest[0]:
-                self.longest = (duration_s, entry.label)
-            if entry.checked_out and entry.outermost and entry.kind in TASK_KINDS:
+            if duration_s > self.longest_s:
+                self.longest_s, self.longest = duration_s, entry.label
+            if entry.scope.held and entry.outermost and entry.kind in TASK_KINDS:
                 self._take_back(entry)
             if not entry.is_plain:
                 entry.after_end(error)
@@ -251,7 +252,7 @@ class UnitOfWorkRegistry:
     def _take_back(self, unit: UnitOfWork) -> None:
         """Give back what the code of a task request has checked out, and kept: no other code ever will, and the
         connection pool would lose a slot for each."""
-        for record in [record for record in unit.checked_out if record not in unit.held]:
+        for record in [record for record in unit.scope.held if record not in unit.held]:
             holding = holding_of(record)
             origin = describe(holding.origin if holding is not None else None)
             if take_back([record]):
@@ -353,7 +354,7 @@ class Block(ContextDecorator, AbstractContextManager[Session]):
 def _remove(entry: Entry) -> None:
     """Take `entry` off the stack it was put on: another one, when a block is left in another thread than it was entered
     in (web frameworks run the two halves of a dependency so)."""
-    stack = entry.home
+    stack = entry.scope.units
     if stack and stack[-1] is entry:
         stack.pop()
     elif entry in stack:

@@ -55,16 +55,19 @@ class UnitSession(Session):
     has_one_bind = False
     """No statement goes anywhere but to `bind`: there is nothing to be looked up."""
 
-    def get_bind(self, mapper: Any = None, *, bind: Any = None, **keywords: Any) -> Engine | Connection:
+    def get_bind(
+        self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **keywords: Any
+    ) -> Engine | Connection:
         owner = self.celery_alchemy_owner
         if owner is not None and not owner.connected:
             # Comes right before the checkout: so a connection is told from one that other code checks out.
             (getattr(current_scope(), SCOPE, None) or here()).connecting = owner
-        if bind is not None:
+        if self.has_one_bind:
+            only = self.bind
+            if bind is None and only is not None:
+                return only
             self.has_one_bind = False
-        elif self.has_one_bind and self.bind is not None:
-            return self.bind
-        return super().get_bind(mapper, bind=bind, **keywords)
+        return super().get_bind(mapper, clause=clause, bind=bind, **keywords)
 
     def bind_mapper(self, mapper: Any, bind: Any) -> None:
         self.has_one_bind = False

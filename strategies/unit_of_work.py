@@ -73,10 +73,8 @@ class UnitOfWork(Entry):
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
     holding: Holding | None = None
     """What is known of that connection; None where it is not one of a connection pool that we follow."""
-    checked_out: Sequence[ConnectionPoolEntry] = ()
-    """What its thread or greenlet has checked out."""
     held: Sequence[ConnectionPoolEntry] = ()
-    """What that was when it began."""
+    """What its thread or greenlet had checked out when it began."""
     outermost = True
     """No other is open in this thread or greenlet."""
     activity: Any = None
@@ -264,9 +262,11 @@ class UnitOfWork(Entry):
             BrokenTransaction: it has.
         """
         holding = self.holding
-        is_sure = self._error is None and holding is not None and getattr(session, "has_one_bind", False)
-        if not is_sure or holding.transaction_failed:  # type: ignore[union-attr]
-            self._look_for_failure(session)
+        if holding is not None and self._error is None and getattr(session, "has_one_bind", False):
+            connection = holding.record.dbapi_connection
+            if connection is not None and not holding.watch.driver.transaction_failed(connection):
+                return
+        self._look_for_failure(session)
 
     def _look_for_failure(self, session: Session) -> None:
         """Do what `refuse_failed` does, where it is not sure that all is well."""
@@ -342,7 +342,7 @@ class UnitOfWork(Entry):
         session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
-        held = connections_of(session) if session.in_transaction() else []
+        held = connections_of(session) if self.connected and session.in_transaction() else []
         try:
             self.strategy.release(self, session)
         except Exception:

@@ -69,7 +69,7 @@ def test_round_trips_are_three_for_a_statement_and_one_for_reading(url: str) -> 
 @pytest.mark.skipif(not callgrind.is_available(), reason="valgrind is not installed")
 def test_instructions_are_the_same_on_every_run(url: str) -> None:
     found = [
-        callgrind.count(side, "solo", "local", url, ["nothing"], (0, 30))["nothing"].median
+        callgrind.count(side, "solo", "local", url, ["nothing"], (0,))["nothing"].median
         for side in ("by hand", "with the layer", "with the layer")
     ]
     assert found[1] == pytest.approx(found[2], rel=baseline.TOLERANCE / 2)
@@ -78,7 +78,7 @@ def test_instructions_are_the_same_on_every_run(url: str) -> None:
 
 def test_what_is_a_bit_above_the_baseline_passes() -> None:
     known = {"calls": {"solo, local": {"one SELECT": (500, 500)}}}
-    assert baseline.regressions([Count("calls", "solo, local", "one SELECT", 510, 500)], known) == []
+    assert baseline.regressions([Count("calls", "solo, local", "one SELECT", 509, 500)], known) == []
     (above,) = baseline.regressions([Count("calls", "solo, local", "one SELECT", 511, 500)], known)
     assert above.share == pytest.approx(0.022)
 

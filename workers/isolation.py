@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import event
@@ -80,7 +81,7 @@ class IsolatingRunner(RequestRunner):
 
     def _attempt(self, *, first: bool) -> RequestRunner:
         note = NoteCommits()
-        options = self.options._replace(hooks=(*self.options.hooks, note), extra=(*self.options.extra, note))
+        options = replace(self.options, hooks=(*self.options.hooks, note), extra=(*self.options.extra, note))
         runner = type(self._runner)(self.registry, options, self.hook_options)
         runner.first = first
         runner.goes_on = lambda error: is_conflict(error) and not note.committed

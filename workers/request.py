@@ -56,9 +56,10 @@ class RequestRunner:
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
         request = top_request(task)
-        if request is None or request.called_directly or _BEGUN in request.__dict__ or _CALLED in request.__dict__:
+        marks = request.__dict__ if request is not None else None
+        if marks is None or request.called_directly or _BEGUN in marks or _CALLED in marks:
             return self.inside(self.enter_run, call, task, args, kwargs)
-        request.__dict__[_BEGUN] = True
+        marks[_BEGUN] = True
         unit = self.registry.begin(self.options, (task.name, request.id), "run", task, request)
         try:
             try:
@@ -69,7 +70,7 @@ class RequestRunner:
             unit.succeed(final=True)
             return result
         finally:
-            if unit.home[-1] is not unit:
+            if unit.scope.units[-1] is not unit:
                 leave_inner(self.registry, unit)
             self.registry.leave(unit)
 
@@ -97,7 +98,7 @@ class RequestRunner:
                 entry.succeed(final=entry.owns)
             return result
         finally:
-            if entry.home[-1] is not entry:
+            if entry.scope.units[-1] is not entry:
                 leave_inner(self.registry, entry)
             self.registry.leave(entry)
 

@@ -54,7 +54,7 @@ class DeferringRunner(RequestRunner):
             raise
         finally:
             if entry is not None:
-                if entry.owns and entry.home[-1] is not entry:
+                if entry.owns and entry.scope.units[-1] is not entry:
                     leave_inner(self.registry, entry)
                 self.registry.leave(entry, error)
             shield.depth = held

@@ -14,12 +14,15 @@ from . import child
 from .processes import MeasureError, run, started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
-SLICES = (0, 30, 0, 30)
+SLICES = (0, 30)
+#: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide, which is
+#: one percent and nothing that a task does; the seeds move things.
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """Instructions per task, one value per pair of slices."""
+    """Instructions per task, one value per process."""
 
     values: list[float]
 
@@ -39,18 +42,26 @@ def is_available() -> bool:
 
 
 def count(
-    side: str, pool: str, strategy: str, url: str, tasks: list[str], slices: tuple[int, ...] = SLICES
+    side: str, pool: str, strategy: str, url: str, tasks: list[str], seeds: tuple[int, ...] = SEEDS
 ) -> dict[str, Instructions]:
-    """Return the instructions of each of `tasks`, keys of `Side.tasks`, with one side in a process of its own.
+    """Return the instructions of each of `tasks`, keys of `Side.tasks`. Each runs in processes of its own: Python adapts
+    its code to what has run before.
 
     Raises:
         MeasureError: the process has ended early.
     """
     # Once without valgrind, which finds errors soon and leaves compiled modules. Whether a module was compiled just now
     # or read is seen in the counts.
-    pairs = tuple((task,) for task in tasks)
-    run(child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (1,)))
-    job = child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), pairs, slices)
+    run(child.Job(child.TALLIES, pool, strategy, url, (side,), tuple((task,) for task in tasks), (1,)))
+    found = {}
+    for task in tasks:
+        jobs = [child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), ((task,),), SLICES, seed) for seed in seeds]
+        found[task] = Instructions([_count(job) for job in jobs])
+    return found
+
+
+def _count(job: child.Job) -> float:
+    """Return the instructions of one task of `job`."""
     with tempfile.TemporaryDirectory(prefix="celery-alchemy-counts-") as folder:
         out = Path(folder) / "out"
         # Imports and start are not counted, and without instrumentation they take a tenth of the time.
@@ -64,12 +75,10 @@ def count(
             pid, done = process.answer()
             process.wait()
         # Each slice stands between two marks: what came before the first of them is the odd dump.
-        totals = [_total(Path(f"{out}.{pid}.{2 * number}")) for number in range(1, len(done) + 1)]
-    found: dict[str, list[float]] = {}
-    counted = [(name, tasks, total) for (name, tasks), total in zip(done, totals, strict=True)]
-    for (name, few, least), (_, many, most) in zip(counted[::2], counted[1::2], strict=True):
-        found.setdefault(name, []).append((most - least) / (many - few))
-    return {name: Instructions(values) for name, values in found.items()}
+        least, most = (_total(Path(f"{out}.{pid}.{2 * number}")) for number in (1, 2))
+    (_, few), (_, many) = done
+    per_task: float = (most - least) / (many - few)
+    return per_task
 
 
 def _instrument(pid: int) -> None:

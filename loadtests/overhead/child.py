@@ -38,6 +38,8 @@ class Job:
     """The tasks to run, keys of `Side.tasks`: one for each side, those of a pair in turn."""
     slices: tuple[int, ...]
     """Tasks per slice."""
+    seed: int = 0
+    """Of Python's hashes: the same order of sets on every run."""
 
 
 def command(job: Job) -> list[str]:

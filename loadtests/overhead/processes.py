@@ -52,14 +52,14 @@ class Child:
 @contextmanager
 def started(job: Job, *before: str) -> Iterator[Child]:
     """Start the process of `job`, below the command `before`; it is killed where the block raises."""
-    with _started([*before, sys.executable, *command(job)]) as child:
+    with _started([*before, sys.executable, *command(job)], job.seed) as child:
         yield child
 
 
 @contextmanager
-def _started(arguments: list[str]) -> Iterator[Child]:
-    # The same order of sets on every run, and compiled modules: to compile them is most of what a start costs.
-    environ = {**os.environ, "PYTHONHASHSEED": "0"}
+def _started(arguments: list[str], seed: int = 0) -> Iterator[Child]:
+    # Compiled modules: to compile them is most of what a start costs.
+    environ = {**os.environ, "PYTHONHASHSEED": str(seed)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), f"celery-alchemy-pyc-{os.getuid()}"))
     pipe = subprocess.PIPE

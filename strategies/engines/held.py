@@ -64,12 +64,6 @@ class Holding:
         self.origin: Origin = None
         self.idle_since = 0.0
 
-    @property
-    def transaction_failed(self) -> bool:
-        """The server refuses everything but ROLLBACK, or the connection is gone; costs no round trip."""
-        connection = self.record.dbapi_connection
-        return connection is None or self.watch.driver.transaction_failed(connection)
-
 
 class HoldingWatch:
     """Keeps, for one Engine, which connections are checked out by whom.

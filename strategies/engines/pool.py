@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.util.queue import Full
 
 from .._sqlalchemy import get_at_once, is_exhausted, max_overflow, queue_like, recycle
 from ..errors import NoConnectionFree, ReservedSlotsInUse
@@ -28,13 +29,17 @@ class WatchedQueuePool(QueuePool):
     """QueuePool that keeps who has checked out what."""
 
     _queue_class: Any = RecordQueue
+    _pool: Any
     watch: HoldingWatch | None = None
     """What all connection pools of one Engine have in common; None: nobody looks."""
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self.watch is not None:
             self.watch.give_back(record)
-        super()._do_return_conn(record)
+        try:
+            self._pool.put(record)
+        except Full:
+            super()._do_return_conn(record)  # closes it, and counts it out
 
 
 class ReservedQueuePool(WatchedQueuePool):
@@ -57,7 +62,9 @@ class ReservedQueuePool(WatchedQueuePool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()
-        record = self._find(scope)
+        record = None if scope.held or self._extra is not None else self._pool.take()
+        if record is None:
+            record = self._find(scope)
         if self.watch is not None:
             try:
                 if self.watch.take(record, scope):

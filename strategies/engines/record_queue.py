@@ -7,8 +7,7 @@ import time
 from collections import deque
 
 from sqlalchemy.pool import ConnectionPoolEntry
-
-from .._sqlalchemy import Empty, Full
+from sqlalchemy.util.queue import Empty, Full
 
 
 class RecordQueue:
@@ -46,6 +45,13 @@ class RecordQueue:
             self.queue.append(record)
             if self._waiting:
                 self._available.notify()
+
+    def take(self) -> ConnectionPoolEntry | None:
+        """Take a record; None, at once, where there is none."""
+        with self._lock:
+            if not self.queue:
+                return None
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         """Take a record.

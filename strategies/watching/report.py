@@ -25,7 +25,7 @@ def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
     """Return what is open now in this process, the oldest first, and what was."""
     now = monotonic()
     registries = list(registries)
-    longest_s, label = max((registry.longest for registry in registries), default=(0.0, ""))
+    longest_s, label = max(((registry.longest_s, registry.longest) for registry in registries), default=(0.0, ""))
     return {
         "open": [describe(unit, now) for unit in sorted(open_units(), key=lambda unit: unit.began)],
         "ended": sum(registry.ended for registry in registries),
@@ -66,7 +66,7 @@ def state_of(unit: UnitOfWork) -> str:
 
 def _has_connected_by_itself(unit: UnitOfWork) -> bool:
     """Tell whether the code of `unit` holds a connection that is not its Session's."""
-    mine = [holding_of(record) for record in list(unit.checked_out) if record not in unit.held]
+    mine = [holding_of(record) for record in list(unit.scope.held) if record not in unit.held]
     return any(holding is not None and holding.unit is None for holding in mine)
 
 
