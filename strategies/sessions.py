@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from ._sqlalchemy import has_objects
+from ._sqlalchemy import KeepingSession, has_objects
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .on_commit import CommitCallbacks
@@ -48,7 +48,7 @@ class Owner(Protocol):
         """The Session was rolled back by hand."""
 
 
-class UnitSession(Session):
+class UnitSession(KeepingSession):
     """Session of a unit of work."""
 
     celery_alchemy_owner: Owner | None = None
@@ -213,7 +213,7 @@ class SessionFactory:
             second.close()
 
 
-_classes: weakref.WeakKeyDictionary[type[Session], dict[object, type[UnitSession]]] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakKeyDictionary[type[Session], dict[object, type[Any]]] = weakref.WeakKeyDictionary()
 
 
 def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...], has_one_bind: bool) -> type[UnitSession]:
@@ -225,6 +225,15 @@ def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...], has_one
         bases = kinds if issubclass(kinds[-1], base) else (*kinds, base)
         made[key] = type(base.__name__, bases, {"has_one_bind": has_one_bind})
     return made[key]
+
+
+def become(session: Session, kind: type[Session]) -> None:
+    """Let `session`, which has not been used, be one of `kind` too."""
+    base = type(session)
+    made = _classes.setdefault(base, {})
+    if kind not in made:
+        made[kind] = type(base.__name__, (kind, base), {})
+    session.__class__ = made[kind]
 
 
 def _make_checked(

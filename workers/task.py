@@ -75,8 +75,8 @@ class DatabaseTask(Task):  # type: ignore[misc]
         if scope is not None and scope.units:
             entry = scope.units[-1]
             if entry.holder is self:
-                session: Session = entry.ready or entry.session
-                return session
+                session: Session | None = entry.ready
+                return session if session is not None else entry.session
         return self._session_of(apps.get(self.app))
 
     def session_for(self, database: str) -> Session:
