@@ -24,6 +24,7 @@ from .drivers.base import driver_of
 from .engines.abandon import abandon
 from .engines.cancelling import cancel_running
 from .engines.held import Holding
+from .engines.leaks import take_back
 from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill
@@ -342,12 +343,16 @@ class UnitOfWork(Entry):
         session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
-        held = connections_of(session) if self.connected and session.in_transaction() else []
+        holding = self.holding
+        has_one = holding is not None and getattr(session, "has_one_bind", False)
+        several = [] if has_one or not session.in_transaction() else connections_of(session)
         try:
             self.strategy.release(self, session)
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
-            self.discard(session, held)
+            self.discard(session, several)
+            if holding is not None:
+                take_back([holding.record])
         setattr(session, OWNER, None)
         self._error = None
 
