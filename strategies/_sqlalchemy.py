@@ -35,9 +35,15 @@ connections_held_by: Callable[[SessionTransaction], frozenset[Connection]] = (
 )
 
 
+#: Return the root transaction, and the innermost savepoint. Not by the Session's own methods: ours tell who asks there
+#: that a transaction is handed out, and its end must be followed.
+root_of = Session.get_transaction
+savepoint_of = Session.get_nested_transaction
+
+
 def connections_of(session: Session) -> list[Connection]:
     """Return the connections that the transaction of `session` holds; never acquires one."""
-    transaction = session.get_transaction()
+    transaction = root_of(session)
     return list(connections_held_by(transaction)) if transaction is not None else []
 
 
@@ -46,14 +52,20 @@ def is_committing(session: Session) -> bool:
 
     A callback that is registered there would wait for a COMMIT that has been.
     """
-    transaction = session.get_nested_transaction() or session.get_transaction()
+    transaction = session._transaction
     return transaction is not None and transaction._state is SessionTransactionState.COMMITTED
 
 
 def is_prepared(session: Session) -> bool:
     """Tell whether the transaction of `session` has been prepared, and waits for its second phase."""
-    transaction = session.get_transaction()
+    transaction = root_of(session)
     return transaction is not None and transaction._state is SessionTransactionState.PREPARED
+
+
+def hands_out_transactions(session: Session) -> bool:
+    """Tell whether something listens to `session` that is given its transactions, and so can end them."""
+    dispatch: Any = session.dispatch
+    return bool(dispatch.after_begin or dispatch.after_transaction_create)
 
 
 def rollback_exception(transaction: SessionTransaction | None) -> BaseException | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ._sqlalchemy import rollback_exception
+from ._sqlalchemy import rollback_exception, root_of
 from .engines.transient import TransientlyBrokenTransaction, is_transient
 from .errors import BrokenTransaction
 
@@ -18,7 +18,7 @@ def refuse(label: str, session: Session, seen: tuple[BaseException, SessionTrans
     Raises:
         BrokenTransaction: always; the error is its cause.
     """
-    transaction = session.get_transaction()
+    transaction = root_of(session)
     cause = rollback_exception(transaction)
     if cause is None and seen is not None and seen[1] is transaction:
         cause = seen[0]

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from ._sqlalchemy import KeepingSession, has_objects
+from ._sqlalchemy import KeepingSession, has_objects, root_of, savepoint_of
 from .errors import InvalidSetting, refused_as
 from .interrupts import shield
 from .on_commit import CommitCallbacks
@@ -44,8 +44,14 @@ class Owner(Protocol):
     connected: int
     """Above 0: the Session has a connection."""
 
+    opened: Session | None
+    """The Session; None once it is released."""
+
     def rolled_back(self) -> None:
         """The Session was rolled back by hand."""
+
+    def follow_transactions(self) -> None:
+        """A transaction of the Session may be ended by other code from now on."""
 
 
 class UnitSession(KeepingSession):
@@ -83,6 +89,49 @@ class UnitSession(KeepingSession):
         if owner is not None:
             owner.rolled_back()
 
+    # What ends a transaction, or hands one out to be ended: the unit of work follows them from then on.
+
+    def _hand_out(self) -> None:
+        owner = self.celery_alchemy_owner
+        if owner is not None and owner.opened is self:
+            owner.follow_transactions()
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        self._hand_out()
+        return super().begin(nested)
+
+    def begin_nested(self) -> SessionTransaction:
+        self._hand_out()
+        return super().begin_nested()
+
+    def get_transaction(self) -> SessionTransaction | None:
+        self._hand_out()
+        return super().get_transaction()
+
+    def get_nested_transaction(self) -> SessionTransaction | None:
+        self._hand_out()
+        return super().get_nested_transaction()
+
+    def commit(self) -> None:
+        owner = self.celery_alchemy_owner
+        if owner is not None and owner.waiting is not None and not owner.waiting.held_back:
+            self._hand_out()
+        super().commit()
+
+    def close(self) -> None:
+        owner = self.celery_alchemy_owner
+        if owner is not None and owner.opened is self:  # else its unit of work closes it, after the end
+            owner.follow_transactions()
+        super().close()
+
+    def reset(self) -> None:
+        self._hand_out()
+        super().reset()
+
+    def invalidate(self) -> None:
+        self._hand_out()
+        super().invalidate()
+
     def expunge_all(self) -> None:
         if has_objects(self):  # SQLAlchemy makes new, empty maps of what is empty
             super().expunge_all()
@@ -100,6 +149,8 @@ class DeferringSession(UnitSession):
         owner = owner_of(self)
         callbacks = owner.waiting if owner is not None else None
         if callbacks is not None:
+            if not callbacks.held_back:
+                self._hand_out()
             callbacks.held_back += 1
         shield.hold()
         try:
@@ -263,15 +314,16 @@ def watch_commits(session: Session) -> None:
 
     On this Session alone, and only when a callback waits: on the class, every task would pay 5 us for it.
     """
-    event.listen(session, "after_commit", _after_commit)
-    event.listen(session, "after_transaction_end", _after_end)
+    if not event.contains(session, "after_commit", _after_commit):
+        event.listen(session, "after_commit", _after_commit)
+        event.listen(session, "after_transaction_end", _after_end)
 
 
 def _after_commit(session: Session) -> None:
     owner = owner_of(session)
     if owner is not None:
         # Fires for the release of a savepoint too, while it is still the innermost.
-        owner.committed = session.get_nested_transaction() or session.get_transaction()
+        owner.committed = savepoint_of(session) or root_of(session)
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:

@@ -18,7 +18,14 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import failed_transaction
-from ._sqlalchemy import connections_held_by, connections_of, is_committing
+from ._sqlalchemy import (
+    connections_held_by,
+    connections_of,
+    hands_out_transactions,
+    is_committing,
+    root_of,
+    savepoint_of,
+)
 from .base import SessionStrategy
 from .drivers.base import driver_of
 from .engines.abandon import abandon
@@ -82,6 +89,7 @@ class UnitOfWork(Entry):
     """What `watching` has seen of its statements; None where it does not look."""
     leaked = 0
     """Connections that its code had checked out and kept, and that were taken back."""
+    _follows = False
     _unwatched = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
     _lost: SessionTransaction | None = None
@@ -151,8 +159,6 @@ class UnitOfWork(Entry):
             setattr(session, OWNER, self)
             for hook in self.options.hooks:
                 hook.opened(self, session)
-            if self.waiting is not None:
-                self._unwatched = True
             self.opened = session
         if self._unwatched:
             self._watch()
@@ -168,28 +174,37 @@ class UnitOfWork(Entry):
             raises: Its error is raised to whoever commits; otherwise it is logged only.
         """
         session = self.opened
-        savepoint = session.get_nested_transaction() if session is not None else None
-        releasing = session is not None and is_committing(session)
-        if releasing and savepoint is None:
-            (self.waiting or CommitCallbacks(self.registry.run_callback)).run_now(callback, raises=raises)
-            return
+        savepoint = None
+        if session is not None:
+            savepoint = savepoint_of(session) if self._follows else None
+            if is_committing(session):
+                if savepoint is None:
+                    (self.waiting or CommitCallbacks(self.registry.run_callback)).run_now(callback, raises=raises)
+                    return
+                # What is registered here, the parent owns.
+                savepoint = heir_of(savepoint)
+            elif not self._follows and hands_out_transactions(session):
+                self.follow_transactions()
         if self.waiting is None:
             self.waiting = CommitCallbacks(self.registry.run_callback)
-            self._unwatched = session is not None
-            self.ready = None
-        if releasing and savepoint is not None:
-            # SQLAlchemy's list of listeners is in use just now; and what is registered here, the parent owns.
-            savepoint = heir_of(savepoint)
-        elif self._unwatched:
-            self._watch()
+            if self._follows:
+                self._watch()
         self.waiting.add(callback, savepoint, raises=raises)
+
+    def follow_transactions(self) -> None:
+        """Its code may end a transaction or savepoint itself: what waits for a COMMIT must follow each of them."""
+        self._follows = True
+        self._watch()
 
     def _watch(self) -> None:
         # Not while SQLAlchemy calls the listeners of this event.
-        if self.opened is not None and not is_committing(self.opened):
-            self._unwatched = False
-            if self.options.read_only is not True:  # else there is no COMMIT to wait for: they run at a good end
-                watch_commits(self.opened)
+        if self.waiting is None or self.opened is None:
+            return
+        self._unwatched = is_committing(self.opened)
+        if self._unwatched:
+            self.ready = None
+        elif self.options.read_only is not True:  # else there is no COMMIT to wait for: they run at a good end
+            watch_commits(self.opened)
 
     def drop_callbacks(self) -> int:
         """Forget what waits for the COMMIT; return how many callables there were."""
@@ -262,16 +277,20 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: it has.
         """
-        holding = self.holding
-        if holding is not None and self._error is None and getattr(session, "has_one_bind", False):
-            connection = holding.record.dbapi_connection
-            if connection is not None and not holding.watch.driver.transaction_failed(connection):
-                return
+        if self._error is None and getattr(session, "has_one_bind", False):
+            holding = self.holding
+            if holding is None:
+                if session.bind is self.strategy.engine:
+                    return  # it has not connected yet
+            else:
+                connection = holding.record.dbapi_connection
+                if connection is not None and not holding.watch.driver.transaction_failed(connection):
+                    return
         self._look_for_failure(session)
 
     def _look_for_failure(self, session: Session) -> None:
         """Do what `refuse_failed` does, where it is not sure that all is well."""
-        transaction = session.get_transaction()
+        transaction = root_of(session)
         if transaction is None:
             return
         strategy = self.strategy
@@ -364,7 +383,7 @@ class UnitOfWork(Entry):
 
     def observed(self, error: BaseException, lost: bool) -> None:
         """The driver reported `error`; with `lost` the server has rolled the whole transaction back."""
-        transaction = self.opened.get_transaction() if self.opened is not None else None
+        transaction = root_of(self.opened) if self.opened is not None else None
         self._error = (error, transaction)
         if lost:
             self._lost = transaction

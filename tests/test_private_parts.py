@@ -83,15 +83,14 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
 #: What all of a process shares, because a fork, a signal or a thread forces it: fork guard, interrupts, scope; which
 #: apps, Engines, Session classes and drivers have been seen; what is watched, and by whom.
 SHARED = {
-    "strategies/registry.py": {"entries", "open_units"},
     "strategies/interrupts.py": {"_interrupt_types", "shield"},
+    "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {
-        "_engines", "_records", "_stacks", "_callbacks", "_graveyard", "_pinned", "_registered",
+        "_engines", "_records", "_callbacks", "_graveyard", "_pinned", "_registered",
     },
-    "strategies/engines/held.py": {"held"},
     "strategies/engines/leaks.py": {"_library_modules"},
     "strategies/watching/statements.py": {"_watched", "_wanted"},
     "workers/apps.py": {"_all"},
@@ -111,7 +110,7 @@ def shared(tree: ast.Module) -> set[str]:
         name = targets[0].id if isinstance(targets[0], ast.Name) else ""
         empty = (isinstance(value, ast.List) and not value.elts) or (isinstance(value, ast.Dict) and not value.keys)
         called = getattr(getattr(value, "func", None), "attr", None) or getattr(getattr(value, "func", None), "id", "")
-        makes = {"set", "WeakSet", "WeakKeyDictionary", "ScopeStack", "ContextVar", "Shield", "PoolProcesses", "Driver"}
+        makes = {"set", "WeakSet", "WeakKeyDictionary", "ContextVar", "Shield", "PoolProcesses", "Driver"}
         if empty or called in makes:
             found.add(name)
     return found

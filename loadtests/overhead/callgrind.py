@@ -15,8 +15,8 @@ from .processes import MeasureError, run, started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
 SLICES = (0, 30)
-#: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide, which is
-#: one percent and nothing that a task does; the seeds move things.
+#: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide: one
+#: percent, and nothing that a task does. The seeds move things.
 SEEDS = (0, 1, 2)
 
 
@@ -44,8 +44,9 @@ def is_available() -> bool:
 def count(
     side: str, pool: str, strategy: str, url: str, tasks: list[str], seeds: tuple[int, ...] = SEEDS
 ) -> dict[str, Instructions]:
-    """Return the instructions of each of `tasks`, keys of `Side.tasks`. Each runs in processes of its own: Python adapts
-    its code to what has run before.
+    """Return the instructions of each of `tasks`, keys of `Side.tasks`.
+
+    Each runs in processes of its own, for Python adapts its code to what has run before.
 
     Raises:
         MeasureError: the process has ended early.

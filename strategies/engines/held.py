@@ -49,15 +49,13 @@ class Holding:
     State: in the pool (`stack` is None), or checked out (`stack` is the list of the thread or greenlet that did it).
     """
 
-    __slots__ = ("idle_since", "looked", "origin", "poll", "record", "stack", "unit", "watch")
+    __slots__ = ("idle_since", "origin", "poll", "record", "stack", "unit", "watch")
 
     def __init__(self, watch: HoldingWatch, record: ConnectionPoolEntry) -> None:
         self.watch = watch
         self.record = record
-        self.looked = False
-        """Its connection was asked for a socket."""
         self.poll: Callable[[int], list[Any]] | None = None
-        """Looks whether there is something to read; None for a driver that shows no socket, or a new connection."""
+        """Looks whether there is something to read; None for a driver that shows no socket."""
         self.stack: list[ConnectionPoolEntry] | None = None
         self.unit: Connecting | None = None
         """The unit of work whose Session has it; None where other code does."""
@@ -104,7 +102,7 @@ class HoldingWatch:
         info: Any = record.record_info
         holding: Holding | None = info.get(_KEY)
         if holding is None:
-            holding = info[_KEY] = Holding(self, record)
+            holding = self._hold(record)
         # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
         holding.stack = stack = scope.held
         stack.append(record)
@@ -137,9 +135,8 @@ class HoldingWatch:
             holding.idle_since = time.monotonic()
 
     def _on_connect(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
-        holding = holding_of(record)
-        if holding is not None:
-            holding.poll, holding.looked = None, False
+        holding = holding_of(record) or self._hold(record)
+        holding.poll = self._poll_of(dbapi_connection)
 
     def _on_checkout(self, dbapi_connection: object, record: ConnectionPoolEntry, fairy: object) -> None:
         holding = holding_of(record)
@@ -155,10 +152,6 @@ class HoldingWatch:
         if connection is None:
             return False  # it is connected anew now
         if holding.poll is None:
-            if not holding.looked:
-                holding.looked = True
-                holding.poll = self._poll_of(connection)
-                return False
             if self._dialect.name == "sqlite" or time.monotonic() - holding.idle_since < PING_AFTER_S:
                 return False
         elif not holding.poll(0):
@@ -170,6 +163,13 @@ class HoldingWatch:
         if not alive:
             logger.info("An idle connection was closed by the server; it is replaced by a new one")
         return not alive
+
+    def _hold(self, record: ConnectionPoolEntry) -> Holding:
+        info: Any = record.record_info
+        holding: Holding = info.setdefault(_KEY, Holding(self, record))
+        if record.dbapi_connection is not None:  # made before anybody looked
+            holding.poll = self._poll_of(record.dbapi_connection)
+        return holding
 
     def _poll_of(self, dbapi_connection: Any) -> Callable[[int], list[Any]] | None:
         descriptor = self.driver.descriptor(dbapi_connection)

@@ -29,7 +29,6 @@ class WatchedQueuePool(QueuePool):
     """QueuePool that keeps who has checked out what."""
 
     _queue_class: Any = RecordQueue
-    _pool: Any
     watch: HoldingWatch | None = None
     """What all connection pools of one Engine have in common; None: nobody looks."""
 
@@ -62,7 +61,7 @@ class ReservedQueuePool(WatchedQueuePool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()
-        record = None if scope.held or self._extra is not None else self._pool.take()
+        record = None if scope.held or self._extra is not None else self._pool.take()  # type: ignore[attr-defined]
         if record is None:
             record = self._find(scope)
         if self.watch is not None:

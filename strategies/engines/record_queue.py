@@ -19,14 +19,14 @@ class RecordQueue:
         use_lifo: The record that came last goes first.
     """
 
-    __slots__ = ("_available", "_lock", "_waiting", "maxsize", "queue", "use_lifo")
+    __slots__ = ("_available", "_waiting", "maxsize", "mutex", "queue", "use_lifo")
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         self.maxsize = maxsize
         self.use_lifo = use_lifo
         self.queue: deque[ConnectionPoolEntry] = deque()
-        self._lock = threading.RLock()
-        self._available = threading.Condition(self._lock)
+        self.mutex = threading.RLock()
+        self._available = threading.Condition(self.mutex)
         self._waiting = 0
 
     def qsize(self) -> int:
@@ -39,7 +39,7 @@ class RecordQueue:
         Raises:
             Full: there are `maxsize` already, whether it may `block` or not.
         """
-        with self._lock:
+        with self.mutex:
             if len(self.queue) >= self.maxsize > 0:
                 raise Full
             self.queue.append(record)
@@ -48,7 +48,7 @@ class RecordQueue:
 
     def take(self) -> ConnectionPoolEntry | None:
         """Take a record; None, at once, where there is none."""
-        with self._lock:
+        with self.mutex:
             if not self.queue:
                 return None
             return self.queue.pop() if self.use_lifo else self.queue.popleft()
@@ -61,7 +61,7 @@ class RecordQueue:
         Raises:
             Empty: there is none.
         """
-        with self._lock:
+        with self.mutex:
             if not self.queue:
                 if not block:
                     raise Empty

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from .._sqlalchemy import is_committing
+from .._sqlalchemy import is_committing, savepoint_of
 from ..errors import CeleryAlchemyError
 from ..on_commit import Callback, CommitCallbacks, heir_of
 from ..sessions import OWNER, owner_of, watch_commits
@@ -21,9 +21,13 @@ class Watched:
         self.waiting: CommitCallbacks = CommitCallbacks(_run)
 
     connected = 0
+    opened: Session | None = None
 
     def rolled_back(self) -> None:
         """Only a Session of ours tells of that."""
+
+    def follow_transactions(self) -> None:
+        """It follows them already."""
 
 
 def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> None:
@@ -42,7 +46,7 @@ def on_commit_of(session: Any, callback: Callback, *, raises: bool = False) -> N
     if isinstance(unit, UnitOfWork):
         unit.on_commit(callback, raises=raises)
         return
-    savepoint = found.get_nested_transaction()
+    savepoint = savepoint_of(found)
     releasing = is_committing(found)
     if releasing and savepoint is None:
         CommitCallbacks(_run).run_now(callback, raises=raises)

@@ -20,7 +20,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy import connections_of, is_prepared
+from .._sqlalchemy import connections_of, is_prepared, root_of
 from ..engines.transient import is_answer
 from ..errors import CeleryAlchemyError
 from ..options import DatabaseOptions
@@ -145,7 +145,7 @@ def prepared(units: list[OneOfSeveral]) -> list[OneOfSeveral]:
     for unit in able:
         try:
             with _explaining(unit):
-                transaction = unit.session.get_transaction()
+                transaction = root_of(unit.session)
                 assert transaction is not None
                 transaction.prepare()
         except BaseException as error:

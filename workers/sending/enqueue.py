@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
@@ -33,32 +32,35 @@ from . import outbox, recording
 OPTION = "enqueue_on_commit"
 """Of one call, and as an attribute of a task: wait for the commit (True) or send at once (False)."""
 _OURS = "_celery_alchemy_send_task"
+_FLAT = frozenset({type(None), bool, int, float, str})
+_SEQUENCES = frozenset({tuple, list, type({}.values())})
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What `apply_async_on_commit` was asked for."""
+class on_commit:  # noqa: N801 - used as a function is
+    """Let what the block sends wait for the COMMIT: of `session`, or of the unit of work that is running.
 
-    session: Session | None
-    raises: bool
+    Args:
+        raises: As of `apply_async_on_commit`.
+    """
+
+    __slots__ = ("_token", "raises", "session")
+
+    def __init__(self, session: Session | None, *, raises: bool) -> None:
+        self.session, self.raises = session, raises
+
+    def __enter__(self) -> None:
+        self._token = _ordered.set(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _ordered.reset(self._token)
 
 
 #: Set for the duration of one call: whatever it sends waits.
-_ordered: ContextVar[_Order | None] = ContextVar("celery_alchemy_on_commit", default=None)
+_ordered: ContextVar[on_commit | None] = ContextVar("celery_alchemy_on_commit", default=None)
 
 
 #: Set while Celery itself sends.
 _celerys_own: ContextVar[bool] = ContextVar("celery_alchemy_celerys_own", default=False)
-
-
-@contextmanager
-def on_commit(session: Session | None, *, raises: bool) -> Iterator[None]:
-    """Let what the block sends wait for the COMMIT: of `session`, or of the unit of work that is running."""
-    token = _ordered.set(_Order(session, raises))
-    try:
-        yield
-    finally:
-        _ordered.reset(token)
 
 
 class Sending:
@@ -96,12 +98,15 @@ def attach(app: Celery) -> None:
     def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         asked = options.pop(OPTION, None)
         db = _innermost(app)
-        options |= zip(places, more, strict=False)
+        if more:
+            options |= zip(places, more, strict=False)
         if db is None or not waits(
             db, asked, options.get("task_type") or known_task(app, name), options.get("parent_id")
         ):
             return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
+        result = (options.get("result_cls") or app.AsyncResult)(task_id)
+        result.ignored = options.get("ignore_result")
         args, kwargs = snapshot(app, args, kwargs, options)
         # Whatever it is that sends now, a group or a `with` of the caller, gives its producer back before the COMMIT.
         for producer in ("producer", "publisher"):
@@ -110,9 +115,8 @@ def attach(app: Celery) -> None:
             register(db, outbox.Stored(app, name, args, kwargs, options))
             outbox.watch(db, session)
         else:
+            options["result_cls"] = lambda task_id: result
             register(db, Sending(name, task_id, functools.partial(send, name, args, kwargs, **options)))
-        result = (options.get("result_cls") or app.AsyncResult)(task_id)
-        result.ignored = options.get("ignore_result")
         return result
 
     setattr(send_task, _OURS, True)
@@ -215,9 +219,16 @@ def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> tu
         kombu.exceptions.EncodeError: they cannot be serialised.
     """
     serializer = options.get("serializer") or app.conf.task_serializer
+    if serializer == "json" and _is_flat(args) and _is_flat(kwargs.values() if kwargs else None):
+        return (tuple(args) if args is not None else None), (dict(kwargs) if kwargs is not None else None)
     content_type, encoding, data = serialization.dumps((args, kwargs), serializer)
     copied_args, copied_kwargs = serialization.loads(data, content_type, encoding, accept=[content_type])
     return (tuple(copied_args) if copied_args is not None else None), copied_kwargs
+
+
+def _is_flat(values: Any) -> bool:
+    """Tell whether `values` are such that JSON gives them back as they are, and nobody can change them meanwhile."""
+    return not values or (type(values) in _SEQUENCES and all(type(value) in _FLAT for value in values))
 
 
 @contextmanager
