@@ -256,6 +256,7 @@ class UnitOfWork(Entry):
                 self.waiting.held_back += 1
                 try:
                     session.commit()
+                    self.waiting.run_all()  # held back until the end: what is committed now is not dropped any more
                 finally:
                     self.waiting.held_back -= 1
         except PendingRollbackError as error:
