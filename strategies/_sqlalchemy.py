@@ -73,10 +73,9 @@ def rollback_exception(transaction: SessionTransaction | None) -> BaseException 
     return getattr(transaction, "_rollback_exception", None)
 
 
-def has_objects(session: Session) -> bool:
-    """Tell whether there is anything to be expunged. `new` and the length of `identity_map` say so too, at twenty times
-    the cost."""
-    return bool(session._new or session.identity_map._dict)
+#: Returns what a Session has to expunge: what is new, and what is persistent. `new` and the length of `identity_map`
+#: tell whether there is anything too, at twenty times the cost.
+objects_of = operator.attrgetter("_new", "identity_map._dict")
 
 
 def has_changes(session: Session) -> bool:
@@ -84,25 +83,9 @@ def has_changes(session: Session) -> bool:
     return not session._is_clean()
 
 
-class KeepingSession(Session):
-    """A Session that finds the connection of its transaction at once.
-
-    Each statement asks for it, and SQLAlchemy looks each time whether the transaction may get one; where it has one,
-    and is active, it may. That is one percent of a statement.
-    """
-
-    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **keywords: Any) -> Connection:
-        transaction = self._transaction
-        if (
-            transaction is not None
-            and transaction._state is SessionTransactionState.ACTIVE
-            and not execution_options
-            and self._trans_context_manager is None
-        ):
-            known = transaction._connections.get(engine)
-            if known is not None:
-                return known[0]
-        return super()._connection_for_bind(engine, execution_options, **keywords)
+#: Returns the state of a transaction, and the connections that it has, by Engine and by Connection.
+provisions_of = operator.attrgetter("_state", "_connections")
+ACTIVE = SessionTransactionState.ACTIVE
 
 
 def locks_rows(statement: object) -> bool:

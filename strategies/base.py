@@ -19,7 +19,7 @@ from .engines.sizing import PoolSize, size_for, tasks_may_queue
 from .errors import InvalidSetting, refused_as
 from .hooks import OpenUnit
 from .scope import here
-from .sessions import SessionFactory
+from .sessions import MakeSession, SessionFactory
 from .worker_pool import NO_WORKER, WorkerPool
 
 
@@ -62,6 +62,9 @@ class SessionStrategy(ABC):
         )
         """`enter` and `leave` are to be called: a subclass has its own, or prefork's main process is to be kept
         without connections."""
+        kept = all(getattr(type(self), name) is getattr(SessionStrategy, name) for name in ("open", "release"))
+        self.new_session: MakeSession | None = sessions.new if kept else None
+        """Makes a Session; None where a subclass has an `open` or a `release` of its own, which are to be called."""
         forks.on_fork(self.after_fork)
 
     @classmethod

@@ -36,7 +36,7 @@ from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill
 from .on_commit import Callback, CommitCallbacks, heir_of
-from .sessions import OWNER, watch_commits
+from .sessions import OWNER, AwaitedSession, become, watch_commits
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,18 @@ class UnitOfWork(Entry):
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
         session = self.opened
         if session is None:
-            session = self.strategy.open(self)
+            strategy = self.strategy
+            session = (
+                strategy.open(self)
+                if strategy.new_session is None
+                else strategy.new_session(bind=strategy._engine or strategy.engine)
+            )
             setattr(session, OWNER, self)
             for hook in self.options.hooks:
                 hook.opened(self, session)
             self.opened = session
+            if self.waiting is not None:
+                self._await()
         if self._unwatched:
             self._watch()
         self.ready = None if self._unwatched else session
@@ -187,9 +194,14 @@ class UnitOfWork(Entry):
                 self.follow_transactions()
         if self.waiting is None:
             self.waiting = CommitCallbacks(self.registry.run_callback)
+            self._await()
+        self.waiting.add(callback, savepoint, raises=raises)
+
+    def _await(self) -> None:
+        if self.opened is not None:
+            become(self.opened, AwaitedSession)
             if self._follows:
                 self._watch()
-        self.waiting.add(callback, savepoint, raises=raises)
 
     def follow_transactions(self) -> None:
         """Its code may end a transaction or savepoint itself: what waits for a COMMIT must follow each of them."""
@@ -285,7 +297,8 @@ class UnitOfWork(Entry):
                     return  # it has not connected yet
             else:
                 connection = holding.record.dbapi_connection
-                if connection is not None and not holding.watch.driver.transaction_failed(connection):
+                driver = holding.watch.driver
+                if connection is not None and driver.status_of(connection) != driver.failed_status:
                     return
         self._look_for_failure(session)
 
@@ -367,7 +380,10 @@ class UnitOfWork(Entry):
         has_one = holding is not None and getattr(session, "has_one_bind", False)
         several = [] if has_one or not session.in_transaction() else connections_of(session)
         try:
-            self.strategy.release(self, session)
+            if self.strategy.new_session is not None:
+                session.close()
+            else:
+                self.strategy.release(self, session)
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
             self.discard(session, several)

@@ -18,7 +18,7 @@ from typing import Any
 from ..strategies.entry import Entry, Label, UnitOptions
 from ..strategies.features.read_only import ReadOnlyError
 from ..strategies.registry import UnitOfWorkRegistry, innermost_entry, open_entries
-from ._celery import top_request
+from ._celery import requests_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,11 @@ class RequestRunner:
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
-        request = top_request(task)
+        try:
+            local = requests_of(task)
+            request = local.__storage__[local.__ident_func__()]["stack"][-1]
+        except (AttributeError, LookupError):
+            request = request_of(task)
         marks = request.__dict__ if request is not None else None
         if marks is None or request.called_directly or _BEGUN in marks or _CALLED in marks:
             return self.inside(self.enter_run, call, task, args, kwargs)
@@ -106,7 +110,7 @@ class RequestRunner:
 
     def enter_run(self, task: Any) -> Entry:
         """Return what `run` of `task`, called now, runs in."""
-        request = top_request(task)
+        request = request_of(task)
         if request is not None and not request.called_directly:
             marks = request.__dict__
             if _BEGUN not in marks:
@@ -171,7 +175,8 @@ def begin_again(task: Any) -> None:
 
 def request_of(task: Any) -> Any:
     """Return the request on top of the task's stack; None when it was not even called."""
-    return top_request(task)
+    stack = task.request_stack
+    return stack.top if stack is not None else None
 
 
 def is_traced(request: Any) -> bool:

@@ -56,9 +56,14 @@ class Driver:
     def serve_tasks(self, engine: Engine) -> None:
         """Let `engine`, in a worker, serve tasks, which compete."""
 
+    status_of: Callable[[Any], object] = staticmethod(lambda dbapi_connection: None)
+    """Returns the state of the transaction as the driver knows it, whatever that looks like; pays no round trip."""
+    failed_status: object = object()
+    """That state where the server refuses everything but ROLLBACK: COMMIT would roll back and report success."""
+
     def transaction_failed(self, dbapi_connection: Any) -> bool:
-        """Tell whether the server refuses everything but ROLLBACK: COMMIT would roll back and report success."""
-        return False
+        """Tell whether the server refuses everything but ROLLBACK."""
+        return dbapi_connection is not None and self.status_of(dbapi_connection) == self.failed_status
 
     def is_executing(self, dbapi_connection: Any) -> bool:
         """Tell whether the driver is in the middle of a statement, as far as it says so."""

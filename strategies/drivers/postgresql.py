@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from sqlalchemy.engine import URL, Dialect, Engine
@@ -14,17 +15,13 @@ from .lost_clients import notice_lost_clients
 CONNECT_TIMEOUT_S = 10
 _IDLE = 0  # libpq's PQTRANS_IDLE
 _ACTIVE = 1  # libpq's PQTRANS_ACTIVE
-_IN_ERROR = 3  # libpq's PQTRANS_INERROR
 
 
 class _Libpq(Driver):
     """What psycopg and psycopg2 have in common."""
 
     cooperative = True
-
-    def is_idle(self, dbapi_connection: Any) -> bool:
-        """Tell whether there is no transaction, not even a failed one."""
-        raise NotImplementedError
+    failed_status = 3  # libpq's PQTRANS_INERROR
 
     def connect_args(self, url: URL, options: DatabaseOptions) -> dict[str, Any]:
         # libpq waits for ever by default, and a soft time limit is deferred during a connect.
@@ -38,31 +35,28 @@ class _Libpq(Driver):
 
     def _spare_idle_rollbacks(self, dialect: Dialect) -> None:
         """Let the connection pool roll back only what has a transaction: the driver finds out no faster than we do."""
-        roll_back, is_idle = dialect.do_rollback, self.is_idle
+        roll_back, status_of = dialect.do_rollback, self.status_of
 
         def do_rollback(connection: Any) -> None:
-            if not is_idle(getattr(connection, "dbapi_connection", connection)):
+            if status_of(getattr(connection, "dbapi_connection", connection)) != _IDLE:
                 roll_back(connection)
 
         dialect.do_rollback = do_rollback  # type: ignore[method-assign, assignment]
+
+    def is_executing(self, dbapi_connection: Any) -> bool:
+        return dbapi_connection is not None and self.status_of(dbapi_connection) == _ACTIVE
 
 
 class Psycopg(_Libpq):
     """psycopg 3."""
 
+    # Written in C, like the other one: each task asks.
+    status_of = operator.attrgetter("pgconn.transaction_status")
+
     def connect_args(self, url: URL, options: DatabaseOptions) -> dict[str, Any]:
         # A statement prepared on one connection of the server is unknown on the next, or has another's name.
         unprepared = {"prepare_threshold": None} if options.external_pooler else {}
         return super().connect_args(url, options) | unprepared
-
-    def is_idle(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.pgconn.transaction_status == _IDLE)
-
-    def transaction_failed(self, dbapi_connection: Any) -> bool:
-        return dbapi_connection is not None and bool(dbapi_connection.pgconn.transaction_status == _IN_ERROR)
-
-    def is_executing(self, dbapi_connection: Any) -> bool:
-        return dbapi_connection is not None and bool(dbapi_connection.pgconn.transaction_status == _ACTIVE)
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         if self.is_executing(dbapi_connection):
@@ -89,14 +83,7 @@ class Psycopg(_Libpq):
 class Psycopg2(_Libpq):
     """psycopg2."""
 
-    def is_idle(self, dbapi_connection: Any) -> bool:
-        return bool(dbapi_connection.get_transaction_status() == _IDLE)
-
-    def transaction_failed(self, dbapi_connection: Any) -> bool:
-        return dbapi_connection is not None and bool(dbapi_connection.get_transaction_status() == _IN_ERROR)
-
-    def is_executing(self, dbapi_connection: Any) -> bool:
-        return dbapi_connection is not None and bool(dbapi_connection.get_transaction_status() == _ACTIVE)
+    status_of = operator.methodcaller("get_transaction_status")
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         if self.is_executing(dbapi_connection):
@@ -114,9 +101,9 @@ class Pg8000(Driver):
 
     cooperative = True
 
-    def transaction_failed(self, dbapi_connection: Any) -> bool:
-        # Tried on pg8000 1.31; without it a swallowed error is committed as a ROLLBACK, without a word.
-        return getattr(dbapi_connection, "_transaction_status", None) == b"E"
+    # Tried on pg8000 1.31; without it a swallowed error is committed as a ROLLBACK, without a word.
+    status_of = staticmethod(lambda dbapi_connection: getattr(dbapi_connection, "_transaction_status", None))
+    failed_status = b"E"
 
 
 def _gevent_wait(connection: Any, timeout: float | None = None) -> None:

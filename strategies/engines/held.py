@@ -1,4 +1,5 @@
-"""What the current thread or greenlet has checked out of connection pools, and whether that is still alive.
+"""What the current thread or greenlet has checked out of connection pools, and whether that is still alive; and the
+connection pool that keeps it.
 
 Our connection pools keep it themselves, the events `checkout` and `checkin` for all others. At a checkout one `poll()`
 of the socket, about 1 us, finds out that the server has closed an idle connection: a server that restarts, terminates a
@@ -14,17 +15,20 @@ import functools
 import logging
 import select
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.util.queue import Empty, Full
 
 from ..drivers.base import Driver, driver_of
-from ..scope import Scope, here
+from ..scope import SCOPE, Scope, current_scope, here
 from .leaks import Origin, find_origin
 
 logger = logging.getLogger(__name__)
@@ -180,6 +184,116 @@ class HoldingWatch:
         poller.register(descriptor, _POLLIN)
         found: Callable[[int], list[Any]] = poller.poll
         return found
+
+
+class RecordQueue:
+    """Records of a connection pool that are idle. A checkout that waits for nobody takes one lock and calls nothing.
+
+    The lock may be taken again by its holder: the garbage collector may
+    put a record back at any time.
+
+    Args:
+        maxsize: The most records it keeps; 0: no limit.
+        use_lifo: The record that came last goes first.
+    """
+
+    __slots__ = ("_available", "_waiting", "maxsize", "mutex", "queue", "use_lifo")
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        self.maxsize = maxsize
+        self.use_lifo = use_lifo
+        self.queue: deque[ConnectionPoolEntry] = deque()
+        self.mutex = threading.RLock()
+        self._available = threading.Condition(self.mutex)
+        self._waiting = 0
+
+    def qsize(self) -> int:
+        """Return how many records there are."""
+        return len(self.queue)
+
+    def put(self, record: ConnectionPoolEntry, block: bool = True) -> None:
+        """Add `record`.
+
+        Raises:
+            Full: there are `maxsize` already, whether it may `block` or not.
+        """
+        with self.mutex:
+            if len(self.queue) >= self.maxsize > 0:
+                raise Full
+            self.queue.append(record)
+            if self._waiting:
+                self._available.notify()
+
+    def take(self) -> ConnectionPoolEntry | None:
+        """Take a record; None, at once, where there is none."""
+        with self.mutex:
+            if not self.queue:
+                return None
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        """Take a record.
+
+        Args:
+            block: Wait for one, `timeout` seconds at most; None: for ever.
+        Raises:
+            Empty: there is none.
+        """
+        with self.mutex:
+            if not self.queue:
+                if not block:
+                    raise Empty
+                self._wait(timeout)
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._waiting += 1
+        try:
+            while not self.queue:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise Empty
+                self._available.wait(left)
+        finally:
+            self._waiting -= 1
+
+
+class WatchedQueuePool(QueuePool):
+    """QueuePool that keeps who has checked out what."""
+
+    _queue_class: Any = RecordQueue
+    watch: HoldingWatch | None = None
+    """What all connection pools of one Engine have in common; None: nobody looks."""
+    nests = False
+    """A thread or greenlet that holds a connection gets its next one elsewhere."""
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        scope: Scope = getattr(current_scope(), SCOPE, None) or here()
+        record = None if scope.held or self.nests else self._pool.take()  # type: ignore[attr-defined]
+        if record is None:
+            record = self.find(scope)
+        if self.watch is not None:
+            try:
+                if self.watch.take(record, scope):
+                    record.invalidate()
+            except BaseException:
+                record.invalidate()
+                self._do_return_conn(record)
+                raise
+        return record
+
+    def find(self, scope: Scope) -> ConnectionPoolEntry:
+        """Return a record where none is idle, or `scope` holds one already; waits for one where it has to."""
+        return super()._do_get()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self.watch is not None:
+            self.watch.give_back(record)
+        try:
+            self._pool.put(record)
+        except Full:
+            super()._do_return_conn(record)  # closes it, and counts it out
 
 
 def holding_of(record: ConnectionPoolEntry) -> Holding | None:

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
-from sqlalchemy.util.queue import Full
 
 from .._sqlalchemy import get_at_once, is_exhausted, max_overflow, queue_like, recycle
 from ..errors import NoConnectionFree, ReservedSlotsInUse
 from ..interrupts import shield
-from ..scope import SCOPE, Scope, current_scope, describe_current_scope, here
+from ..scope import Scope, describe_current_scope
 from ..worker_pool import NO_WORKER, WorkerPool
-from .held import HoldingWatch, holding_of
-from .record_queue import RecordQueue
+from .held import WatchedQueuePool, holding_of
 from .sizing import PoolSize
 
 _UNUSED_FOR = 10
 """Ordinary checkouts without a nested one, after which the connections of nested units are closed."""
 _PAUSES_S = (0.001, 0.05)
 """Between two looks of a helper thread: the first pause, and the longest."""
-
-
-class WatchedQueuePool(QueuePool):
-    """QueuePool that keeps who has checked out what."""
-
-    _queue_class: Any = RecordQueue
-    watch: HoldingWatch | None = None
-    """What all connection pools of one Engine have in common; None: nobody looks."""
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self.watch is not None:
-            self.watch.give_back(record)
-        try:
-            self._pool.put(record)
-        except Full:
-            super()._do_return_conn(record)  # closes it, and counts it out
 
 
 class ReservedQueuePool(WatchedQueuePool):
@@ -59,22 +40,8 @@ class ReservedQueuePool(WatchedQueuePool):
     _extra: WatchedQueuePool | None = None
     _unused = 0
 
-    def _do_get(self) -> ConnectionPoolEntry:
-        scope: Scope = getattr(current_scope(), SCOPE, None) or here()
-        record = None if scope.held or self._extra is not None else self._pool.take()  # type: ignore[attr-defined]
-        if record is None:
-            record = self._find(scope)
-        if self.watch is not None:
-            try:
-                if self.watch.take(record, scope):
-                    record.invalidate()
-            except BaseException:
-                record.invalidate()
-                self._do_return_conn(record)
-                raise
-        return record
-
-    def _find(self, scope: Scope) -> ConnectionPoolEntry:
+    def find(self, scope: Scope) -> ConnectionPoolEntry:
+        """Return a record, for a task of its own or a nested unit of work."""
         if scope.held and self._must_not_wait(scope.held):
             return self._get_nested()
         if self.reserve and not (scope.units and scope.units[-1].in_task) and is_exhausted(self):
@@ -82,7 +49,7 @@ class ReservedQueuePool(WatchedQueuePool):
         if self._extra is not None:
             self._close_unused()
         try:
-            return super()._do_get()
+            return super().find(scope)
         except sa_exc.TimeoutError as error:
             error.__class__ = NoConnectionFree  # SQLAlchemy's message and code, for `autoretry_for`
             raise
@@ -140,14 +107,14 @@ class ReservedQueuePool(WatchedQueuePool):
         self._unused += 1
         extra = self._extra
         if self._unused > _UNUSED_FOR and extra is not None and not extra.checkedout():
-            self._extra = None
+            self._extra, self.nests = None, False
             extra.dispose()
 
     def _get_extra(self) -> ConnectionPoolEntry | None:
         """Return a record of the reserve; None when all of it is in use. It goes back there by itself."""
         if self._extra is None:
             self._extra = queue_like(self, WatchedQueuePool, pool_size=self.reserve, max_overflow=0)
-            self._extra.watch = self.watch
+            self._extra.watch, self.nests = self.watch, True
         self._unused = 0
         return get_at_once(self._extra)
 
