@@ -94,7 +94,7 @@ SHARED = {
     "strategies/engines/leaks.py": {"_library_modules"},
     "strategies/watching/statements.py": {"_watched", "_wanted"},
     "workers/apps.py": {"_all"},
-    "workers/sending/enqueue.py": {"_ordered", "_celerys_own"},
+    "workers/sending/enqueue.py": {"_ordered", "_sent", "_celerys_own"},
     "workers/sending/outbox.py": {"_last_look"},
     "workers/watching/observers.py": {"_observers"},
     "workers/watching/processes.py": {"_pool_processes", "_FORKS"},

@@ -131,9 +131,14 @@ class DatabaseTask(Task):  # type: ignore[misc]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
-        if self.app.conf.task_always_eager:
-            return enqueue.eagerly(self, super().apply_async, args, kwargs, more, options)
-        return super().apply_async(args, kwargs, *more, **options)
+        with enqueue.sending(self):
+            return super().apply_async(args, kwargs, *more, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Run this task here and now, as Celery does. `apply_async` ends here too with `task_always_eager`."""
+        if enqueue.sends(self):
+            return enqueue.eagerly(self, super().apply, args, kwargs, options)
+        return super().apply(args, kwargs, *more, **options)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""

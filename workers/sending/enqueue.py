@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery
+from celery.result import denied_join_result
 from celery.utils import uuid
 from kombu import serialization
 from sqlalchemy.orm import Session
@@ -57,6 +58,30 @@ class on_commit:  # noqa: N801 - used as a function is
 
 #: Set for the duration of one call: whatever it sends waits.
 _ordered: ContextVar[on_commit | None] = ContextVar("celery_alchemy_on_commit", default=None)
+
+
+class sending:  # noqa: N801 - used as a function is
+    """Tell `sends` that the block sends `task`: to look at `task_always_eager` costs as much as half a SELECT."""
+
+    __slots__ = ("_task", "_token")
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __enter__(self) -> None:
+        self._token = _sent.set(self._task)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _sent.reset(self._token)
+
+
+#: The task that is being sent.
+_sent: ContextVar[Any] = ContextVar("celery_alchemy_sent", default=None)
+
+
+def sends(task: Any) -> bool:
+    """Tell whether `task` is being sent now, and does not only run."""
+    return _sent.get() is task
 
 
 #: Set while Celery itself sends.
@@ -123,23 +148,16 @@ def attach(app: Celery) -> None:
     app.send_task = send_task
 
 
-def eagerly(
-    task: Any, apply_async: Callable[..., Any], args: Any, kwargs: Any, more: Any, options: dict[str, Any]
-) -> Any:
+def eagerly(task: Any, apply: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     """Run a task of `task_always_eager` when a message would be sent; it does not pass through `app.send_task`."""
     asked = options.pop(OPTION, None)
-    options |= zip(_places(apply_async), more, strict=False)
     task_id = options["task_id"] = options.get("task_id") or uuid()
     app = task.app
-    sending = Sending(
-        task.name, task_id, functools.partial(_run_now, apply_async, app, task.name, args, kwargs, options)
-    )
+    message = Sending(task.name, task_id, functools.partial(_run_now, apply, app, task.name, args, kwargs, options))
     db = _innermost(app)
     if db is None or not waits(db, asked, task):
-        return sending()
-    if task.typing and (check := getattr(task, "__header__", None)) is not None:
-        check(*(args or ()), **(kwargs or {}))
-    register(db, sending)
+        return message()
+    register(db, message)
     return task.AsyncResult(task_id)
 
 
@@ -156,10 +174,15 @@ def _innermost(app: Celery) -> apps.Served | None:
 
 
 def _run_now(
-    apply_async: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]
+    apply: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]
 ) -> Any:
     recording.kept(app, name, args, kwargs, options)
-    return apply_async(args, kwargs, **options)
+    token = _sent.set(None)  # it runs now, and what its code runs by `apply` is not sent
+    try:
+        with denied_join_result():
+            return apply(args, kwargs, **options)
+    finally:
+        _sent.reset(token)
 
 
 def _places(function: Callable[..., Any]) -> list[str]:
