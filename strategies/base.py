@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from sqlalchemy import literal, select
-from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from .drivers.base import Driver, driver_of
 from .engines import forks, pool
 from .engines.factory import EngineFactory
 from .engines.leaks import take_back
@@ -76,9 +75,6 @@ class SessionStrategy(ABC):
 
     _engine: Engine | None = None
     """This process's Engine, where it has been made."""
-    dialect: Dialect | None = None
-    driver: Driver
-    """The dialect and the driver of that."""
 
     @property
     def engine(self) -> Engine:
@@ -86,7 +82,6 @@ class SessionStrategy(ABC):
         engine = self._engine
         if engine is None:
             engine = self._engine = self.make_engine()
-            self.dialect, self.driver = engine.dialect, driver_of(engine.dialect)
             self.engines.notify(engine)
         return engine
 

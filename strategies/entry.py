@@ -86,3 +86,21 @@ class Entry:
     def fail(self, error: BaseException) -> None:
         """End its unit of work badly."""
         raise NotImplementedError
+
+
+class Joined(Entry):
+    """A task that was called like a function: it works in the unit of work of its caller."""
+
+    def __init__(self, unit: Any, kind: str, holder: Any, request: Any, *, ends: bool) -> None:
+        self._unit = unit
+        self.kind, self.holder, self.request, self.ends = kind, holder, request, ends
+
+    @property
+    def unit(self) -> Any:
+        return self._unit
+
+    def succeed(self, *, final: bool) -> None:
+        self._unit.succeed(final=final)
+
+    def fail(self, error: BaseException) -> None:
+        self._unit.fail(error)

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ._sqlalchemy import rollback_exception, root_of
+from ._sqlalchemy import connections_held_by, rollback_exception, root_of
+from .drivers.base import driver_of
 from .engines.transient import TransientlyBrokenTransaction, is_transient
 from .errors import BrokenTransaction
 
+Seen = tuple[BaseException, SessionTransaction | None] | None
+"""The last database error, and the transaction it struck."""
 
-def refuse(label: str, session: Session, seen: tuple[BaseException, SessionTransaction | None] | None) -> None:
+
+def refuse_if_failed(session: Session, label: str, seen: Seen, lost: SessionTransaction | None) -> None:
+    """Refuse to commit `session` where its transaction has failed.
+
+    Args:
+        label: Names the unit of work.
+        lost: The transaction that the server has rolled back by itself.
+    Raises:
+        BrokenTransaction: it has; the error is its cause.
+    """
+    transaction = root_of(session)
+    if transaction is None:
+        return
+    for connection in connections_held_by(transaction):
+        failed = driver_of(connection.dialect).transaction_failed
+        if transaction is lost or connection.invalidated or failed(connection.connection.dbapi_connection):
+            break
+    else:
+        if session.is_active:
+            return
+    refuse(label, session, seen)
+
+
+def refuse(label: str, session: Session, seen: Seen) -> None:
     """Refuse to commit `session`, whose transaction has failed.
 
     Args:

@@ -17,12 +17,12 @@ from .base import SessionStrategy
 from .engines import forks
 from .engines.held import holding_of
 from .engines.leaks import describe, take_back
-from .entry import TASK_KINDS, Entry, Label, UnitOptions, written
+from .entry import TASK_KINDS, Entry, Joined, Label, UnitOptions, written
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import shield
 from .on_commit import Callback
 from .scope import SCOPE, Scope, current_scope, describe_current_scope, here, scopes
-from .unit_of_work import Joined, UnitOfWork
+from .unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import failed_transaction
 from ._sqlalchemy import (
-    connections_held_by,
     connections_of,
     hands_out_transactions,
     is_committing,
@@ -27,7 +26,6 @@ from ._sqlalchemy import (
     savepoint_of,
 )
 from .base import SessionStrategy
-from .drivers.base import driver_of
 from .engines.abandon import abandon
 from .engines.cancelling import cancel_running
 from .engines.held import Holding
@@ -39,24 +37,6 @@ from .on_commit import Callback, CommitCallbacks, heir_of
 from .sessions import OWNER, AwaitedSession, become, watch_commits
 
 logger = logging.getLogger(__name__)
-
-
-class Joined(Entry):
-    """A task that was called like a function: it works in the unit of work of its caller."""
-
-    def __init__(self, unit: UnitOfWork, kind: str, holder: Any, request: Any, *, ends: bool) -> None:
-        self._unit = unit
-        self.kind, self.holder, self.request, self.ends = kind, holder, request, ends
-
-    @property
-    def unit(self) -> UnitOfWork:
-        return self._unit
-
-    def succeed(self, *, final: bool) -> None:
-        self._unit.succeed(final=final)
-
-    def fail(self, error: BaseException) -> None:
-        self._unit.fail(error)
 
 
 class UnitOfWork(Entry):
@@ -273,7 +253,9 @@ class UnitOfWork(Entry):
                     self.waiting.held_back -= 1
         except PendingRollbackError as error:
             try:
-                self._look_for_failure(session)  # no error of the database: a flush that failed was caught
+                failed_transaction.refuse_if_failed(
+                    session, self.label, self._error, self._lost
+                )  # no error of the database: a flush that failed was caught
             except BaseException as broken:
                 self.fail_alone(broken)
                 raise
@@ -300,27 +282,7 @@ class UnitOfWork(Entry):
                 driver = holding.watch.driver
                 if connection is not None and driver.status_of(connection) != driver.failed_status:
                     return
-        self._look_for_failure(session)
-
-    def _look_for_failure(self, session: Session) -> None:
-        """Do what `refuse_failed` does, where it is not sure that all is well."""
-        transaction = root_of(session)
-        if transaction is None:
-            return
-        strategy = self.strategy
-        for connection in connections_held_by(transaction):
-            dialect = connection.dialect
-            driver = strategy.driver if dialect is strategy.dialect else driver_of(dialect)
-            if (
-                transaction is self._lost
-                or connection.invalidated
-                or driver.transaction_failed(connection.connection.dbapi_connection)
-            ):
-                break
-        else:
-            if session.is_active:
-                return
-        failed_transaction.refuse(self.label, session, self._error)
+        failed_transaction.refuse_if_failed(session, self.label, self._error, self._lost)
 
     def run_waiting(self) -> None:
         """Run the `on_commit` callables that `end_well` has set free."""

@@ -141,6 +141,7 @@ class HoldingWatch:
     def _on_connect(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         holding = holding_of(record) or self._hold(record)
         holding.poll = self._poll_of(dbapi_connection)
+        holding.idle_since = time.monotonic()
 
     def _on_checkout(self, dbapi_connection: object, record: ConnectionPoolEntry, fairy: object) -> None:
         holding = holding_of(record)
@@ -173,6 +174,7 @@ class HoldingWatch:
         holding: Holding = info.setdefault(_KEY, Holding(self, record))
         if record.dbapi_connection is not None:  # made before anybody looked
             holding.poll = self._poll_of(record.dbapi_connection)
+            holding.idle_since = time.monotonic()
         return holding
 
     def _poll_of(self, dbapi_connection: Any) -> Callable[[int], list[Any]] | None:

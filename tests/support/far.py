@@ -56,6 +56,8 @@ def far_network(database: URL, socket_directory: str, port: int, folder: Path) -
             ip("link", "add", f"{name}n", "type", "veth", "peer", "name", f"{name}f", "netns", name)
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no virtual Ethernet here: {error.stderr.strip()}")
+        # A namespace lives on while a socket of it does, and so does this end of the wire, with the next one's address.
+        stack.callback(ip, "link", "del", f"{name}n")
         ip("addr", "add", f"{near}/30", "dev", f"{name}n")
         ip("link", "set", f"{name}n", "up")
         ip("-n", name, "addr", "add", f"{far}/30", "dev", f"{name}f")

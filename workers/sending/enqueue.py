@@ -173,9 +173,7 @@ def _innermost(app: Celery) -> apps.Served | None:
     return getattr(app, apps.ATTRIBUTE, None) or apps.find(app)
 
 
-def _run_now(
-    apply: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]
-) -> Any:
+def _run_now(apply: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     recording.kept(app, name, args, kwargs, options)
     token = _sent.set(None)  # it runs now, and what its code runs by `apply` is not sent
     try:
