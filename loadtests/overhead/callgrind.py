@@ -31,6 +31,11 @@ class Instructions:
         return statistics.median(self.values)
 
     @property
+    def least(self) -> float:
+        """Of the process whose caches collided least: what a gate compares."""
+        return min(self.values)
+
+    @property
     def spread(self) -> float:
         """The largest value less the smallest, as a share of the median."""
         return (max(self.values) - min(self.values)) / self.median

@@ -32,7 +32,6 @@ class OneTransactionStrategy(SessionStrategy):
     def __init__(self, real: SessionStrategy, connection: Connection) -> None:
         super().__init__(real.engines, real.sessions, real.worker_pool, "a test rolls everything back")
         self._engine = real.engine
-        self.dialect, self.driver = real.dialect, real.driver
         self._probe = real._probe
         self._connection = connection
         self.follows_units = False
