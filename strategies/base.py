@@ -56,9 +56,7 @@ class SessionStrategy(ABC):
         )
         engines.tasks_may_queue = options.databases > 1 and tasks_may_queue(worker_pool, self.size)
         engines.serves_tasks = worker_pool.name != NO_WORKER
-        self.follows_units = worker_pool.forks or any(
-            getattr(type(self), name) is not getattr(SessionStrategy, name) for name in ("enter", "leave")
-        )
+        self.follows_units = self._follows_units()
         """`enter` and `leave` are to be called: a subclass has its own, or prefork's main process is to be kept
         without connections."""
         kept = all(getattr(type(self), name) is getattr(SessionStrategy, name) for name in ("open", "release"))
@@ -131,6 +129,11 @@ class SessionStrategy(ABC):
     def after_fork(self) -> None:
         """The child of a fork begins: the inherited connections are already cut off, connection pools are empty."""
         self.engines.after_fork()
+        self.follows_units = self._follows_units()
+
+    def _follows_units(self) -> bool:
+        own = any(getattr(type(self), name) is not getattr(SessionStrategy, name) for name in ("enter", "leave"))
+        return own or self.worker_pool.in_main_process
 
     def engines_made(self) -> list[Engine]:
         """Return the Engines that this process has made so far, or was given."""

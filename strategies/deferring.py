@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 class DeferringUnit(UnitOfWork):
     """A unit of work whose endings no soft time limit cuts in two; mixed in before the class that ends it."""
 
-    is_plain = False
-
     @property
     def session(self) -> Session:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
@@ -31,6 +29,9 @@ class DeferringUnit(UnitOfWork):
 
     @shield.covers
     def end_well(self) -> None:
+        if shield.depth:  # whoever holds the limit back has prepared it, and ends it
+            super().end_well()
+            return
         try:
             self.prepare()
         except BaseException as error:
@@ -69,6 +70,9 @@ class DeferringUnit(UnitOfWork):
 
     @shield.covers
     def close(self) -> None:
+        if shield.depth:
+            super().close()
+            return
         with shield.quiet():
             super().close()
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
+
+#: `signal.getsignal` without what makes an enum of the answer, where it is none: each task under prefork asks.
+getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]
@@ -48,12 +51,28 @@ def _nobody_knows(ended: str) -> bool:
     return False
 
 
+class _Quiet(AbstractContextManager[None]):
+    """Holds a signal back while it is entered. A class, for each task enters it and a generator takes ten times as
+    long."""
+
+    __slots__ = ("_shield",)
+
+    def __init__(self, shield: Shield) -> None:
+        self._shield = shield
+
+    def __enter__(self) -> None:
+        self._shield.hold()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._shield.let_go()
+
+
 class Shield:
     """Defers one signal's Python handler while the main thread is inside `with shield:`. Not thread-local: only the
     main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""
 
     __slots__ = (
-        "_codes", "_handling", "_main_ident", "_original", "_wrapped",
+        "_codes", "_handling", "_main_ident", "_original", "_ours", "_quiet", "_wrapped",
         "depth", "ended", "installed", "is_over", "pending",
     )  # fmt: skip
 
@@ -63,6 +82,8 @@ class Shield:
         self._handling = False
         self._main_ident = 0
         self._codes: set[CodeType] = set()
+        self._quiet = _Quiet(self)
+        self._ours = self._handle
         self.installed = False
         """True in a process whose signal is deferred; elsewhere the shield costs nothing but this look."""
         self.depth = 0
@@ -89,8 +110,8 @@ class Shield:
         Returns:
             True when it was not there before.
         """
-        handler = signal.getsignal(signum)
-        if handler == self._handle or not callable(handler):
+        handler = getsignal(signum)
+        if handler is self._ours or not callable(handler):
             return False
         if threading.current_thread() is not threading.main_thread():
             return False
@@ -98,7 +119,7 @@ class Shield:
         self._original = self._original or handler
         self._main_ident = threading.get_ident()
         self.reset()
-        signal.signal(signum, self._handle)
+        signal.signal(signum, self._ours)
         return True
 
     @property
@@ -130,12 +151,12 @@ class Shield:
 
     def hold(self) -> None:
         """Defer the signal until `let_go`."""
-        if self.applies:
+        if self.installed and threading.get_ident() == self._main_ident:
             self.depth += 1
 
     def let_go(self) -> None:
         """End one `hold`. What came meanwhile waits for `check`."""
-        if self.depth and self.applies:
+        if self.depth and self.installed and threading.get_ident() == self._main_ident:
             self.depth -= 1
 
     def check(self) -> None:
@@ -144,22 +165,18 @@ class Shield:
             signum, self.pending = self.pending, None
             self._pass_on(signum, None)
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quiet(self) -> AbstractContextManager[None]:
         """Defer the signal for the block, and let it wait for the next `check` afterwards."""
-        self.hold()
-        try:
-            yield
-        finally:
-            self.let_go()
+        return self._quiet
 
     def __enter__(self) -> Shield:
-        self.hold()
+        if self.installed and threading.get_ident() == self._main_ident:
+            self.depth += 1
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.let_go()
-        if exc_info[1] is None:
+        if self.pending is not None and exc_info[1] is None:
             self.check()
 
     def reset(self) -> None:
@@ -181,6 +198,9 @@ def hidden_interrupt(error: BaseException) -> BaseException | None:
 
 
 shield = Shield()
-for _method in (Shield.hold, Shield.let_go, Shield.check, Shield.reset, Shield.__enter__, Shield.__exit__):
+for _method in (
+    *(Shield.hold, Shield.let_go, Shield.check, Shield.reset, Shield.__enter__, Shield.__exit__),
+    *(Shield.quiet, _Quiet.__enter__, _Quiet.__exit__),
+):
     shield.covers(_method)
 shield.covers(Shield.applies.fget)  # type: ignore[attr-defined]

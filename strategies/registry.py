@@ -226,7 +226,7 @@ class UnitOfWorkRegistry:
             _remove(entry)
             return
         try:
-            if entry.opened is not None or not entry.is_plain:
+            if entry.opened is not None or entry.has_parts:
                 entry.close()
         finally:
             stack = entry.scope.units
@@ -240,7 +240,7 @@ class UnitOfWorkRegistry:
                 self.longest_s, self.longest = duration_s, entry.label
             if entry.scope.held and entry.outermost and entry.kind in TASK_KINDS:
                 self._take_back(entry)
-            if not entry.is_plain:
+            if error is not None or entry.has_parts:
                 entry.after_end(error)
             if entry.strategy.follows_units:
                 entry.strategy.leave(entry)

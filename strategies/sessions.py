@@ -137,10 +137,13 @@ class DeferringSession(UnitSession):
     """
 
     def commit(self) -> None:
-        # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
-        self.flush()
         owner = owner_of(self)
         callbacks = owner.waiting if owner is not None else None
+        if shield.depth and (callbacks is None or callbacks.held_back):
+            super().commit()  # its unit of work ends, and holds the limit back
+            return
+        # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
+        self.flush()
         if callbacks is not None:
             callbacks.held_back += 1
         shield.hold()
@@ -159,6 +162,9 @@ class DeferringSession(UnitSession):
             super().rollback()
 
     def close(self) -> None:
+        if shield.depth:
+            super().close()
+            return
         with shield:
             super().close()
 

@@ -50,8 +50,8 @@ class UnitOfWork(Entry):
     """
 
     owns = ends = True
-    is_plain = True
-    """It is over one database, and has no soft time limit to hold back: `after_end` has nothing to do."""
+    has_parts = False
+    """It may be over several databases."""
     outcome = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
@@ -374,7 +374,7 @@ class UnitOfWork(Entry):
         raise NotImplementedError(f"{self.label} is over one database")
 
     def after_end(self, error: BaseException | None) -> None:
-        """It is off the stack, and its connection is back."""
+        """It is off the stack, and its connection is back; called where it failed with `error`, or `has_parts`."""
 
     # -- details -----------------------------------------------------------------------------------------------------
 

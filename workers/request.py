@@ -55,11 +55,7 @@ class RequestRunner:
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
-        try:
-            local = requests_of(task)
-            request = local.__storage__[local.__ident_func__()]["stack"][-1]
-        except (AttributeError, LookupError):
-            request = request_of(task)
+        request = request_of(task)
         marks = request.__dict__ if request is not None else None
         if marks is None or request.called_directly or _BEGUN in marks or _CALLED in marks:
             return self.inside(self.enter_run, call, task, args, kwargs)
@@ -175,8 +171,11 @@ def begin_again(task: Any) -> None:
 
 def request_of(task: Any) -> Any:
     """Return the request on top of the task's stack; None when it was not even called."""
-    stack = task.request_stack
-    return stack.top if stack is not None else None
+    try:
+        local = requests_of(task)
+        return local.__storage__[local.__ident_func__()]["stack"][-1]
+    except (AttributeError, LookupError):
+        return task.request_stack.top if task.request_stack is not None else None
 
 
 def is_traced(request: Any) -> bool:

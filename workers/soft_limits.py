@@ -36,11 +36,12 @@ class DeferringRunner(RequestRunner):
         if not shield.applies:
             return super().inside(enter, call, task, args, kwargs)
         request = request_of(task)
-        workers = is_workers(request)
+        workers = request is not None and not request.called_directly and is_workers(request)
         if workers:
             if self.first:
                 shield.reset()  # what came too late for the request before is not for this one
-            if any(entry.request is not request for entry in open_entries()):
+            entries = open_entries()
+            if entries and any(entry.request is not request for entry in entries):
                 self.registry.end_abandoned()
         held = shield.depth
         shield.depth = held + 1

@@ -13,7 +13,7 @@ from ..unit_of_work import UnitOfWork
 class OneOfSeveral(UnitOfWork):
     """A unit of work on one of several databases: its transaction may have been prepared."""
 
-    is_plain = False
+    has_parts = True
     stays_prepared = False
     """Only `in_doubt` may end its transaction."""
     decision: tuple[str, str] | None = None
