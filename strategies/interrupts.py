@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 
 #: `signal.getsignal` without what makes an enum of the answer, where it is none: each task under prefork asks.
-getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
+getsignal: Callable[[int], Any] = signal._signal.getsignal  # type: ignore[attr-defined]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]

@@ -96,6 +96,7 @@ def test_a_regression_is_an_exit_code(url: str, tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "baseline.json"
     monkeypatch.setattr(baseline, "PATH", path)
     monkeypatch.setattr(counts, "TALLY_CELLS", (("solo", "local"),))
+    monkeypatch.setattr(counts, "ROWS", ROWS_COUNTED)
     written = CliRunner().invoke(counts.main, ["--url", url, "--write", "--no-instructions"])
     assert written.exit_code == 0, written.output
     same = CliRunner().invoke(counts.main, ["--url", url, "--no-instructions"])

@@ -70,7 +70,7 @@ def count_in_cells(
     return counts
 
 
-def tallies(url: str, cells: Iterable[Cell] = TALLY_CELLS, rows: Iterable[Row] = ROWS) -> list[Count]:
+def tallies(url: str, cells: Iterable[Cell], rows: Iterable[Row]) -> list[Count]:
     """Count calls and blocks."""
     names = tuple(row.name for row in rows)
 
@@ -132,7 +132,7 @@ def walks(url: str) -> list[Count]:
 def main(url: str | None, write: bool, no_instructions: bool) -> None:
     """Count, and compare or write."""
     with database(url) as place:
-        counts = [*tallies(place), *round_trips(place), *walks(place)]
+        counts = [*tallies(place, TALLY_CELLS, ROWS), *round_trips(place), *walks(place)]
         if callgrind.is_available() and not no_instructions:
             counts += instructions(place)
     if write:

@@ -60,6 +60,7 @@ FULL_RUN_ONLY = frozenset(
         "test_locust_run.py::test_kept_thresholds_give_code_0",
         "test_locust_run.py::test_several_processes_share_the_load_and_the_master_knows_all_of_it",
         "test_locust_run.py::test_the_web_page_has_a_sessions_tab",
+        "test_counts.py::test_instructions_are_the_same_on_every_run",
         # Faults at many moments.
         "faults/test_contention.py::test_an_exhausted_connection_pool",
         "faults/test_hostile_settings.py",
