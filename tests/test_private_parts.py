@@ -13,7 +13,8 @@ FILES = sorted(path for folder in ("strategies", "workers") for path in (PACKAGE
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in FILES}
 #: Here stand the private parts of SQLAlchemy, Celery and the drivers.
 ROOMS = ("strategies/_sqlalchemy.py", "workers/_celery.py", "strategies/drivers/")
-#: Of the standard library: the caller's line, for a message, and a signal's handler without an enum. And what SQLAlchemy's own pool classes override.
+#: Of the standard library: the caller's line, for a message; a signal's handler without an enum of it. And what
+#: SQLAlchemy's own pool classes override.
 ALLOWED = {"_getframe", "_replace", "_do_get", "_signal"}
 
 
