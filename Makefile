@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/celery alchemy bench --contests pools --workloads mix --restarts 1 --rounds 6 --slice 500ms --fresh $(if $(POOLS),--pools $(POOLS))
 
-# Two at a time: most of a test is waiting for its worker. Tests that share a worker stay in one process.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2
+# Four at a time, on two processors: most of a test is waiting for its worker. Those that share one stay in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses 4
 
 # The covering set of tests/support/covering.py: every worker pool, strategy, driver, broker and ending, not every pair.
 test: $(VENV)/installed

@@ -154,9 +154,13 @@ class Worker:
     def inspect(self, command: str, **arguments: Any) -> Any:
         """Return the answer of this worker to a remote-control command."""
         name = f"{self.name}@here"
-        answers = self._client.control.broadcast(
-            command, arguments, [name], self._connection, reply=True, timeout=30, limit=1
-        )
+        answers = None
+        # A worker is ready a moment before it listens to this: Redis keeps no question for those who do not listen yet.
+        for _ in range(6):
+            answers = answers or self._client.control.broadcast(
+                command, arguments, [name], self._connection, reply=True, timeout=5, limit=1
+            )
+        assert answers, f"{name} does not answer {command!r}"
         return answers[0][name]
 
     def end(self, number: int) -> int:
