@@ -173,6 +173,8 @@ def test_spawn(site: workers.Site, database: databases.PostgreSQL) -> None:
         assert_one_connection_each(reports)
         assert sorted(database.rows(key)) == written(2)
         assert {report["strategy"] for report in worker.probe()} == {worker.strategy or "per_process"}
+        processes = worker.inspect("sessions")["processes"]
+        assert {process["pid"] for process in processes} == {report["pid"] for report in reports}
 
     with fleet(site, database, "--pool-start-method=spawn") as running:
         on_each(running, check)

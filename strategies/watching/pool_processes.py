@@ -1,7 +1,8 @@
 """How prefork's main process asks its pool processes what they are doing, even one that is stuck in a query.
 
 A pair of sockets for each pool process, made before the fork, and in the pool process a thread that waits on its own:
-it costs nothing until a question comes. There is no file, no name and no shared memory.
+it costs nothing until a question comes. There is no file, no name and no shared memory. A pool process that is spawned
+inherits nothing: it connects to a socket in a directory that only this user may enter.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +33,8 @@ class PoolProcesses:
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
         self._next: tuple[socket.socket, socket.socket] | None = None
+        self._door: socket.socket | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
 
     def before_fork(self) -> None:
@@ -55,12 +59,45 @@ class PoolProcesses:
         if pair is not None:
             ours, theirs = pair
             ours.close()
-            threading.Thread(target=_answer, args=(theirs, answer), name="celery-alchemy-answers", daemon=True).start()
+            _answer_in_a_thread(theirs, answer)
+
+    def open_door(self) -> str | None:
+        """Let pool processes that are spawned connect; return where. None where the directory's name is too long."""
+        self._directory = tempfile.TemporaryDirectory(prefix="celery-alchemy-", ignore_cleanup_errors=True)
+        address = os.path.join(self._directory.name, "ask")
+        door = socket.socket(socket.AF_UNIX)
+        try:
+            door.bind(address)
+        except OSError as error:  # 107 characters at most
+            logger.warning("celery inspect sessions cannot ask spawned pool processes (%s: %s)", address, error)
+            door.close()
+            return None
+        door.listen(128)
+        door.setblocking(False)
+        self._door = door
+        return address
+
+    def come_in(self, address: str, answer: Callable[[bytes], dict[str, Any]]) -> None:
+        """Begin to answer, in a pool process that was spawned, at the `address` that `open_door` has returned."""
+        theirs = socket.socket(socket.AF_UNIX)
+        try:
+            theirs.connect(address)
+        except OSError as error:
+            theirs.close()
+            logger.warning("celery inspect sessions will not show this pool process (%s: %s)", address, error)
+            return
+        _answer_in_a_thread(theirs, answer)
+
+    def _let_in(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._door is not None:
+                self._sockets.append(self._door.accept()[0])
 
     def ask(self, question: bytes) -> list[dict[str, Any]]:
         """Return the answers of all pool processes that are alive."""
         self.after_fork_in_parent()
         with self._lock:
+            self._let_in()
             asked = [one for one in self._sockets if self._send(one, question)]
             deadline = time.monotonic() + ANSWER_WITHIN_S
             found = [answer for one in asked if (answer := self._receive(one, deadline)) is not None]
@@ -69,6 +106,11 @@ class PoolProcesses:
     def close(self) -> None:
         """Ask no more."""
         self.after_fork_in_parent()
+        door, self._door, directory, self._directory = self._door, None, self._directory, None
+        if door is not None:
+            door.close()
+        if directory is not None:
+            directory.cleanup()
         for one in self._sockets:
             one.close()
         self._sockets.clear()
@@ -117,6 +159,10 @@ def _is_readable(one: socket.socket, wait_s: float) -> bool:
     poller = select.poll()
     poller.register(one, select.POLLIN)
     return bool(poller.poll(wait_s * 1000))
+
+
+def _answer_in_a_thread(theirs: socket.socket, answer: Callable[[bytes], dict[str, Any]]) -> None:
+    threading.Thread(target=_answer, args=(theirs, answer), name="celery-alchemy-answers", daemon=True).start()
 
 
 def _answer(theirs: socket.socket, answer: Callable[[bytes], dict[str, Any]]) -> None:

@@ -62,10 +62,10 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         check_two_phase(databases)
         checks.refuse_unknown_databases(worker.app, databases)
         if worker_pool.forks:
-            processes.begin()
             detection.publish(
                 worker_pool,
                 {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in strategies.items()},
+                processes.begin(spawns=worker_pool.start_method == "spawn"),
             )
         pool = f"celery-alchemy in pid {os.getpid()}: worker pool {worker_pool.name}, concurrency"
         for name, strategy in strategies.items():

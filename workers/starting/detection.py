@@ -56,8 +56,13 @@ def _start_method(worker: Any) -> str:
     return "fork" if get_start_method(allow_none=True) in {None, "fork"} else "spawn"
 
 
-def publish(pool: WorkerPool, strategies: dict[str, str]) -> None:
-    """Leave word for pool processes that start as fresh interpreters."""
+def publish(pool: WorkerPool, strategies: dict[str, str], asks_at: str | None) -> None:
+    """Leave word for pool processes that start as fresh interpreters.
+
+    Args:
+        strategies: Of each database, its class.
+        asks_at: Where they are asked what they are doing.
+    """
     os.environ[ENVIRONMENT] = json.dumps(
         {
             "name": pool.name,
@@ -66,6 +71,7 @@ def publish(pool: WorkerPool, strategies: dict[str, str]) -> None:
             "start_method": pool.start_method,
             "main_pid": pool.main_pid,
             "strategies": strategies,
+            "asks_at": asks_at,
         }
     )
 
@@ -75,11 +81,11 @@ def withdraw() -> None:
     os.environ.pop(ENVIRONMENT, None)
 
 
-def published() -> tuple[WorkerPool, dict[str, str]] | None:
-    """Return what the main process left for this spawned pool process: the worker pool and each database's strategy."""
+def published() -> tuple[WorkerPool, dict[str, str], str | None] | None:
+    """Return what the main process left for this spawned pool process, as it was given to `publish`."""
     text = os.environ.get(ENVIRONMENT)
     if not text:
         return None
     values = json.loads(text)
-    strategies = values.pop("strategies")
-    return WorkerPool(**values), strategies
+    strategies, asks_at = values.pop("strategies"), values.pop("asks_at")
+    return WorkerPool(**values), strategies, asks_at

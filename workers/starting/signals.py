@@ -33,9 +33,11 @@ def _on_process_init(**_: Any) -> None:
     found = detection.published()
     if found is None:
         return
-    worker_pool, strategies = found
+    worker_pool, strategies, asks_at = found
     if os.getpid() == worker_pool.main_pid:
         return
+    if asks_at is not None:
+        processes.answer_at(asks_at)
     for app_db in apps.every():
         for name, db in app_db.databases.items():
             db.start_spawned(worker_pool, strategies.get(name))

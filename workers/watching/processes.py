@@ -21,9 +21,14 @@ def is_asking() -> bool:
     return [os.getpid()] == _FORKS
 
 
-def begin() -> None:
-    """This is prefork's main process."""
+def begin(*, spawns: bool) -> str | None:
+    """This is prefork's main process.
+
+    Args:
+        spawns: Its pool processes inherit nothing; what is returned is for `answer_at` there.
+    """
     _FORKS[:] = [os.getpid()]
+    return _pool_processes.open_door() if spawns else None
 
 
 def end() -> None:
@@ -43,6 +48,11 @@ def answer_here() -> None:
     """Answer in this pool process, which has just begun."""
     if _FORKS and not is_asking():
         _pool_processes.in_child(_answer)
+
+
+def answer_at(address: str) -> None:
+    """Answer in this pool process, which was spawned."""
+    _pool_processes.come_in(address, _answer)
 
 
 def reports() -> list[dict[str, Any]]:
