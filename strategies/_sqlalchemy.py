@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
@@ -60,6 +61,10 @@ def is_prepared(session: Session) -> bool:
     """Tell whether the transaction of `session` has been prepared, and waits for its second phase."""
     transaction = root_of(session)
     return transaction is not None and transaction._state is SessionTransactionState.PREPARED
+
+
+#: Returns the state, the connections and the parent of the innermost transaction of a Session that is in one.
+innermost_of = operator.attrgetter("_transaction._state", "_transaction._connections", "_transaction._parent")
 
 
 def hands_out_transactions(session: Session) -> bool:
@@ -175,6 +180,39 @@ def get_at_once(pool: QueuePool) -> ConnectionPoolEntry | None:
     except BaseException:
         pool._dec_overflow()
         raise
+
+
+def get_or_wait(pool: QueuePool) -> ConnectionPoolEntry:
+    """Return a record as QueuePool does, waiting for one where all are in use.
+
+    QueuePool's own calls itself when another thread has taken the last place meanwhile, and what a subclass does at a
+    checkout would be done twice.
+
+    Raises:
+        sqlalchemy.exc.TimeoutError: none has come back in time.
+    """
+    while True:
+        waits = pool._max_overflow > -1 and pool._overflow >= pool._max_overflow
+        try:
+            return pool._pool.get(waits, pool._timeout)
+        except Empty:
+            if waits and pool._overflow >= pool._max_overflow:
+                timed_out = (
+                    f"QueuePool limit of size {pool.size()} overflow {pool.overflow()} reached, connection timed out, "
+                    f"timeout {pool._timeout:.2f}"
+                )
+                raise sa_exc.TimeoutError(timed_out, code="3o7r") from None
+        if pool._inc_overflow():
+            try:
+                return pool._create_connection()
+            except BaseException:
+                pool._dec_overflow()
+                raise
+
+
+def give_up(record: ConnectionPoolEntry, error: BaseException) -> None:
+    """Close what was about to be checked out, and give its place back to the connection pool it is of."""
+    record._checkin_failed(error, _fairy_was_created=False)  # type: ignore[attr-defined]
 
 
 def queue_like(pool: Pool, kind: type[Queue], *, pool_size: int, max_overflow: int) -> Queue:

@@ -61,6 +61,8 @@ class Entry:
     """Of the thread or greenlet that began it: `scope.units` is the stack it is on."""
     in_task = True
     """A task runs in it, or around it: only a helper thread or a script has none."""
+    has_parts = False
+    """It may be over several databases."""
     opened: Session | None = None
     """Its Session if it has been used, else None; of a unit of work alone."""
     ready: Session | None = None

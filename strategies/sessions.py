@@ -336,8 +336,8 @@ def watch_commits(session: Session) -> None:
     On this Session alone, and only when a callback waits: on the class, every task would pay 5 us for it.
     """
     if not event.contains(session, "after_commit", _after_commit):
+        event.listen(session, "after_transaction_end", _after_end)  # first: a time limit may strike between the two
         event.listen(session, "after_commit", _after_commit)
-        event.listen(session, "after_transaction_end", _after_end)
 
 
 def _after_commit(session: Session) -> None:

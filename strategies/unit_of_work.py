@@ -19,22 +19,23 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import failed_transaction
 from ._sqlalchemy import (
+    ACTIVE,
     connections_of,
     hands_out_transactions,
+    innermost_of,
     is_committing,
     root_of,
     savepoint_of,
 )
 from .base import SessionStrategy
+from .drivers.base import driver_of
 from .engines.abandon import abandon
 from .engines.cancelling import cancel_running
-from .engines.held import Holding
-from .engines.leaks import take_back
 from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill
 from .on_commit import Callback, CommitCallbacks, heir_of
-from .sessions import OWNER, AwaitedSession, become, watch_commits
+from .sessions import OWNER, AwaitedSession, UnitSession, become, watch_commits
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,6 @@ class UnitOfWork(Entry):
     """
 
     owns = ends = True
-    has_parts = False
-    """It may be over several databases."""
     outcome = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
@@ -59,8 +58,6 @@ class UnitOfWork(Entry):
     """What waits for the COMMIT; None when nothing does."""
     connected: int = 0
     """Above 0: its Session has checked a connection out. Above 1: and has begun a two-phase transaction on it."""
-    holding: Holding | None = None
-    """What is known of that connection; None where it is not one of a connection pool that we follow."""
     held: Sequence[ConnectionPoolEntry] = ()
     """What its thread or greenlet had checked out when it began."""
     outermost = True
@@ -141,6 +138,8 @@ class UnitOfWork(Entry):
                 if strategy.new_session is None
                 else strategy.new_session(bind=strategy._engine or strategy.engine)
             )
+            if strategy.new_session is None and not isinstance(session, UnitSession):
+                self._follows = True  # it does not tell who else may end its transactions
             setattr(session, OWNER, self)
             for hook in self.options.hooks:
                 hook.opened(self, session)
@@ -180,6 +179,7 @@ class UnitOfWork(Entry):
     def _await(self) -> None:
         if self.opened is not None:
             become(self.opened, AwaitedSession)
+            self._follows = self._follows or hands_out_transactions(self.opened)
             if self._follows:
                 self._watch()
 
@@ -272,15 +272,15 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: it has.
         """
-        if self._error is None and getattr(session, "has_one_bind", False):
-            holding = self.holding
-            if holding is None:
-                if session.bind is self.strategy.engine:
-                    return  # it has not connected yet
-            else:
-                connection = holding.record.dbapi_connection
-                driver = holding.watch.driver
-                if connection is not None and driver.status_of(connection) != driver.failed_status:
+        state, connections, parent = innermost_of(session)
+        if self._error is None and state is ACTIVE and parent is None:
+            if not connections:
+                return
+            connection = next(iter(connections.values()))[0]
+            # Each stands there twice, as itself and by its Engine.
+            if len(connections) == 2 and not connection.invalidated:
+                driver = driver_of(connection.dialect)
+                if driver.status_of(connection.connection.dbapi_connection) != driver.failed_status:
                     return
         failed_transaction.refuse_if_failed(session, self.label, self._error, self._lost)
 
@@ -338,9 +338,7 @@ class UnitOfWork(Entry):
         session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
-        holding = self.holding
-        has_one = holding is not None and getattr(session, "has_one_bind", False)
-        several = [] if has_one or not session.in_transaction() else connections_of(session)
+        held = connections_of(session) if session.in_transaction() else []
         try:
             if self.strategy.new_session is not None:
                 session.close()
@@ -348,9 +346,7 @@ class UnitOfWork(Entry):
                 self.strategy.release(self, session)
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
-            self.discard(session, several)
-            if holding is not None:
-                take_back([holding.record])
+            self.discard(session, held)
         setattr(session, OWNER, None)
         self._error = None
 

@@ -90,7 +90,7 @@ def test_a_task_costs_what_its_statements_and_its_transaction_cost(bench: load.B
     }.items():
         assert counted[name][OURS] == counted[name]["with_session"] == expected
         assert counted[name]["null_pool"] > expected
-    assert counted["mix"][OURS] == counted["mix"]["with_session"]
+    assert counted["mix"][OURS] <= counted["mix"]["with_session"]  # whose driver may prepare one statement more
     scoped = measure(*bench, [OURS], workloads, tasks=10, strategy="scoped")
     assert {name: {OURS: trips[OURS]} for name, trips in counted.items()} == scoped
 

@@ -55,7 +55,11 @@ class RequestRunner:
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call`, the task's `run`."""
-        request = request_of(task)
+        try:
+            local = requests_of(task)
+            request = local.__storage__[local.__ident_func__()]["stack"][-1]
+        except (AttributeError, LookupError):
+            request = request_of(task)
         marks = request.__dict__ if request is not None else None
         if marks is None or request.called_directly or _BEGUN in marks or _CALLED in marks:
             return self.inside(self.enter_run, call, task, args, kwargs)
@@ -190,7 +194,10 @@ def is_over(request: Any) -> bool:
 
 def is_workers(request: Any) -> bool:
     """Tell whether a worker runs this request, and neither its `run` nor its own `__call__` has begun."""
-    return is_traced(request) and not request.is_eager and _CALLED not in request.__dict__
+    if request is None or request.called_directly or request.is_eager:
+        return False
+    marks = request.__dict__
+    return _BEGUN not in marks and _CALLED not in marks
 
 
 def label_of(request: Any, task: Any) -> Label:

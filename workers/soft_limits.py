@@ -11,7 +11,7 @@ from typing import Any
 
 from ..strategies.entry import Entry
 from ..strategies.interrupts import hidden_interrupt, shield
-from ..strategies.registry import open_entries
+from ..strategies.scope import SCOPE, current_scope
 from ..strategies.sessions import shield_mapper_configuration
 from ._celery import running_request
 from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
@@ -36,12 +36,12 @@ class DeferringRunner(RequestRunner):
         if not shield.applies:
             return super().inside(enter, call, task, args, kwargs)
         request = request_of(task)
-        workers = request is not None and not request.called_directly and is_workers(request)
+        workers = is_workers(request)
         if workers:
             if self.first:
                 shield.reset()  # what came too late for the request before is not for this one
-            entries = open_entries()
-            if entries and any(entry.request is not request for entry in entries):
+            scope = getattr(current_scope(), SCOPE, None)
+            if scope is not None and scope.units and any(entry.request is not request for entry in scope.units):
                 self.registry.end_abandoned()
         held = shield.depth
         shield.depth = held + 1
@@ -59,7 +59,8 @@ class DeferringRunner(RequestRunner):
                     leave_inner(self.registry, entry)
                 self.registry.leave(entry, error)
             shield.depth = held
-            over = workers and entry is not None and entry.owns and entry.kind != "hook" and not self.goes_on(error)
+            goes_on = error is not None and self.goes_on(error)
+            over = workers and entry is not None and entry.owns and entry.kind != "hook" and not goes_on
             error = None  # no cycle: exception -> traceback -> this frame -> exception
             if over:
                 shield.pending = None  # what it would stop is over
@@ -72,9 +73,10 @@ class DeferringRunner(RequestRunner):
         """Run the task's code, the one place where a limit is raised at once, and end its unit of work."""
         try:
             shield.depth = held
-            shield.check()
+            if shield.pending is not None:
+                shield.check()
             result = call(*args, **kwargs)
-            if entry is not None and entry.ends:
+            if entry is not None and entry.ends and (entry.opened is not None or entry.has_parts or not entry.owns):
                 entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it
             shield.depth = held + 1
         except BaseException as raised:

@@ -31,17 +31,6 @@ class _Libpq(Driver):
     def listen(self, engine: Engine, options: DatabaseOptions) -> None:
         if not options.external_pooler:
             notice_lost_clients(engine)
-        self._spare_idle_rollbacks(engine.dialect)
-
-    def _spare_idle_rollbacks(self, dialect: Dialect) -> None:
-        """Let the connection pool roll back only what has a transaction: the driver finds out no faster than we do."""
-        roll_back, status_of = dialect.do_rollback, self.status_of
-
-        def do_rollback(connection: Any) -> None:
-            if status_of(getattr(connection, "dbapi_connection", connection)) != _IDLE:
-                roll_back(connection)
-
-        dialect.do_rollback = do_rollback  # type: ignore[method-assign, assignment]
 
     def is_executing(self, dbapi_connection: Any) -> bool:
         return dbapi_connection is not None and self.status_of(dbapi_connection) == _ACTIVE
@@ -57,6 +46,21 @@ class Psycopg(_Libpq):
         # A statement prepared on one connection of the server is unknown on the next, or has another's name.
         unprepared = {"prepare_threshold": None} if options.external_pooler else {}
         return super().connect_args(url, options) | unprepared
+
+    def listen(self, engine: Engine, options: DatabaseOptions) -> None:
+        super().listen(engine, options)
+        self._spare_idle_rollbacks(engine.dialect)
+
+    def _spare_idle_rollbacks(self, dialect: Dialect) -> None:
+        """Let the connection pool roll back only what has a transaction: psycopg 3 does nothing else either, later.
+        (psycopg2 has a state of its own beside the server's: after a COMMIT that was sent as a statement it must.)"""
+        roll_back, status_of = dialect.do_rollback, self.status_of
+
+        def do_rollback(connection: Any) -> None:
+            if status_of(getattr(connection, "dbapi_connection", connection)) != _IDLE:
+                roll_back(connection)
+
+        dialect.do_rollback = do_rollback  # type: ignore[method-assign, assignment]
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         if self.is_executing(dbapi_connection):

@@ -27,6 +27,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.util.queue import Empty, Full
 
+from .._sqlalchemy import get_or_wait, give_up
 from ..drivers.base import Driver, driver_of
 from ..scope import SCOPE, Scope, current_scope, here
 from .leaks import Origin, find_origin
@@ -44,7 +45,6 @@ class Connecting(Protocol):
     """A unit of work, as far as its connection goes."""
 
     connected: int
-    holding: Holding | None
 
 
 class Holding:
@@ -116,7 +116,6 @@ class HoldingWatch:
         else:
             scope.connecting = None
             unit.connected = 1
-            unit.holding = holding
             holding.origin = None
         return (holding.poll is None or bool(holding.poll(0))) and self._is_dead(holding)
 
@@ -130,7 +129,7 @@ class HoldingWatch:
         unit = holding.unit
         if unit is not None:
             unit.connected = 0
-            unit.holding = holding.unit = None
+            holding.unit = None
         if stack and stack[-1] is record:
             stack.pop()
         elif record in stack:
@@ -279,15 +278,14 @@ class WatchedQueuePool(QueuePool):
             try:
                 if self.watch.take(record, scope):
                     record.invalidate()
-            except BaseException:
-                record.invalidate()
-                self._do_return_conn(record)
+            except BaseException as error:
+                give_up(record, error)
                 raise
         return record
 
     def find(self, scope: Scope) -> ConnectionPoolEntry:
         """Return a record where none is idle, or `scope` holds one already; waits for one where it has to."""
-        return super()._do_get()
+        return get_or_wait(self)
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self.watch is not None:
