@@ -98,6 +98,14 @@ def locks_rows(statement: object) -> bool:
     return getattr(statement, "_for_update_arg", None) is not None
 
 
+def streams(options: Any) -> bool:
+    """Tell whether execution options ask for a server-side cursor; a Query's do it in a way of their own."""
+    return bool(options) and (
+        bool(options.get("yield_per") or options.get("stream_results"))
+        or bool(getattr(options.get("_sa_orm_load_options"), "_yield_per", None))
+    )
+
+
 # -- connections and their records -------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import immutabledict
 
-from .._sqlalchemy import has_changes, locks_rows
+from .._sqlalchemy import has_changes, locks_rows, streams
 from ..base import SessionStrategy
 from ..engines.at_connect import execute_at_connect
 from ..errors import CeleryAlchemyError
@@ -134,19 +134,11 @@ class ReadingStatements(ReadingSession):
                 f"{_who(self)} is read_only=True, without a transaction: FOR UPDATE would let its lock go at once. "
                 f"Leave read_only out to lock rows; read_only='transaction' gives one snapshot without locks."
             )
-        if _streams(execution_options) or _streams(getattr(statement, "get_execution_options", dict)()):
+        if streams(execution_options) or streams(getattr(statement, "get_execution_options", dict)()):
             raise ReadOnlyError(
                 f"{_who(self)} is read_only=True, without a transaction: a server-side cursor (yield_per, "
                 f"stream_results) needs one. Write read_only='transaction'."
             )
-
-
-def _streams(options: Any) -> bool:
-    """Tell whether execution options ask for a server-side cursor."""
-    return bool(options) and (
-        bool(options.get("yield_per") or options.get("stream_results"))
-        or bool(getattr(options.get("_sa_orm_load_options"), "_yield_per", None))  # a Query's
-    )
 
 
 def _who(session: Session) -> str:
