@@ -3,13 +3,14 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from sqlalchemy import event, select, text
 from sqlalchemy.orm import Query, Session, sessionmaker
-from support.databases import PostgreSQL
+from support.databases import PostgreSQL, new_sqlite
 from support.project.models import Row
 
 from celery_alchemy import Alchemy, BrokenTransaction, LocalStrategy
@@ -188,3 +189,30 @@ def test_what_streams_is_refused_without_a_transaction(make: Make) -> None:
         with pytest.raises(ReadOnlyError, match="server-side cursor"):
             session.scalars(select(Row).execution_options(yield_per=1))
         session.execute(select(Row.note), execution_options=None)  # type: ignore[call-overload]
+
+
+def test_a_flush_that_failed_on_one_database_commits_on_none(tmp_path: Path, key: str) -> None:
+    """The other one is committed first: what is found out at the second COMMIT is found out too late."""
+    with new_sqlite(tmp_path / "a.db") as first, new_sqlite(tmp_path / "b.db") as second:
+        app = Celery("two", broker="memory://", set_as_current=False)
+        app.conf.alchemy_databases = {"default": first.url(""), "b": second.url("")}
+        db = Alchemy(app)
+
+        def refuse(mapper: object, connection: object, row: Row) -> None:
+            if row.note == "refused":
+                raise LookupError
+
+        event.listen(Row, "before_insert", refuse)
+        try:
+            with pytest.raises(BrokenTransaction), db.unit_of_work() as session:
+                db.databases["b"].session.add(Row(key=key, note="in b"))
+                session.add(Row(key=key, note="first"))
+                session.flush()
+                session.add(Row(key=key, note="refused"))
+                with contextlib.suppress(LookupError):
+                    session.flush()
+        finally:
+            event.remove(Row, "before_insert", refuse)
+            for one in db.databases.values():
+                one.dispose()
+        assert (first.rows(key), second.rows(key)) == ([], [])
