@@ -1,4 +1,4 @@
-"""SQLAlchemy sessions for Celery tasks, right under every worker pool."""
+"""SQLAlchemy sessions for Celery tasks, correct under every worker pool."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
         BrokenTransaction,
         CeleryAlchemyError,
         LocalStrategy,
+        NotSentYet,
         NoUnitOfWork,
         PerProcessStrategy,
         ReservedSlotsInUse,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         is_transient,
         outbox_table,
     )
-    from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase
+    from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase, late
 
 __all__ = [
     "Alchemy",
@@ -29,6 +30,7 @@ __all__ = [
     "DatabaseTask",
     "LocalStrategy",
     "NoUnitOfWork",
+    "NotSentYet",
     "PerProcessStrategy",
     "ReservedSlotsInUse",
     "ScopedStrategy",
@@ -37,10 +39,11 @@ __all__ = [
     "UseDatabase",
     "WorkerPool",
     "is_transient",
+    "late",
     "outbox_table",
 ]
 
-_OF_WORKERS = {"Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"}
+_OF_WORKERS = {"Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase", "late"}
 
 
 if not TYPE_CHECKING:  # a type checker is to find names that are not there

@@ -6,14 +6,18 @@ from .errors import (
     BrokenTransaction,
     CeleryAlchemyError,
     InvalidSetting,
+    NoConnectionFree,
+    NotSentYet,
     NoUnitOfWork,
     ReservedSlotsInUse,
     TransientDatabaseError,
 )
 from .features.outbox import outbox_table
+from .features.read_only import ReadOnlyError
 from .local import LocalStrategy
 from .per_process import PerProcessStrategy
 from .scoped import ScopedStrategy
+from .several.two_phase import TwoPhaseUnavailable
 from .worker_pool import WorkerPool
 
 __all__ = [
@@ -21,12 +25,16 @@ __all__ = [
     "CeleryAlchemyError",
     "InvalidSetting",
     "LocalStrategy",
+    "NoConnectionFree",
     "NoUnitOfWork",
+    "NotSentYet",
     "PerProcessStrategy",
+    "ReadOnlyError",
     "ReservedSlotsInUse",
     "ScopedStrategy",
     "SessionStrategy",
     "TransientDatabaseError",
+    "TwoPhaseUnavailable",
     "WorkerPool",
     "is_transient",
     "outbox_table",

@@ -18,7 +18,7 @@ from .engines.sizing import PoolSize, size_for, tasks_may_queue
 from .errors import InvalidSetting, refused_as
 from .hooks import OpenUnit
 from .scope import here
-from .sessions import MakeSession, SessionFactory
+from .session_factory import MakeSession, SessionFactory
 from .worker_pool import NO_WORKER, WorkerPool
 
 
@@ -56,12 +56,13 @@ class SessionStrategy(ABC):
         )
         engines.tasks_may_queue = options.databases > 1 and tasks_may_queue(worker_pool, self.size)
         engines.serves_tasks = worker_pool.name != NO_WORKER
-        self.follows_units = self._follows_units()
+        self.follows_units: bool = self._follows_units()
         """`enter` and `leave` are to be called: a subclass has its own, or prefork's main process is to be kept
         without connections."""
         kept = all(getattr(type(self), name) is getattr(SessionStrategy, name) for name in ("open", "release"))
         self.new_session: MakeSession | None = sessions.new if kept else None
         """Makes a Session; None where a subclass has an `open` or a `release` of its own, which are to be called."""
+        self._engine_lock = threading.RLock()
         forks.on_fork(self.after_fork)
 
     @classmethod
@@ -71,17 +72,30 @@ class SessionStrategy(ABC):
 
     # -- the Engine --------------------------------------------------------------------------------------------------
 
+    keeps_engine: ClassVar[bool] = True
+    """Its Engine is the same in the child of a fork."""
     _engine: Engine | None = None
     """This process's Engine, where it has been made."""
+    _making: Engine | None = None
+    """The Engine while listeners of `db.on_engine` prepare it."""
 
     @property
     def engine(self) -> Engine:
         """This process's Engine; made on first use, connected by its first statement."""
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self.make_engine()
-            self.engines.notify(engine)
-        return engine
+        return self._engine or self._first_engine()
+
+    def _first_engine(self) -> Engine:
+        with self._engine_lock:  # threads meet here: a second one's Engine would be lost with its connections
+            found = self._engine or self._making  # a listener may ask for it
+            if found is not None:
+                return found
+            try:
+                engine = self._making = self.make_engine()
+                self.engines.put_in_place(engine)
+                self._engine = engine
+            finally:
+                self._making = None
+            return engine
 
     _read_engine: Engine | None = None
     shares_connection = False
@@ -124,10 +138,14 @@ class SessionStrategy(ABC):
         if self.worker_pool.name == NO_WORKER:
             self._probe = self.engine.pool
         self.engines.guard_others(self.sessions.binds)
-        self.sessions.check(self.engine)
+        self.sessions.check(engine)
+        if not (self.worker_pool.in_main_process and self.keeps_engine):
+            # Else the pool processes make it: what traces each Engine that is made may be switched on there.
+            _ = self.engine
 
     def after_fork(self) -> None:
         """The child of a fork begins: the inherited connections are already cut off, connection pools are empty."""
+        self._engine_lock, self._making = threading.RLock(), None
         self.engines.after_fork()
         self.follows_units = self._follows_units()
 
@@ -142,9 +160,14 @@ class SessionStrategy(ABC):
         return list({id(engine.pool): engine for engine in made if engine is not None}.values())
 
     def dispose(self) -> None:
-        """Close the idle connections of this process; makes no Engine for it."""
+        """Close the idle connections of this process; makes no Engine for it.
+
+        A connection pool that has made none is left alone: SQLAlchemy logs a line for each, and prefork's main process
+        comes here before each fork.
+        """
         for engine in self.engines_made():
-            engine.dispose()
+            if pool.may_hold_any(engine.pool):
+                engine.dispose()
 
     @property
     def max_connections(self) -> int | None:
@@ -167,20 +190,22 @@ class SessionStrategy(ABC):
 
     def describe(self) -> str:
         """Return one line for people: strategy, reason, connection pool, most connections."""
-        each, most = self._each(), self.max_connections
-        if most is None:
-            limit = "no limit on connections"
-        elif self.worker_pool.forks:
-            processes = f"{self.worker_pool.process_count} pool processes and the main process, {each} each"
-            limit = f"at most {most} connections ({processes})"
-        else:
-            limit = f"at most {most} connections"
         kind = "QueuePool" if isinstance(self._probe, pool.ReservedQueuePool) else type(self._probe).__name__
         size = f" {pool.size_of(self._probe)}" if isinstance(self._probe, QueuePool) else ""
         twice = " and as much for read-only tasks" if self.reads_apart and self.engines.user_engine is None else ""
         sizes = f"connection pool of each process: {kind}{size}{twice}"
-        parts = (f"session strategy {self.name} ({self.reason})", sizes, limit, *self.engines.phrases)
+        parts = (f"session strategy {self.name} ({self.reason})", sizes, self.describe_limit(), *self.engines.phrases)
         return ", ".join(parts)
+
+    def describe_limit(self) -> str:
+        """Return the most connections of this worker, for people."""
+        each, most = self._each(), self.max_connections
+        if most is None:
+            return "no limit on connections"
+        if self.worker_pool.forks:
+            processes = f"{self.worker_pool.process_count} pool processes and the main process, {each} each"
+            return f"at most {most} connections ({processes})"
+        return f"at most {most} connections"
 
     # -- the Session -------------------------------------------------------------------------------------------------
 

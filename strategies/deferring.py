@@ -10,10 +10,13 @@ import logging
 
 from sqlalchemy.orm import Session
 
+from ._sqlalchemy import connections_of, record_of
+from .engines.blocked import blocked_statements
 from .interrupts import is_interrupt, shield
+from .names import counted
 from .unit_of_work import UnitOfWork
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class DeferringUnit(UnitOfWork):
@@ -22,8 +25,10 @@ class DeferringUnit(UnitOfWork):
     @property
     def session(self) -> Session:
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
-        if self.opened is None:
-            with shield:  # a pool process makes its Engine now
+        if self.opened is None and (
+            self.strategy._engine is None or self.strategy.new_session is None or self.options.hooks
+        ):
+            with shield:  # a pool process makes its Engine now, or code of others opens the Session
                 return super().session
         return super().session
 
@@ -68,6 +73,16 @@ class DeferringUnit(UnitOfWork):
         with shield.quiet():
             super().fail_alone(error)
 
+    def must_discard(self) -> bool:
+        session = self.opened
+        held = connections_of(session) if session is not None else []
+        stopped = [
+            blocked_statements.was_stopped(record_of(connection.connection))
+            for connection in held
+            if not connection.closed and not connection.invalidated
+        ]
+        return super().must_discard() or any(stopped)
+
     @shield.covers
     def close(self) -> None:
         if shield.depth:
@@ -83,4 +98,6 @@ class DeferringUnit(UnitOfWork):
             with shield.quiet():
                 taken = sum(unit.strategy.take_back() for unit in self.all_units)
             if taken:
-                logger.info("%s: %s connection(s) taken back after %s", self.label, taken, type(error).__name__)
+                logger.info(
+                    "%s: %s taken back after %s", self.label, counted(taken, "connection"), type(error).__name__
+                )

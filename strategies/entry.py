@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from .hooks import UnitHook
-from .scope import Scope
+from .interrupts import shield
+from .names import printable
+from .scope import Scope, here
 
 #: A name, or the two parts of `task name[task id]`, or the line of code of a block: put together only when a message
 #: needs them.
@@ -22,9 +25,11 @@ TASK_KINDS = frozenset({"run", "call", "hook"})
 def written(label: Label) -> str:
     """Return the name of a unit of work, for messages."""
     if isinstance(label, str):
-        return label
+        return printable(label)
     first, second = label
-    return f"{first}[{second}]" if isinstance(first, str) else f"unit_of_work() at {first.co_filename}:{second}"
+    return printable(
+        f"{first}[{second}]" if isinstance(first, str) else f"unit_of_work() at {first.co_filename}:{second}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class UnitOptions:
     """The features that follow it, `extra` among them."""
     extra: tuple[UnitHook, ...] = ()
     """Those of this task alone; they follow it on every database."""
+    session_kind: type[Session] | None = None
+    """A class that their Sessions are made of too: to change the class of one that is made costs more."""
 
 
 class Entry:
@@ -68,7 +75,7 @@ class Entry:
     ready: Session | None = None
     """The same, where nothing is to be done before it is used again."""
     coroutine: object = None
-    """The asyncio task that opened a block; None outside an event loop."""
+    """Of a block, what names the code that opened it: see `place`."""
 
     @property
     def unit(self) -> Any:
@@ -93,6 +100,11 @@ class Entry:
 class Joined(Entry):
     """A task that was called like a function: it works in the unit of work of its caller."""
 
+    ends: bool
+    holder: Any
+    kind: str
+    request: Any
+
     def __init__(self, unit: Any, kind: str, holder: Any, request: Any, *, ends: bool) -> None:
         self._unit = unit
         self.kind, self.holder, self.request, self.ends = kind, holder, request, ends
@@ -106,3 +118,21 @@ class Joined(Entry):
 
     def fail(self, error: BaseException) -> None:
         self._unit.fail(error)
+
+
+@shield.covers
+def take_off(entry: Entry) -> None:
+    """Take `entry` off the stack it was put on, maybe that of another thread, which goes on meanwhile."""
+    with suppress(ValueError):
+        entry.scope.units.remove(entry)
+
+
+@shield.covers
+def move_here(entry: Entry) -> None:
+    """Let a block that is left in another thread than it was entered in be on the stack of this one: what its end calls
+    is inside of it. Web frameworks run the two halves of a dependency so."""
+    scope = here()
+    if entry.scope is not scope:
+        take_off(entry)
+        entry.scope = scope
+        scope.units.append(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import exc as sa_exc
 
@@ -23,7 +24,16 @@ class NoUnitOfWork(CeleryAlchemyError, RuntimeError):
 
 
 class BrokenTransaction(CeleryAlchemyError, sa_exc.PendingRollbackError):
-    """A unit of work was to be committed after a database error that nobody rolled back; the error is its cause."""
+    """A transaction was to be committed that had failed before, or that was ended behind SQLAlchemy's back.
+
+    The error that it failed with is its cause, where it is known."""
+
+    ended: Any = None
+    """What the driver knows of it."""
+
+
+class SessionClosedEarly(CeleryAlchemyError):
+    """Code has closed the Session of its unit of work with work in it that was not committed, and is lost."""
 
 
 class TransientDatabaseError(CeleryAlchemyError):
@@ -38,9 +48,24 @@ class TransientDatabaseError(CeleryAlchemyError):
 class NoConnectionFree(TransientDatabaseError, sa_exc.TimeoutError):
     """No connection of the connection pool became free within its `pool_timeout`."""
 
+    code: str = "3o7r"
+    """Of SQLAlchemy's page on it; here, for an error made from its message alone has no other."""
+
 
 class ReservedSlotsInUse(TransientDatabaseError, sa_exc.TimeoutError):
     """A nested unit of work found no free connection; waiting for one would be waiting for itself."""
+
+
+class NotSentYet(CeleryAlchemyError, RuntimeError):
+    """The result was asked for of a message that waits for the COMMIT of the transaction that is open here."""
+
+
+class UnseenBlock(CeleryAlchemyError):
+    """A `db.follow()` block is open that the code it is for cannot see."""
+
+
+class OtherDatabase(CeleryAlchemyError):
+    """A message was to wait for the COMMIT of a Session that is of another database than the outbox."""
 
 
 class RollBack(Exception):

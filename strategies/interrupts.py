@@ -73,7 +73,7 @@ class Shield:
 
     __slots__ = (
         "_codes", "_handling", "_main_ident", "_original", "_ours", "_quiet", "_wrapped",
-        "depth", "ended", "installed", "is_over", "pending",
+        "depth", "ended", "installed", "is_over", "noticed", "pending",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -84,9 +84,9 @@ class Shield:
         self._codes: set[CodeType] = set()
         self._quiet = _Quiet(self)
         self._ours = self._handle
-        self.installed = False
+        self.installed: bool = False
         """True in a process whose signal is deferred; elsewhere the shield costs nothing but this look."""
-        self.depth = 0
+        self.depth: int = 0
         """How many times the signal is held back; a plain number, for no bytecode may come between two of them."""
         self.pending: int | None = None
         """The signal that came meanwhile."""
@@ -94,6 +94,8 @@ class Shield:
         """The id of the task request that has ended last, its transaction with it; None while one runs."""
         self.is_over: Callable[[str], bool] = _nobody_knows
         """Tells whether nothing has begun since that request ended; the Celery side knows."""
+        self.noticed: Callable[[], None] | None = None
+        """Called first whenever the signal's Python handler runs."""
 
     def covers(self, function: Function) -> Function:
         """Defer the signal whenever it arrives while `function`'s own frame is the one running: for the few bytecodes
@@ -122,12 +124,18 @@ class Shield:
         signal.signal(signum, self._ours)
         return True
 
+    def handles(self, signum: int) -> bool:
+        """Tell whether the deferring handler is the one in force for `signum`."""
+        return getsignal(signum) is self._ours
+
     @property
     def applies(self) -> bool:
         """True where the signal is deferred, and in the thread that it interrupts."""
         return self.installed and threading.get_ident() == self._main_ident
 
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
+        if self.noticed is not None:
+            self.noticed()
         if self.depth or (frame is not None and frame.f_code in self._codes):
             self.pending = signum
             return None
@@ -187,17 +195,20 @@ class Shield:
 def hidden_interrupt(error: BaseException) -> BaseException | None:
     """Return the interruption that SQLAlchemy raised `error` over; None when there is none.
 
-    Struck in its own bookkeeping, SQLAlchemy raises an error of its own on the way out ("This transaction is closed").
-    An error of the database, or one that asks for a rollback, is the task's own and stays.
+    Struck in its own bookkeeping, SQLAlchemy raises an error of its own on the way out ("This transaction is closed"),
+    or fails an assertion that says nothing. An error of the database, or one that asks for a rollback, is the task's
+    own and stays.
     """
-    if isinstance(error, InvalidRequestError) and not isinstance(error, PendingRollbackError):
+    if (isinstance(error, InvalidRequestError) and not isinstance(error, PendingRollbackError)) or (
+        isinstance(error, AssertionError) and not error.args
+    ):
         struck = error.__cause__ or error.__context__
         if struck is not None and is_interrupt(struck):
             return struck
     return None
 
 
-shield = Shield()
+shield: Shield = Shield()
 for _method in (
     *(Shield.hold, Shield.let_go, Shield.check, Shield.reset, Shield.__enter__, Shield.__exit__),
     *(Shield.quiet, _Quiet.__enter__, _Quiet.__exit__),

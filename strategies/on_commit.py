@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Any, TypeVar
 
-from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
 
 from .interrupts import is_interrupt, shield
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Callback = Callable[[], object]
 Kind = TypeVar("Kind")
 Runner = Callable[[Callback], None]
+#: What waits, whether its error is raised, the savepoint of the Session it was registered in, and what stands for those
+#: of a Connection.
+Entry = tuple[Callback, bool, SessionTransaction | None, tuple[object, ...]]
+
+
+class End(Enum):
+    """How a transaction or savepoint of a Connection has ended."""
+
+    COMMITTED = auto()
+    """Or released."""
+    ROLLED_BACK = auto()
+    CLOSED = auto()
+    """Rolled back, and nobody has asked for that."""
+    UNKNOWN = auto()
+    """Its COMMIT was cut off: the server may have had it."""
 
 
 def heir_of(savepoint: SessionTransaction) -> SessionTransaction | None:
     """Return the savepoint that takes over what waits in `savepoint` when that is released; None: the root does."""
     parent = savepoint.parent
     return parent if parent is not None and parent.nested else None
+
+
+def hands_out_transactions(session: Session) -> bool:
+    """Tell whether something listens to `session` that is given its transactions, and so can end them."""
+    dispatch: Any = session.dispatch
+    return bool(dispatch.after_begin or dispatch.after_transaction_create)
 
 
 class CommitCallbacks:
@@ -34,24 +56,57 @@ class CommitCallbacks:
 
     def __init__(self, run: Runner) -> None:
         self._run = run
-        self._waiting: list[tuple[Callback, bool, SessionTransaction | None]] = []
+        self._waiting: list[Entry] = []
         self._ready: list[tuple[Callback, bool]] = []
-        self.held_back = 0
+        self.held_back: int = 0
         """Above 0, what a COMMIT sets free waits for `run_ready`: until the shield is left, the Session is gone."""
 
-    def add(self, callback: Callback, savepoint: SessionTransaction | None, *, raises: bool = False) -> None:
+    def add(
+        self,
+        callback: Callback,
+        savepoint: SessionTransaction | None,
+        *,
+        raises: bool = False,
+        within: tuple[object, ...] = (),
+    ) -> None:
         """Let `callback` wait, for the root transaction or for `savepoint`.
 
         Args:
             raises: Its error is raised to whoever commits, once all have run; otherwise it is logged only.
+            within: What stands for the savepoints of a Connection that are open: see `drop_in`.
         """
-        self._waiting.append((callback, raises, savepoint))
+        self._waiting.append((callback, raises, savepoint, within))
 
     def take(self, kind: type[Kind]) -> list[Kind]:
         """Return, in order, those that wait and are of this kind, and let them wait no longer."""
-        taken = [callback for callback, _, _ in self._waiting if isinstance(callback, kind)]
+        taken = [callback for callback, _, _, _ in self._waiting if isinstance(callback, kind)]
         self._waiting = [entry for entry in self._waiting if not isinstance(entry[0], kind)]
         return taken
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        """Return, in order, those that wait and are of this kind."""
+        return [callback for callback, _, _, _ in self._waiting if isinstance(callback, kind)]
+
+    def exchange(self, kind: type[Kind], parts: Callable[[Kind], Sequence[Callback]]) -> None:
+        """Put what `parts` makes of it in the place of each that waits and is of this kind.
+
+        What `parts` registers itself waits behind the others.
+        """
+        for entry in list(self._waiting):
+            callback, *how = entry
+            if isinstance(callback, kind):
+                made: list[Any] = [(part, *how) for part in parts(callback)]
+                if entry in self._waiting:
+                    place = self._waiting.index(entry)
+                    self._waiting[place : place + 1] = made
+
+    def has(self, kind: type) -> bool:
+        """Tell whether one of this kind waits."""
+        return any(isinstance(callback, kind) for callback, _, _, _ in self._waiting)
+
+    def all_of_them(self) -> list[Callback]:
+        """Return those that wait, and those that a COMMIT has set free and that have not run yet."""
+        return [*(callback for callback, _, _, _ in self._waiting), *(callback for callback, _ in self._ready)]
 
     def drop(self) -> int:
         """Forget all that wait; return how many there were."""
@@ -64,14 +119,25 @@ class CommitCallbacks:
         if transaction.nested:
             heir = heir_of(transaction)
             self._waiting = [
-                (callback, raises, heir if savepoint is transaction else savepoint)
-                for callback, raises, savepoint in self._waiting
+                (callback, raises, heir if savepoint is transaction else savepoint, within)
+                for callback, raises, savepoint, within in self._waiting
                 if committed or savepoint is not transaction
             ]
         elif not committed:
             self._waiting.clear()
         else:
-            self._release()
+            self.run_all()
+
+    def drop_in(self, savepoint: object) -> None:
+        """Forget what was registered in a savepoint of a Connection, which is undone."""
+        self._waiting = [entry for entry in self._waiting if savepoint not in entry[3]]
+
+    def ended_outside(self, end: End) -> None:
+        """Code has ended the transaction by the methods of the Connection; no event of the Session tells of that."""
+        if end is End.COMMITTED:
+            self.run_all()
+        else:
+            self._waiting.clear()
 
     def run_now(self, callback: Callback, *, raises: bool = False) -> None:
         """Run `callback` as one whose COMMIT has just succeeded."""
@@ -81,13 +147,15 @@ class CommitCallbacks:
     @shield.covers
     def run_all(self) -> None:
         """Run what waits: the unit of work ended well, and there was no transaction to wait for."""
-        self._release()
+        if self._waiting:
+            self.set_free()
+        self.run_ready()
 
     @shield.covers
-    def _release(self) -> None:
+    def set_free(self) -> None:
+        """Let what waits be run by `run_ready`."""
         waiting, self._waiting = self._waiting, []
-        self._ready.extend((callback, raises) for callback, raises, _ in waiting)
-        self.run_ready()
+        self._ready.extend([(callback, raises) for callback, raises, _, _ in waiting])
 
     @shield.covers
     def run_ready(self) -> None:

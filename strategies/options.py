@@ -28,6 +28,8 @@ class DatabaseOptions:
     may be set for a session, and no statement prepared for one."""
     begin_with_first_statement: bool | Literal["auto"] = "auto"
     """BEGIN goes with the first statement of a transaction; "auto": where that is worth it."""
+    reset_on_return: bool = False
+    """What the server keeps of a session is set back when its connection goes back to the connection pool."""
     engine_options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Keyword arguments of `create_engine` that the user gave."""
     replica_url: URL | None = field(default=None, repr=False)

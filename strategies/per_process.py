@@ -12,14 +12,17 @@ class PerProcessStrategy(SessionStrategy):
     """One Session per task request, on an Engine made anew in each pool process after the fork.
 
     Before there is a pool process (prefork's main process, a script), the Engine is one without a connection pool, so
-    that no fork inherits an open connection. An Engine that the user brought keeps its identity and its listeners, and
-    gets a new connection pool after the fork.
+    that no fork inherits an open connection; what code has put on it (listeners, execution options) the next one gets
+    too. An Engine that the user brought keeps its identity and its listeners, and its connection pool begins anew
+    after the fork.
 
     **Made for** prefork; **correct under** every worker pool, where the one process counts as the pool process.
-    **Not made for** code that keeps `db.engine` in a variable across the fork: use `local`.
+    **Not made for** code that keeps `db.engine` in a variable across the fork, or in a `sessionmaker`: a warning names
+    the line; use `local`.
     """
 
     name = "per_process"
+    keeps_engine = False
     engine_lives = "the pool process: made anew after the fork, disposed at process shutdown"
     keyed_on = "the task request"
     released = "at the request's end"
@@ -31,4 +34,5 @@ class PerProcessStrategy(SessionStrategy):
 
     def after_fork(self) -> None:
         super().after_fork()
+        self.engines.leave((self._engine, self._read_engine))
         self._engine = self._read_engine = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from time import monotonic
@@ -17,14 +16,15 @@ from .base import SessionStrategy
 from .engines import forks
 from .engines.held import holding_of
 from .engines.leaks import describe, take_back
-from .entry import TASK_KINDS, Entry, Joined, Label, UnitOptions, written
+from .entry import TASK_KINDS, Entry, Joined, Label, UnitOptions, move_here, take_off, written
 from .errors import CeleryAlchemyError, NoUnitOfWork
 from .interrupts import shield
 from .on_commit import Callback
-from .scope import SCOPE, Scope, current_scope, describe_current_scope, here, scopes
+from .place import come_back, enter, is_here, is_strange, leave_place
+from .scope import SCOPE, Scope, current_scope, describe_current_scope, here, living_scopes
 from .unit_of_work import UnitOfWork
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def open_entries() -> list[Entry]:
@@ -40,12 +40,7 @@ def innermost_entry() -> Entry | None:
 
 def open_units() -> list[UnitOfWork]:
     """Return the units of work that are open now, in any thread or greenlet of this process."""
-    while True:
-        try:
-            found = [scope for reference in list(scopes) if (scope := reference()) is not None]
-        except RuntimeError:  # another thread has begun or ended meanwhile
-            continue
-        return [entry for scope in found for entry in list(scope.units) if isinstance(entry, UnitOfWork)]
+    return [entry for scope in living_scopes() for entry in list(scope.units) if isinstance(entry, UnitOfWork)]
 
 
 def innermost(strategy: object) -> UnitOfWork | None:
@@ -53,7 +48,7 @@ def innermost(strategy: object) -> UnitOfWork | None:
     for entry in reversed(open_entries()):
         whole: UnitOfWork = entry.unit
         for unit in whole.all_units:
-            if unit.strategy is strategy:
+            if unit.strategy is strategy and not is_strange(entry.coroutine):
                 return unit
     return None
 
@@ -66,14 +61,19 @@ class RunningScope:
         labels = list(dict.fromkeys(entry.unit.label for entry in reversed(open_entries())))
         return " inside ".join(labels) or describe_current_scope()
 
+    def waits_in_line(self, scope: Scope, connections: int) -> bool:
+        """Tell whether `scope` is to wait with the tasks that compete for so many `connections`, and may have none in
+        reserve: a task runs in it. Celery's workers know it better."""
+        return bool(scope.units) and bool(scope.units[-1].in_task)
 
-def observe_error(error: BaseException, connection: Connection | None, lost: bool) -> None:
-    """Tell the unit of work whose connection it is of a database error; `lost`: the transaction is rolled back."""
+
+def observe_error(error: BaseException, connection: Connection | None) -> None:
+    """Tell the unit of work whose connection it is of a database error."""
     for entry in reversed(open_entries()):
         for unit in entry.unit.all_units:
             session = unit.opened
             if session is not None and connection is not None and connection in connections_of(session):
-                unit.observed(error, lost)
+                unit.observed(error)
                 return
 
 
@@ -98,12 +98,12 @@ class UnitOfWorkRegistry:
         self._start = start
         self._options = options
         self._made_options: dict[tuple[bool, Any], UnitOptions] = {}
-        self.ended = 0
+        self.ended: int = 0
         """Units of work that are over."""
-        self.leaks = 0
+        self.leaks: int = 0
         """Connections that had to be taken back."""
-        self.longest_s = 0.0
-        self.longest = ""
+        self.longest_s: float = 0.0
+        self.longest: str = ""
         """The label of the longest unit of work so far."""
         forks.on_fork(self.after_fork)
 
@@ -140,17 +140,18 @@ class UnitOfWorkRegistry:
     def current_entry(self) -> Entry | None:
         """Return the innermost entry of this thread or greenlet; None when there is none."""
         for entry in reversed(open_entries()):
-            if self._serves(entry):
-                if entry.coroutine is not None and entry.coroutine is not _current_coroutine():
+            if self._serves(entry) and not is_strange(entry.coroutine):
+                if not is_here(entry.coroutine):
                     raise CeleryAlchemyError(_taking_turns("A Session was asked for", entry))
                 return entry
         return None
 
     def is_open(self) -> bool:
-        """Tell whether a unit of work is open here; one of another coroutine of this thread is not."""
+        """Tell whether a unit of work is open here; one of another coroutine of this thread is not, nor one that
+        another request has left open in it."""
         for entry in reversed(open_entries()):
-            if self._serves(entry):
-                return entry.coroutine is None or entry.coroutine is _current_coroutine()
+            if self._serves(entry) and not is_strange(entry.coroutine):
+                return is_here(entry.coroutine)
         return False
 
     def entry_of(self, holder: object) -> Entry | None:
@@ -223,7 +224,7 @@ class UnitOfWorkRegistry:
             return  # an abandoned block's generator is closed by the garbage collector, long after `end_abandoned`
         entry.left = True
         if not isinstance(entry, UnitOfWork):
-            _remove(entry)
+            take_off(entry)
             return
         try:
             if entry.opened is not None or entry.has_parts:
@@ -233,7 +234,7 @@ class UnitOfWorkRegistry:
             if stack and stack[-1] is entry:
                 stack.pop()
             else:
-                _remove(entry)
+                take_off(entry)
             self.ended += 1
             duration_s = monotonic() - entry.began
             if duration_s > self.longest_s:
@@ -290,7 +291,16 @@ class UnitOfWorkRegistry:
         self._made_options.clear()
 
     def run_callback(self, callback: Callback) -> None:
-        """Run an `on_commit` callable in a unit of work of its own."""
+        """Run an `on_commit` callable in a unit of work of its own; one that says so needs none, which costs less."""
+        units = getattr(current_scope(), SCOPE).units if not getattr(callback, "needs_unit", True) else None
+        if units and units[-1].coroutine is None:
+            unit = units[-1].unit
+            is_over = unit.opened is None
+            callback()
+            if is_over and unit.opened is not None:  # a router of the user's, say, has used the database
+                unit.end_well()
+                unit.close()
+            return
         named = getattr(callback, "func", callback)  # of a partial; its arguments are not for a log
         label = f"on_commit callback {getattr(named, '__qualname__', type(named).__name__)}"
         unit = self.begin(self.block_options(True, False), label, "callback")
@@ -331,34 +341,31 @@ class Block(ContextDecorator, AbstractContextManager[Session]):
 
     @shield.covers
     def __enter__(self) -> Session:
-        coroutine = _current_coroutine()
         top = innermost_entry()
-        if top is not None and top.coroutine is not None and top.coroutine is not coroutine:
+        if top is not None and not is_here(top.coroutine) and not is_strange(top.coroutine):
             raise CeleryAlchemyError(_taking_turns(f"{written(self._label)} would be opened", top))
         unit = self._registry.begin(self._options, self._label, self._kind)
-        unit.coroutine = coroutine
+        unit.coroutine = enter()
         try:
             session = unit.session
         except BaseException as error:
-            self._registry.finish(unit, error)
+            self._end(unit, error)
             raise
         self._open.append(unit)
         return session
 
     @shield.covers
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._registry.finish(self._open.pop(), error)
+        self._end(self._open.pop(), error)
 
-
-@shield.covers
-def _remove(entry: Entry) -> None:
-    """Take `entry` off the stack it was put on: another one, when a block is left in another thread than it was entered
-    in (web frameworks run the two halves of a dependency so)."""
-    stack = entry.scope.units
-    if stack and stack[-1] is entry:
-        stack.pop()
-    elif entry in stack:
-        stack.remove(entry)
+    def _end(self, unit: UnitOfWork, error: BaseException | None) -> None:
+        """End `unit` here: it may have been opened in another thread, or context."""
+        come_back(unit.coroutine)
+        move_here(unit)
+        try:
+            self._registry.finish(unit, error)
+        finally:
+            leave_place(unit.coroutine)
 
 
 def _taking_turns(what: str, entry: Entry) -> str:
@@ -366,17 +373,6 @@ def _taking_turns(what: str, entry: Entry) -> str:
         f"{what} inside {entry.unit.label}, which another coroutine of this thread has open. Sessions are not for "
         f"coroutines that take turns: do not await inside the block, or run it in a thread (asyncio.to_thread)."
     )
-
-
-def _current_coroutine() -> object:
-    """Return the running asyncio task; None where there is no event loop."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return None
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return None
 
 
 def no_unit_of_work(what: str) -> NoUnitOfWork:

@@ -14,7 +14,9 @@ try:
 except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
-__all__ = ["SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "scopes"]
+__all__ = [
+    "SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes", "scopes",
+]  # fmt: skip
 
 SCOPE = "_celery_alchemy"
 """Attribute of a thread or greenlet: its Scope, where it has one."""
@@ -29,7 +31,7 @@ class Scope:
     nothing that `contextvars.copy_context()` could carry into another thread.
     """
 
-    __slots__ = ("__weakref__", "connecting", "held", "units")
+    __slots__ = ("__weakref__", "commits", "connecting", "ends", "held", "units")
 
     def __init__(self) -> None:
         self.units: list[Any] = []
@@ -38,6 +40,10 @@ class Scope:
         """The pool records of the connections that it has checked out, oldest first."""
         self.connecting: Any = None
         """The unit of work whose Session has asked for a connection, and has none yet."""
+        self.commits: int = 0
+        """COMMITs so far of what may have written."""
+        self.ends: int = 0
+        """Transactions so far that code has ended, and that may have been committed so."""
 
 
 #: Those of the threads and greenlets that are alive; weakly, for a greenlet that dies takes its own along.
@@ -53,6 +59,15 @@ def here() -> Scope:
         setattr(owner, SCOPE, scope)
         scopes.add(weakref.ref(scope, scopes.discard))
     return scope
+
+
+def living_scopes() -> list[Scope]:
+    """Return those of all threads and greenlets of this process that are alive."""
+    while True:
+        try:
+            return [scope for reference in list(scopes) if (scope := reference()) is not None]
+        except RuntimeError:  # another thread has begun or ended meanwhile
+            continue
 
 
 def describe_current_scope() -> str:

@@ -1,65 +1,55 @@
-"""Making Sessions: the options tasks need, and the events through which a unit of work follows its transaction."""
+"""The Sessions of units of work: what they tell, and what is done when code ends them itself."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.sql.expression import TextClause, TextualSelect
 
-from ._sqlalchemy import ACTIVE, objects_of, provisions_of, root_of, savepoint_of
-from .errors import InvalidSetting, refused_as
-from .interrupts import shield
+from ._sqlalchemy import (
+    ACTIVE,
+    COMMITTED,
+    ORIGINS,
+    SUBTRANSACTION,
+    has_changes,
+    is_over,
+    listen_to,
+    objects_of,
+    provisions_of,
+    root_of,
+    savepoint_of,
+)
+from .closing import has_written_in, told
+from .lost_work import error_for
 from .on_commit import CommitCallbacks
-from .scope import SCOPE, current_scope, here
-
-#: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
-MakeSession = Callable[..., Session]
+from .owner import Owner
+from .scope import SCOPE, Scope, current_scope, here
 
 #: Attribute of a Session: the unit of work it belongs to, or what waits for its COMMIT.
 OWNER = "celery_alchemy_owner"
 
-DEFAULTS: dict[str, Any] = {
-    # An attribute read after the commit must not open a new transaction.
-    "expire_on_commit": False,
-    # A Session used after its task is a bug: raise instead of checking out a connection that nobody gives back.
-    "close_resets_only": False,
-}
-
-
-class Owner(Protocol):
-    """Whom a Session belongs to: a unit of work, or what waits for the COMMIT of a Session that is not ours."""
-
-    @property
-    def waiting(self) -> CommitCallbacks | None:
-        """What waits for its COMMIT; None when nothing does."""
-
-    committed: SessionTransaction | None
-    """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
-
-    connected: int
-    """Above 0: the Session has a connection."""
-
-    opened: Session | None
-    """The Session; None once it is released."""
-
-    def rolled_back(self) -> None:
-        """The Session was rolled back by hand."""
-
-    def follow_transactions(self) -> None:
-        """A transaction of the Session may be ended by other code from now on."""
+ONE_CONNECTION = 2
+"""Entries among the connections of a transaction: each stands there by itself, and by its Engine."""
 
 
 class UnitSession(Session):
     """Session of a unit of work."""
 
     celery_alchemy_owner: Owner | None = None
-    has_one_bind = False
+    has_one_bind: bool = False
     """No statement goes anywhere but to `bind`: there is nothing to be looked up."""
+    may_have_written: bool = False
+    """Something else than a SELECT was executed in this transaction, or somebody has its connection."""
+    is_told = False
+    """A transaction of it is being closed or rolled back, and it is known what that loses."""
 
     def get_bind(
         self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **keywords: Any
@@ -68,6 +58,9 @@ class UnitSession(Session):
         if owner is not None and not owner.connected:
             # Comes right before the checkout: so a connection is told from one that other code checks out.
             (getattr(current_scope(), SCOPE, None) or here()).connecting = owner
+            self.may_have_written = False
+        if not self.may_have_written and (mapper is not None if clause is None else not clause.is_select):
+            self.may_have_written = clause is None or may_write(clause)  # a flush asks for a mapper alone
         if self.has_one_bind:
             only = self.bind
             if bind is None and only is not None:
@@ -87,6 +80,14 @@ class UnitSession(Session):
                 return known
         return super()._connection_for_bind(engine, execution_options, **keywords)
 
+    def connection(self, *args: Any, **keywords: Any) -> Connection:
+        found = super().connection(*args, **keywords)
+        self.may_have_written = True
+        owner = self.celery_alchemy_owner
+        if owner is not None and owner.opened is self:
+            owner.follow_connections()
+        return found
+
     def bind_mapper(self, mapper: Any, bind: Any) -> None:
         self.has_one_bind = False
         super().bind_mapper(mapper, bind)
@@ -95,34 +96,74 @@ class UnitSession(Session):
         self.has_one_bind = False
         super().bind_table(table, bind)
 
+    def commit(self) -> None:
+        self._follow_own_commit()
+        finish(self, super().commit)
+
     def rollback(self) -> None:
         super().rollback()
         owner = owner_of(self)
         if owner is not None:
             owner.rolled_back()
 
+    # Its unit of work closes it, and nobody else: work that was not committed would be lost without a word. All ways of
+    # closing it end here (`super().close()` too), those of ending its transaction in `ClosingTransaction.close`.
+
+    def _close_impl(self, invalidate: bool, is_reset: bool = False) -> None:
+        owner = self.celery_alchemy_owner
+        if owner is None or owner.opened is not self:
+            super()._close_impl(invalidate, is_reset)
+            return
+        self.tell_of_close(None)
+        with told(self):
+            super()._close_impl(invalidate, is_reset)
+        if not is_reset:
+            owner.forget_session()
+
+    def tell_of_close(self, transaction: SessionTransaction | None) -> None:
+        """Code closes `transaction`, or the Session: where that loses work, nothing more is executed."""
+        owner: Any = self.celery_alchemy_owner
+        if owner is None or owner.opened is not self:
+            return
+        self.may_have_written = has_written_in(self, transaction)
+        if transaction is None or not transaction.nested or self.may_have_written or has_changes(self):
+            owner.closing(self)
+        if owner.closed_early is not None:
+            become(self, LosingSession)
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        if self._transaction is None and (begin or self.autobegin):
+            return ClosingTransaction(self, ORIGINS[begin])
+        return super()._autobegin_t(begin)
+
     # What ends a transaction, or hands one out to be ended: the unit of work follows them from then on.
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, transaction: SessionTransaction | None = None) -> None:
+        if transaction is not None:
+            transaction.__class__ = UnitTransaction
         owner = self.celery_alchemy_owner
         if owner is not None and owner.opened is self:
             owner.follow_transactions()
 
-    def begin(self, nested: bool = False) -> SessionTransaction:
-        self._hand_out()
-        return super().begin(nested)
+    def _follow_own_commit(self) -> None:
+        owner = self.celery_alchemy_owner
+        if owner is not None and owner.waiting is not None and not owner.waiting.held_back:
+            self._hand_out()  # not its unit of work commits, which knows by itself
 
-    def begin_nested(self) -> SessionTransaction:
-        self._hand_out()
-        return super().begin_nested()
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        transaction = super().begin(nested)
+        self._hand_out(transaction)
+        if nested and isinstance(transaction, UnitTransaction):
+            transaction.written_before, self.may_have_written = self.may_have_written, False
+        return transaction
 
     def get_transaction(self) -> SessionTransaction | None:
-        self._hand_out()
-        return super().get_transaction()
+        self._hand_out(transaction := super().get_transaction())
+        return transaction
 
     def get_nested_transaction(self) -> SessionTransaction | None:
-        self._hand_out()
-        return super().get_nested_transaction()
+        self._hand_out(transaction := super().get_nested_transaction())
+        return transaction
 
     def expunge_all(self) -> None:
         new, persistent = objects_of(self)
@@ -130,163 +171,118 @@ class UnitSession(Session):
             super().expunge_all()
 
 
-class DeferringSession(UnitSession):
-    """The same for prefork: commit, rollback and close are never cut in two by a soft time limit.
+_SELECT = ("SELECT ", "select ")
+_READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:select|values|table|show|explain|pragma|set)\b", re.I | re.S)
 
-    An interrupted COMMIT would be reported as a failure although the server has committed.
+
+def may_write(clause: Any) -> bool:
+    """Tell whether a statement may change something."""
+    if not isinstance(clause, TextClause | TextualSelect):
+        return not getattr(clause, "is_select", False)
+    text: Any = clause if isinstance(clause, TextClause) else clause.element
+    words: str = text.text
+    return not words.startswith(_SELECT) and _READS.match(words) is None
+
+
+class ClosingTransaction(SessionTransaction):
+    """A transaction that tells its Session when it is closed with its end undecided."""
+
+    written_before = False
+    """Of a savepoint: what `may_have_written` of its Session was before it."""
+
+    def close(self, invalidate: bool = False) -> None:
+        session: Any = self.session
+        state = provisions_of(self)[0]
+        if state is ACTIVE and not session.is_told:
+            session.tell_of_close(self)
+        super().close(invalidate)
+        if self.nested:
+            session.may_have_written = self.written_before or (state is COMMITTED and session.may_have_written)
+
+    def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:
+        with told(self.session):  # SQLAlchemy closes the savepoints in it
+            super().rollback(_capture_exception, _to_root)
+
+    def _begin(self, nested: bool = False) -> SessionTransaction:
+        # That of a flush is of this class too: where there are two, Python looks up anew what it had found for one.
+        if nested or provisions_of(self)[0] is not ACTIVE:
+            return super()._begin(nested)  # which refuses what is not active
+        return ClosingTransaction(self.session, SUBTRANSACTION, self)
+
+
+class UnitTransaction(ClosingTransaction):
+    """What `Session.begin()` returns: its COMMIT ends as the Session's own does."""
+
+    def commit(self, _to_root: bool = False) -> None:
+        finish(self.session, functools.partial(super().commit, _to_root))
+
+
+class LosingSession(UnitSession):
+    """A Session that has lost work to a close: nothing more is executed, for it would be committed alone."""
+
+    def get_bind(self, *args: Any, **keywords: Any) -> Engine | Connection:
+        owner: Any = self.celery_alchemy_owner
+        if owner is not None and owner.opened is self:
+            raise error_for(owner.label, owner.closed_early)
+        return super().get_bind(*args, **keywords)
+
+
+def finish(session: Session, commit: Callable[[], None]) -> None:
+    """Call `commit`, which commits `session`; the COMMITs of what may have written are counted.
+
+    Raises:
+        Exception: what it failed with; not what a listener raises once the server has committed.
     """
-
-    def commit(self) -> None:
-        owner = owner_of(self)
-        callbacks = owner.waiting if owner is not None else None
-        if shield.depth and (callbacks is None or callbacks.held_back):
-            super().commit()  # its unit of work ends, and holds the limit back
-            return
-        # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
-        self.flush()
-        if callbacks is not None:
-            callbacks.held_back += 1
-        shield.hold()
-        try:
-            super().commit()
-        finally:
-            shield.let_go()
-            if callbacks is not None:
-                callbacks.held_back -= 1
-        if callbacks is not None:
-            callbacks.run_ready()
-        shield.check()
-
-    def rollback(self) -> None:
-        with shield:
-            super().rollback()
-
-    def close(self) -> None:
-        if shield.depth:
-            super().close()
-            return
-        with shield:
-            super().close()
+    scope: Scope = getattr(current_scope(), SCOPE, None) or here()
+    before, transaction = scope.commits, root_of(session)
+    entries = len(provisions_of(transaction)[1]) if transaction is not None else 0
+    if entries > ONE_CONNECTION:
+        owner = owner_of(session)
+        if owner is not None:
+            owner.refuse_failed(session)  # before the COMMIT of any
+    try:
+        commit()
+    except Exception as error:
+        commit_failed(session, transaction, error, before)
+    if not getattr(session, "may_have_written", True) and scope.commits > before:
+        scope.commits -= entries // ONE_CONNECTION  # its own; callbacks may have sent others meanwhile
 
 
-class AwaitedSession(UnitSession):
-    """A Session for whose COMMIT something waits."""
-
-    def commit(self) -> None:
-        owner = self.celery_alchemy_owner
-        if owner is not None and owner.waiting is not None and not owner.waiting.held_back:
-            self._hand_out()  # not its unit of work commits, which knows by itself
-        super().commit()
-
-    def close(self) -> None:
-        self._hand_out()
-        super().close()
-
-    def reset(self) -> None:
-        self._hand_out()
-        super().reset()
-
-    def invalidate(self) -> None:
-        self._hand_out()
-        super().invalidate()
-
-
-def shield_mapper_configuration() -> None:
-    """Defer time limits while SQLAlchemy configures the mappers, at the first use of a model in a process.
-
-    Cut in two, the configuration would leave the mappers unusable for good: every later task of the process would fail
-    with "One or more mappers failed to initialize".
-    """
-    if not event.contains(Mapper, "before_configured", shield.hold):
-        event.listen(Mapper, "before_configured", shield.hold)
-        # Does not fire when the configuration fails; the end of the task lets go then.
-        event.listen(Mapper, "after_configured", shield.let_go)
-
-
-class SessionFactory:
-    """Where Sessions come from: SQLAlchemy's sessionmaker with our defaults, or the user's `session_factory`.
+def commit_failed(session: Session, transaction: SessionTransaction | None, error: Exception, commits: int) -> None:
+    """Raise `error`, with which the COMMIT of `transaction` has failed, or one that says more; return where the server
+    had committed, and a listener failed after that.
 
     Args:
-        factory: A `sessionmaker`, a Session class, or any callable that takes Session's keyword arguments.
-        options: Keyword arguments of Session (`alchemy_session_options`); they win over the defaults, and over those
-            of a `sessionmaker`.
-        kinds: Subclasses of UnitSession that each Session is to be, the first winning.
+        commits: COMMITs of the thread or greenlet before this one.
     """
+    owner = owner_of(session)
+    if owner is None:
+        raise error
+    if here().commits == commits or transaction is None or not is_over(transaction):
+        raised = owner.explained(error, transaction)
+        if raised is error:
+            raise error
+        raise raised from raised.__cause__
+    owner.listener_failed(error)
+    _end_after_all(owner, transaction)
 
-    def __init__(
-        self,
-        factory: MakeSession | None,
-        options: dict[str, Any],
-        kinds: tuple[type[UnitSession], ...] = (UnitSession,),
-    ) -> None:
-        self._kinds = kinds
-        self._options = options
-        self._factory = factory
 
-    @property
-    def bind(self) -> Engine | None:
-        """The Engine that the user's sessionmaker is bound to; None when it has none."""
-        if isinstance(self._factory, sessionmaker):
-            bind = self._factory.kw.get("bind")
-            return bind if isinstance(bind, Engine) else None
-        return None
-
-    @property
-    def binds(self) -> list[Engine]:
-        """The Engines in `binds`, of the options and of the user's sessionmaker."""
-        kept = self._factory.kw.get("binds") if isinstance(self._factory, sessionmaker) else None
-        given = self._options.get("binds") or {}
-        found = [*(kept or {}).values(), *(given.values() if isinstance(given, dict) else ())]
-        return [engine for engine in found if isinstance(engine, Engine)]
-
-    @functools.cached_property
-    def new(self) -> MakeSession:
-        """Makes a Session: `new(bind=...)`, with further keyword arguments of Session; it connects with its first
-        statement. A partial of the class, so that nothing of ours stands between."""
-        factory = self._factory
-        if factory is None:
-            base: type[Session] = Session
-            options = DEFAULTS
-        elif isinstance(factory, sessionmaker):
-            base, options = factory.class_, {**DEFAULTS, **factory.kw}
-        elif isinstance(factory, type):
-            base, options = factory, DEFAULTS
-        else:
-            return functools.partial(_make_checked, factory, self._kinds, {**DEFAULTS, **self._options})
-        options = {**options, **self._options}
-        options.pop("bind", None)
-        has_one_bind = not options.get("binds") and base.get_bind is Session.get_bind
-        return functools.partial(_class_of(base, self._kinds, has_one_bind), **options)
-
-    def check(self, engine: Engine) -> None:
-        """Make one Session and throw it away, connecting to nothing.
-
-        Raises:
-            InvalidSetting: the options are none that Session takes.
-        """
-        if isinstance(self._factory, scoped_session):
-            raise InvalidSetting(
-                "session_factory is a scoped_session, which would give all units of work of a thread one Session. Give "
-                "its own factory: Alchemy(app, session_factory=your_scoped_session.session_factory)."
-            )
-        if "async" in type(self._factory).__name__ or getattr(self._factory, "__name__", "").startswith("Async"):
-            raise InvalidSetting(
-                "session_factory makes AsyncSessions, but Celery tasks are ordinary functions. Give a sessionmaker, or "
-                "leave it out."
-            )
-        what = "session_factory and alchemy_session_options" if self._factory else "alchemy_session_options"
-        with refused_as(InvalidSetting, f"{what} cannot be used to make a Session", self._options):
-            first, second = self.new(bind=engine), self.new(bind=engine)
-            if first is second:
-                raise TypeError("it returned the same Session twice, but each unit of work needs one of its own")
-            first.close()
-            second.close()
+def _end_after_all(owner: Owner, transaction: SessionTransaction) -> None:
+    """Do what was left undone when a listener failed after the COMMIT of `transaction`."""
+    session = transaction.session
+    if root_of(session) is transaction:
+        owner.committed = transaction
+        with contextlib.suppress(Exception):  # a listener that failed may fail again
+            transaction.close()
+    if owner.waiting is not None:
+        owner.committed = transaction
+        _after_end(session, transaction)
 
 
 _classes: weakref.WeakKeyDictionary[type[Session], dict[object, type[Any]]] = weakref.WeakKeyDictionary()
 
 
-def _class_of(base: type[Session], kinds: tuple[type[UnitSession], ...], has_one_bind: bool) -> type[UnitSession]:
+def class_of(base: type[Session], kinds: tuple[type[Session], ...], has_one_bind: bool) -> type[UnitSession]:
     """Return `base` as one of these kinds; made once, for SQLAlchemy remembers every Session class it has listened
     to."""
     made = _classes.setdefault(base, {})
@@ -308,20 +304,18 @@ def become(session: Session, kind: type[Session]) -> None:
     session.__class__ = made[kind]
 
 
-def _make_checked(
-    factory: MakeSession, kinds: tuple[type[UnitSession], ...], options: dict[str, Any], **keywords: Any
-) -> Session:
-    session = factory(**options, **keywords)
-    if not isinstance(session, Session):
-        raise TypeError(f"session_factory returned {type(session).__name__}, not a sqlalchemy.orm.Session")
-    if not isinstance(session, UnitSession):
-        session.__class__ = _class_of(type(session), kinds, False)
-    return session
-
-
 def owner_of(session: Session) -> Owner | None:
     """Return the unit of work of `session`; None where it has none."""
     return getattr(session, OWNER, None)
+
+
+def connection_for(session: Session, statement: Any) -> Connection:
+    """Return the connection that `session` executes `statement` on, for this package's own use: no other code is given
+    it."""
+    found = Session.connection(session, bind_arguments={"clause": statement})
+    if isinstance(session, UnitSession):
+        session.may_have_written = True
+    return found
 
 
 def waiting_of(session: Session) -> CommitCallbacks | None:
@@ -336,8 +330,8 @@ def watch_commits(session: Session) -> None:
     On this Session alone, and only when a callback waits: on the class, every task would pay 5 us for it.
     """
     if not event.contains(session, "after_commit", _after_commit):
-        event.listen(session, "after_transaction_end", _after_end)  # first: a time limit may strike between the two
-        event.listen(session, "after_commit", _after_commit)
+        listen_to(session, "after_transaction_end", _after_end)  # first: a time limit may strike between the two
+        listen_to(session, "after_commit", _after_commit)
 
 
 def _after_commit(session: Session) -> None:

@@ -7,37 +7,30 @@ always follows, and undoes whatever is left when neither got to run. Features fo
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from . import failed_transaction
-from ._sqlalchemy import (
-    ACTIVE,
-    connections_of,
-    hands_out_transactions,
-    innermost_of,
-    is_committing,
-    root_of,
-    savepoint_of,
-)
+from . import lost_work
+from ._sqlalchemy import held_by, is_committing, provisions_of, root_of, savepoint_of
 from .base import SessionStrategy
-from .drivers.base import driver_of
-from .engines.abandon import abandon
+from .core_transactions import follow_connections
+from .engines import failed_transaction
+from .engines.abandon import abandon, throw_away
 from .engines.cancelling import cancel_running
 from .entry import Entry, Label, UnitOptions, written
 from .errors import RollBack
 from .interrupts import is_interrupt, is_kill
-from .on_commit import Callback, CommitCallbacks, heir_of
-from .sessions import OWNER, AwaitedSession, UnitSession, become, watch_commits
+from .on_commit import Callback, CommitCallbacks, hands_out_transactions, heir_of
+from .sessions import ONE_CONNECTION, OWNER, UnitSession, become, commit_failed, watch_commits
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class UnitOfWork(Entry):
@@ -51,7 +44,7 @@ class UnitOfWork(Entry):
     """
 
     owns = ends = True
-    outcome = "nothing"
+    outcome: str = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
     waiting: CommitCallbacks | None = None
@@ -64,13 +57,14 @@ class UnitOfWork(Entry):
     """No other is open in this thread or greenlet."""
     activity: Any = None
     """What `watching` has seen of its statements; None where it does not look."""
+    closed_early: str | None = None
+    """The line of code that has closed its Session with work in it."""
     leaked = 0
     """Connections that its code had checked out and kept, and that were taken back."""
     _follows = False
+    _gives_connections = False
     _unwatched = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
-    _lost: SessionTransaction | None = None
-    _info: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -88,7 +82,7 @@ class UnitOfWork(Entry):
         self.kind = kind
         self.holder = holder
         self.request = request
-        self.began = monotonic()
+        self.began: float = monotonic()
         self._label = label
 
     @property
@@ -110,12 +104,10 @@ class UnitOfWork(Entry):
         """As in its options."""
         return self.options.read_only
 
-    @property
+    @functools.cached_property
     def info(self) -> dict[str, Any]:
         """What features keep with it."""
-        if self._info is None:
-            self._info = {}
-        return self._info
+        return {}
 
     @property
     def database(self) -> str:
@@ -132,14 +124,16 @@ class UnitOfWork(Entry):
         """The Session of this unit of work, opened on first use; it connects with its first statement."""
         session = self.opened
         if session is None:
+            if self.closed_early is not None:
+                self.refuse_closed()
             strategy = self.strategy
-            session = (
-                strategy.open(self)
-                if strategy.new_session is None
-                else strategy.new_session(bind=strategy._engine or strategy.engine)
-            )
-            if strategy.new_session is None and not isinstance(session, UnitSession):
-                self._follows = True  # it does not tell who else may end its transactions
+            new, kind = strategy.new_session, self.options.session_kind
+            if new is None:
+                session = strategy.open(self)
+                become(session, UnitSession)
+            else:
+                new = new if kind is None else strategy.sessions.new_as(kind)
+                session = new(bind=strategy._engine or strategy.engine)
             setattr(session, OWNER, self)
             for hook in self.options.hooks:
                 hook.opened(self, session)
@@ -148,7 +142,7 @@ class UnitOfWork(Entry):
                 self._await()
         if self._unwatched:
             self._watch()
-        self.ready = None if self._unwatched else session
+        self.ready: Any = None if self._unwatched else session
         return session
 
     # -- what waits for the COMMIT -----------------------------------------------------------------------------------
@@ -167,26 +161,31 @@ class UnitOfWork(Entry):
                 if savepoint is None:
                     (self.waiting or CommitCallbacks(self.registry.run_callback)).run_now(callback, raises=raises)
                     return
-                # What is registered here, the parent owns.
-                savepoint = heir_of(savepoint)
-            elif not self._follows and hands_out_transactions(session):
-                self.follow_transactions()
+                savepoint = heir_of(savepoint)  # what is registered here, the parent owns
+            elif self.waiting is not None and not self._follows:
+                self._await()
         if self.waiting is None:
             self.waiting = CommitCallbacks(self.registry.run_callback)
             self._await()
-        self.waiting.add(callback, savepoint, raises=raises)
+        within = follow_connections(session) if self._gives_connections and session is not None else ()
+        self.waiting.add(callback, savepoint, raises=raises, within=within)
 
     def _await(self) -> None:
-        if self.opened is not None:
-            become(self.opened, AwaitedSession)
-            self._follows = self._follows or hands_out_transactions(self.opened)
-            if self._follows:
-                self._watch()
+        if self.opened is not None and hands_out_transactions(self.opened):
+            self._follows = self._gives_connections = True
+        if self._follows:
+            self._watch()
 
     def follow_transactions(self) -> None:
         """Its code may end a transaction or savepoint itself: what waits for a COMMIT must follow each of them."""
         self._follows = True
         self._watch()
+
+    def follow_connections(self) -> None:
+        """Its code may end the transaction, or a savepoint, by the methods of a Connection."""
+        self._gives_connections = True
+        if self.waiting is not None and self.opened is not None:
+            follow_connections(self.opened)
 
     def _watch(self) -> None:
         # Not while SQLAlchemy calls the listeners of this event.
@@ -221,6 +220,8 @@ class UnitOfWork(Entry):
             BrokenTransaction: a database error was caught, and the transaction was not rolled back.
             Exception: whatever the COMMIT failed with; the transaction is rolled back.
         """
+        if self.closed_early is not None:
+            self.refuse_closed()
         if self.opened is not None or self.options.hooks:
             self.end_well()
             if final:
@@ -230,41 +231,39 @@ class UnitOfWork(Entry):
 
     def end_well(self) -> None:
         """Commit, or roll back where `commits` is False: this database alone, and no callback yet."""
-        if self.options.hooks:
-            try:
-                for hook in self.options.hooks:
-                    hook.before_commit(self)
-            except BaseException as error:
-                self.fail_alone(error)
-                raise
-        session = self.opened
-        if session is None or not session.in_transaction():
-            return
         try:
-            self.refuse_failed(session)
+            for hook in self.options.hooks:
+                hook.before_commit(self)
+            session = self.opened
+            if session is None or not session.in_transaction():
+                return
+            if self._error is not None:
+                self.refuse_failed(session)
             if self.waiting is None:
-                session.commit()
+                self.commit(session)
             else:
                 self.waiting.held_back += 1
                 try:
-                    session.commit()
-                    self.waiting.run_all()  # held back until the end: what is committed now is not dropped any more
+                    self.commit(session)
+                    self.waiting.set_free()  # to be run at the end: what is committed now is not dropped any more
                 finally:
                     self.waiting.held_back -= 1
-        except PendingRollbackError as error:
-            try:
-                failed_transaction.refuse_if_failed(
-                    session, self.label, self._error, self._lost
-                )  # no error of the database: a flush that failed was caught
-            except BaseException as broken:
-                self.fail_alone(broken)
-                raise
-            self.fail_alone(error)
-            raise
         except BaseException as error:
             self.fail_alone(error)
             raise
         self.outcome = "committed"
+
+    def commit(self, session: Session) -> None:
+        """Send the COMMIT: what `Session.commit` of ours does, but for what others need who call that."""
+        commits, transaction = self.scope.commits, root_of(session)
+        if (entries := len(provisions_of(transaction)[1])) > ONE_CONNECTION:
+            self.refuse_failed(session)  # before the COMMIT of any
+        try:
+            super(UnitSession, session).commit()  # type: ignore[misc]
+        except Exception as error:
+            commit_failed(session, transaction, error, commits)
+        if not session.may_have_written:  # type: ignore[attr-defined]
+            self.scope.commits -= entries // ONE_CONNECTION  # its own: only what may have written counts
 
     def refuse_failed(self, session: Session) -> None:
         """Refuse a transaction of `session` that has failed before.
@@ -272,17 +271,18 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: it has.
         """
-        state, connections, parent = innermost_of(session)
-        if self._error is None and state is ACTIVE and parent is None:
-            if not connections:
-                return
-            connection = next(iter(connections.values()))[0]
-            # Each stands there twice, as itself and by its Engine.
-            if len(connections) == 2 and not connection.invalidated:
-                driver = driver_of(connection.dialect)
-                if driver.status_of(connection.connection.dbapi_connection) != driver.failed_status:
-                    return
-        failed_transaction.refuse_if_failed(session, self.label, self._error, self._lost)
+        failed_transaction.refuse_if_failed(session, self.label, self._error)
+
+    def refuse_closed(self) -> None:
+        """Refuse to go on where code has closed the Session with work in it.
+
+        Raises:
+            SessionClosedEarly: it has.
+        """
+        if self.closed_early is not None:
+            error = lost_work.error_for(self.label, self.closed_early)
+            self.fail(error)
+            raise error
 
     def run_waiting(self) -> None:
         """Run the `on_commit` callables that `end_well` has set free."""
@@ -297,8 +297,13 @@ class UnitOfWork(Entry):
         """
         session = self.opened
         if session is not None and self.options.commits and session.in_transaction() and not self.options.read_only:
-            self.refuse_failed(session)
-            session.flush()
+            if self._error is not None:
+                self.refuse_failed(session)
+            transaction = root_of(session)
+            try:
+                session.flush()
+            except Exception as error:
+                commit_failed(session, transaction, error, self.scope.commits)
 
     def fail(self, error: BaseException) -> None:
         """End badly: roll back and give the connection back. Never raises an Exception that would hide `error`."""
@@ -311,10 +316,9 @@ class UnitOfWork(Entry):
         if session is None or not session.in_transaction():
             return
         self.outcome = "rolled back"
-        held = connections_of(session)
-        if is_kill(error):
-            for connection in held:
-                abandon(connection)
+        held = held_by(root_of(session))
+        for connection in held if is_kill(error) else ():
+            abandon(connection)
         if self.must_discard() or is_kill(error) or (is_interrupt(error) and cancel_running(session)):
             self.discard(session, held)
             return
@@ -338,15 +342,15 @@ class UnitOfWork(Entry):
         session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
-        held = connections_of(session) if session.in_transaction() else []
+        transaction = root_of(session)
         try:
             if self.strategy.new_session is not None:
-                session.close()
+                super(UnitSession, session).close()  # type: ignore[misc]
             else:
                 self.strategy.release(self, session)
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
-            self.discard(session, held)
+            self.discard(session, held_by(transaction))
         setattr(session, OWNER, None)
         self._error = None
 
@@ -356,12 +360,24 @@ class UnitOfWork(Entry):
         """The user rolled back: what was wrong is undone, and what waited for a commit waits in vain."""
         self.drop_callbacks()
 
-    def observed(self, error: BaseException, lost: bool) -> None:
-        """The driver reported `error`; with `lost` the server has rolled the whole transaction back."""
-        transaction = root_of(self.opened) if self.opened is not None else None
-        self._error = (error, transaction)
-        if lost:
-            self._lost = transaction
+    def observed(self, error: BaseException) -> None:
+        """The driver reported `error`."""
+        self._error = (error, root_of(self.opened) if self.opened is not None else None)
+
+    def explained(self, error: Exception, transaction: SessionTransaction | None) -> BaseException:
+        """Return what is to be raised instead of `error`, with which the COMMIT of `transaction` has failed."""
+        return failed_transaction.explained(error, self.label, transaction, self._error)
+
+    def listener_failed(self, error: Exception) -> None:
+        """A listener of the user's has failed after the COMMIT: what is committed is."""
+        logger.error("%s is committed; after that a listener failed", self.label, exc_info=error)
+
+    def closing(self, session: Session) -> None:
+        """Code closes the Session, which is not its own to close."""
+        if self.waiting is not None:
+            self.follow_transactions()
+        if self.closed_early is None and self.options.read_only is not True:
+            self.closed_early = lost_work.place_of_loss(session, self.label, self.commits)
 
     # -- for subclasses: several databases, soft time limits ---------------------------------------------------------
 
@@ -372,19 +388,13 @@ class UnitOfWork(Entry):
     def after_end(self, error: BaseException | None) -> None:
         """It is off the stack, and its connection is back; called where it failed with `error`, or `has_parts`."""
 
-    # -- details -----------------------------------------------------------------------------------------------------
-
     def must_discard(self) -> bool:
         """Tell whether its connections may not even be rolled back."""
         return False
 
     def discard(self, session: Session, connections: list[Connection]) -> None:
         """Throw the connections away: their state is unknown, and their slots must come back."""
-        for connection in connections:
-            with contextlib.suppress(Exception):
-                connection.invalidate()
-            with contextlib.suppress(Exception):
-                connection.close()
+        throw_away(connections)
+        self.forget_session()
         with contextlib.suppress(Exception):
             session.invalidate()
-        self.forget_session()

@@ -16,7 +16,7 @@ class WorkerPool:
     """`prefork`, `threads`, `gevent`, `eventlet`, `solo`; `custom` for a class unrelated to these; `none` outside a
     worker (a script, a web process)."""
     implementation: str = ""
-    """The pool class, `module:qualname`; empty outside a worker."""
+    """Module and qualified name of the pool class, with a colon between them; empty outside a worker."""
     concurrency: int = 1
     """The most task requests that run at one time in the whole worker; under autoscale its upper end."""
     start_method: str = "fork"

@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from .errors import ConfigurationError
     from .extension import Alchemy
     from .injection import CurrentSession, UseDatabase
+    from .sending.late import late
     from .task import DatabaseTask
 
-__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase"]
+__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase", "late"]
 
 _HOMES = {
     "Alchemy": "extension",
@@ -17,6 +18,7 @@ _HOMES = {
     "CurrentSession": "injection",
     "DatabaseTask": "task",
     "UseDatabase": "injection",
+    "late": "sending.late",
 }
 
 

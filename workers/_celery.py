@@ -6,12 +6,19 @@ Tried on Celery 5.5.0, 5.6 and 5.7.0. Each function says what breaks without it.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import MethodType
 from typing import Any
 
 from celery import Celery
 from celery._state import _task_stack
 from celery.app import base
+from celery.app import task as task_module
+
+#: Whether the message or the task decides; None before Celery 5.7.
+get_actual_ignore_result: Callable[[Any, Any], bool] | None = getattr(task_module, "get_actual_ignore_result", None)
 
 
 def running_request() -> Any:
@@ -21,6 +28,21 @@ def running_request() -> Any:
     """
     task = _task_stack.top
     return task.request_stack.top if task is not None else None
+
+
+def running_requests() -> list[Any]:
+    """Return every request that this thread or greenlet is inside of: a task may call another like a function."""
+    return [request for task in _task_stack.stack for request in task.request_stack.stack]
+
+
+def outermost_request() -> Any:
+    """Return the request that this thread or greenlet has begun with; None where it runs none.
+
+    `app.current_worker_task` is the innermost one, and takes an eager one for the worker's.
+    """
+    tasks = _task_stack.stack
+    requests = tasks[0].request_stack.stack if tasks else ()
+    return requests[0] if requests else None
 
 
 #: Returns what the stack of requests of a task keeps for each thread or greenlet. `task.request_stack.top` finds the
@@ -33,6 +55,49 @@ def is_spawned() -> bool:
     """Tell whether this process is a pool process that was started as a fresh interpreter: it gets another app object,
     and no `worker_init`."""
     return bool(base.USING_EXECV)
+
+
+def is_result_ignored(task: Any, request: Any) -> bool:
+    """Tell whether the result of this request is stored nowhere; Celery's own function, where it has one."""
+    if get_actual_ignore_result is not None:
+        return bool(get_actual_ignore_result(task, request))
+    return bool(task.ignore_result or request.ignore_result)
+
+
+def pickles_results(backend: Any) -> bool:
+    """Tell whether `backend` is Celery's database backend before 5.7, which pickles results whatever it is told."""
+    module = sys.modules.get("celery.backends.database")
+    return (
+        module is not None
+        and isinstance(backend, module.DatabaseBackend)
+        and not hasattr(module.DatabaseBackend, "_decode_stored_result")
+    )
+
+
+def conf_so_far(app: Celery) -> Any:
+    """Return the settings of `app` without reading its configuration, which `app.conf` would; None: there are none yet.
+
+    Without it, an Alchemy would read the configuration where it is made, before the user's code has finished it.
+    """
+    return app._conf
+
+
+def running_task() -> Any:
+    """Return the task that this thread or greenlet runs; None where it runs none."""
+    return _task_stack.top
+
+
+def concurrency_now(worker: Any) -> int | None:
+    """Return the most tasks that `worker` can run at one time as it is now: `pool_grow`, `pool_shrink` and `autoscale`
+    change it. None before its worker pool has started.
+
+    `worker.concurrency` stays what it was at the start.
+    """
+    autoscaler = getattr(worker, "autoscaler", None)
+    try:
+        return int(worker.pool.num_processes if autoscaler is None else autoscaler.max_concurrency)
+    except AttributeError:  # prefork looks at the pool that its start makes
+        return None
 
 
 def known_task(app: Celery, name: str) -> Any:
@@ -52,3 +117,98 @@ def pydantic_dump(cls: Any) -> Callable[..., Any] | None:
 def set_pydantic_dump(cls: Any, dump: Callable[..., Any]) -> None:
     """Replace what `pydantic_dump` returns."""
     cls._dump_pydantic_arguments = staticmethod(dump)
+
+
+def watch_tasks(app: Celery, made: Callable[[Any], object]) -> None:
+    """Call `made(task)` for each task of `app`: those that are there, and those that are made later.
+
+    Celery has no signal for a task that is made; `on_bound` of a task class is not ours to define where the task is no
+    DatabaseTask. `_task_from_fun` is what `app.task` and `shared_task` call.
+    """
+    make, register = app._task_from_fun, app.register_task
+
+    def task_from_fun(*args: Any, **options: Any) -> Any:
+        task = make(*args, **options)
+        made(task)
+        return task
+
+    def register_task(*args: Any, **options: Any) -> Any:
+        task = register(*args, **options)
+        made(task)
+        return task
+
+    def finalised(sender: Any, **_: Any) -> None:
+        for task in list(sender._tasks.values()):
+            made(task)
+
+    app._task_from_fun, app.register_task = task_from_fun, register_task
+    app.on_after_finalize.connect(finalised, weak=False)
+    finalised(app)
+
+
+class DirectApp:
+    """An app whose `send_task` is that of its class, not `replacement`, which stands there on the app itself.
+
+    Each of the twenty keywords of a message is packed and unpacked once more on its way through a replacement: 22,000
+    instructions. Celery's `apply_async` asks `_get_app` of the task for the app; where it asks something else, the
+    message goes the long way.
+    """
+
+    def __init__(self, app: Celery, replacement: object) -> None:
+        self._app, self.replacement = app, replacement
+
+    @property
+    def conf(self) -> Any:
+        return self._app.conf
+
+    @property
+    def send_task(self) -> Any:
+        # As its class has it now: tracing agents wrap that, and may do so later than this.
+        return MethodType(type(self._app).send_task, self._app)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+    def itself(self) -> DirectApp:
+        """Return it."""
+        return self
+
+    def task(self, task: Any, result: Callable[[str], Any], apply: Callable[..., Any]) -> Any:
+        """Return `task` as its `apply_async` is to see it, for one message.
+
+        Args:
+            result: Is called for the result of the message, with its id.
+            apply: Is called where `task_always_eager` runs the task instead.
+        """
+        if task._exec_options is None:
+            task._get_exec_options()  # kept by the task itself
+        made, own = object.__new__(type(task)), task.__dict__.copy()
+        own["_get_app"], own["AsyncResult"], own["apply"] = self.itself, result, apply
+        made.__dict__ = own
+        return made
+
+
+class LooseConnection:
+    """Stands where `send_task` asks a producer for its connection, to give its errors a type of kombu's; it has
+    none."""
+
+    def _reraise_as_library_errors(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def expect_no_result_yet(backend: Any, capturing: type) -> None:
+    """Let `backend` not prepare for the result of a message that is only captured by a producer of the class
+    `capturing`.
+
+    `send_task` asks it to, before it publishes: the Redis backend subscribes, RPC declares its queue. Without it, the
+    call would connect to them, and would be left with what it prepared for a message that is rolled back.
+    """
+    prepare = backend.on_task_call
+    if getattr(prepare, "_celery_alchemy", False):
+        return
+
+    def on_task_call(producer: Any, task_id: str) -> Any:
+        return {} if isinstance(producer, capturing) else prepare(producer, task_id)
+
+    on_task_call._celery_alchemy = True  # type: ignore[attr-defined]
+    backend.on_task_call = on_task_call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -10,26 +11,35 @@ from sqlalchemy.engine import URL, Dialect, Engine
 
 from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.deferring import DeferringUnit
+from ..strategies.deferring_sessions import DeferringSession
 from ..strategies.drivers import green
-from ..strategies.drivers.url import parse_url
+from ..strategies.drivers.url import parse_url, shown, shown_text
 from ..strategies.engines import statement_timeout
 from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
 from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
+from ..strategies.engines.succession import Succession
 from ..strategies.entry import UnitOptions
+from ..strategies.features import reset_on_return
 from ..strategies.features.choice import ENGINE_HOOKS, phrases, unit_options
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
+from ..strategies.names import type_of
 from ..strategies.options import DatabaseOptions
-from ..strategies.registry import RunningScope, UnitOfWorkRegistry, observe_error
-from ..strategies.sessions import DeferringSession, MakeSession, SessionFactory, UnitSession
+from ..strategies.registry import UnitOfWorkRegistry, observe_error
+from ..strategies.session_factory import MakeSession, SessionFactory
+from ..strategies.sessions import UnitSession
+from ..strategies.several.servers import can_prepare
 from ..strategies.several.several_units import Part, SeveralUnits
-from ..strategies.several.two_phase import TwoPhaseSession, can_prepare
+from ..strategies.several.two_phase import TwoPhaseSession
 from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
 from .errors import ConfigurationError, as_configuration_error
 from .isolation import IsolatingRunner
 from .request import RequestRunner
+from .running_tasks import RunningTasks
+from .secrecy import MASK, PREFIX
+from .sending import outbox
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
 from .watching import observers
@@ -42,7 +52,7 @@ class DeferringPart(DeferringUnit, Part):
 class DeferringSeveralUnits(DeferringUnit, SeveralUnits):
     """A unit of work over several databases, under prefork."""
 
-    part_class = DeferringPart
+    part_class: type[Part] = DeferringPart
 
 
 class DeferringUnitOfWork(DeferringUnit):
@@ -62,13 +72,17 @@ class Database:
         self.app: Celery | None = None
         self.database = database
         self.session_factory = session_factory
-        self.units = UnitOfWorkRegistry(lambda: self.strategy, self.unit_options)
+        self.units: UnitOfWorkRegistry = UnitOfWorkRegistry(lambda: self.strategy, self.unit_options)
         self.runners: dict[type, RequestRunner] = {}
         """What runs the requests of each task, by its class; made when it first runs."""
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.pinned: SessionStrategy | None = None
         """In force whatever else was chosen: a test's."""
+        self.worker: Callable[[], Any] | None = None
+        """A weak reference to the worker of this process, of the app's default database; None where there is none."""
+        self._running = RunningTasks()
         self._user_engine = engine
+        self.succession: Succession = Succession()
         self._listeners: list[EngineListener] = []
         self._engines: EngineFactory | None = None
         self._settings: Settings | None = None
@@ -98,7 +112,12 @@ class Database:
         """Return how units of work on this database are treated."""
         options = self.strategy.engines.options
         return unit_options(
-            options, lambda: self.strategy, commits=commits, read_only=read_only, always=observers.hooks(), extra=extra
+            options,
+            lambda: self.strategy,
+            commits=commits,
+            read_only=read_only,
+            always=(*observers.hooks(), *outbox.hooks(self.settings)),
+            extra=extra,
         )
 
     def runner_of(self, task: Any) -> RequestRunner:
@@ -180,6 +199,8 @@ class Database:
             return  # a test's worker ends, and the test goes on
         strategy, self._strategy = self._strategy, None
         self._in_force(None)
+        if self.app is not None:
+            outbox.close_idle(self.app)
         if strategy is not None:
             strategy.dispose()
 
@@ -219,12 +240,12 @@ class Database:
             url = parse_url(settings.database_url, self._spelled("url", "alchemy_database_url"))
         else:
             _refuse_async(engine)
+            self._refuse_without_effect(settings, engine)
         replica = settings.replica_database_url
         replica_url = (
             parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url")) if replica else None
         )
         dialect = (url or engine.url).get_dialect()  # type: ignore[union-attr]
-        self._refuse_what_it_cannot(settings, dialect)
         count = self.count_databases()
         options = DatabaseOptions(
             database=self.database,
@@ -233,16 +254,19 @@ class Database:
             statement_timeout_s=settings.statement_timeout_s,
             application_name=settings.application_name,
             external_pooler=settings.external_pooler is not None,
+            reset_on_return=settings.reset_on_return,
             begin_with_first_statement=settings.begin_with_first_statement,
             engine_options=settings.engine_options,
             replica_url=replica_url,
         )
+        self._refuse_what_it_cannot(settings, options, dialect)
         return options, url, engine
 
     def _engine_factory(
         self, url: URL | None, engine: Engine | None, options: DatabaseOptions, worker_pool: WorkerPool
     ) -> EngineFactory:
         kept = self._engines
+        self._running.worker_pool = worker_pool
         hooks: tuple[EngineHook, ...] = (*ENGINE_HOOKS, *observers.engine_hooks(self.settings))
         pool_class = DeferringQueuePool if worker_pool.forks else ReservedQueuePool
         if observers.current() is not None:
@@ -254,13 +278,14 @@ class Database:
         ):
             kept.hooks, kept.pool_class = hooks, pool_class
             return kept
-        engines = EngineFactory(url, engine, options, RunningScope(), observe_error, hooks, pool_class)
+        engines = EngineFactory(url, engine, options, self._running, observe_error, hooks, pool_class)
+        engines.succession = self.succession
         for listener in self._listeners:
             engines.on_engine(listener)
         self._engines = engines
         return engines
 
-    def _refuse_what_it_cannot(self, settings: Settings, dialect: type[Dialect]) -> None:
+    def _refuse_what_it_cannot(self, settings: Settings, options: DatabaseOptions, dialect: type[Dialect]) -> None:
         limit_s = settings.statement_timeout_s
         if limit_s is not None and not statement_timeout.supports(dialect):
             raise ConfigurationError(
@@ -273,6 +298,27 @@ class Database:
                 f"alchemy_external_pooler={settings.external_pooler!r}, but the database {self.database!r} is "
                 f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
             )
+        refusal = reset_on_return.why_not(dialect, options) if options.reset_on_return else None
+        if refusal is not None:
+            raise ConfigurationError(
+                f"alchemy_reset_on_return=True, but the sessions of the database {self.database!r} cannot be reset: "
+                f"{refusal}. Leave it out; 'reset_on_return' in alchemy_databases says it for one database."
+            )
+
+    def _refuse_without_effect(self, settings: Settings, engine: Engine) -> None:
+        """Refuse settings that say how an Engine is made, where the user has brought one."""
+        brought = "Alchemy(engine=...)" if self._user_engine is not None else "the bind of session_factory"
+        for key, (value, instead) in {
+            "database_url": (settings.database_url, "leave the Engine out"),
+            "replica_database_url": (settings.replica_database_url, "leave the Engine out"),
+            "engine_options": (settings.engine_options, "give them to create_engine() where your Engine is made"),
+        }.items():
+            if value:
+                given = ", ".join(map(repr, value)) if isinstance(value, dict) else shown_text(value) or MASK
+                raise ConfigurationError(
+                    f"{self._spelled(key.replace('database_', ''), PREFIX + key)} ({given}) has no effect: {brought} "
+                    f"brings an Engine, of {shown(engine.url)!r}. Leave it out, or {instead}."
+                )
 
     def _spelled(self, key: str, setting: str) -> str:
         return setting if self.database == DEFAULT else f"alchemy_databases[{self.database!r}][{key!r}]"
@@ -319,7 +365,7 @@ def _session_options(
 def _refuse_async(engine: object) -> None:
     if not isinstance(engine, Engine):
         raise ConfigurationError(
-            f"Alchemy(engine=...) got a {type(engine).__name__}, but tasks are ordinary functions and need a "
+            f"Alchemy(engine=...) got {type_of(engine)}, but tasks are ordinary functions and need a "
             f"sqlalchemy.Engine, made by create_engine() with a sync driver."
         )
     if engine.dialect.is_async:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from ..strategies.several.two_phase import can_prepare
+from ..strategies.several.servers import can_prepare
 from . import apps
 from .errors import ConfigurationError
 from .settings import DEFAULT

@@ -6,33 +6,57 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
-from celery import Celery
+from celery import Celery, Signature, Task
+from celery.result import AsyncResult, GroupResult
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from ..strategies.engines import forks
 from ..strategies.engines.factory import EngineListener
-from ..strategies.features.foreign_sessions import on_commit_of
+from ..strategies.engines.leaks import find_origin
+from ..strategies.engines.succession import Succession
+from ..strategies.errors import CeleryAlchemyError
+from ..strategies.features.following import follow
+from ..strategies.features.foreign_sessions import (
+    belongs_to_unit,
+    check_session,
+    expect_rollback,
+    on_commit_of,
+    refuse_coroutine,
+)
 from ..strategies.features.read_only import ReadOnly
-from ..strategies.sessions import MakeSession, SessionFactory
+from ..strategies.session_factory import MakeSession
 from . import apps
 from .database import Database
 from .databases import Databases, databases_of
+from .decorating import TaskDecorator, task_decorator
 from .errors import ConfigurationError
-from .sending import enqueue
+from .sending import canvas
+from .sending.attach import attach as attach_sending
+from .sending.following import session_to_wait_for
 from .session_proxies import proxy_to
 from .settings import DEFAULT
 from .sharing import share
 from .starting import attach as starting
 from .testing.one_transaction import one_transaction
 
+#: What can be sent: a signature, chain, group or chord; a task of any class; the name of a task.
+Sendable: TypeAlias = "Signature[Any] | Task[..., Any] | str"
 Hook = TypeVar("Hook", bound=Callable[..., Any])
+Followed = TypeVar("Followed")
+
+PUBLIC = (
+    *("app", "apply_async_on_commit", "database", "databases", "delay_on_commit", "dispose", "engine", "follow"),
+    *("in_unit_of_work", "init_app", "on_commit", "on_engine", "one_transaction", "session", "share", "strategy"),
+    *("task", "unit_of_work"),
+)
+"""The names of an Alchemy that are for users; the others are for workers."""
 
 
 class Alchemy(Database):
-    """SQLAlchemy sessions for the tasks of a Celery app.
+    """SQLAlchemy sessions for the tasks of a Celery app::
 
         app = Celery("shop", broker="redis://localhost")
         app.conf.alchemy_database_url = "postgresql+psycopg://localhost/shop"
@@ -60,11 +84,10 @@ class Alchemy(Database):
             raise ConfigurationError(f"Alchemy(database={database!r}): the name of a database is a string.")
         super().__init__(engine, session_factory, database)
         self._session = proxy_to(self.units)
-        sessions = SessionFactory(session_factory, {})
-        for known in (engine, sessions.bind, *sessions.binds):
-            if isinstance(known, Engine):
-                # Not at first use: what the user's code connects until then must not cross a fork either.
-                forks.guard(known)
+        self.shared: list[scoped_session[Any]] = []
+        """The web application's scoped_sessions whose transactions messages wait for outside a unit of work."""
+        # Not at first use: what the user's code connects until then must not cross a fork either.
+        forks.guard_everything()
         if app is not None:
             self.init_app(app)
 
@@ -77,7 +100,8 @@ class Alchemy(Database):
         if self.app is not None and self.app is not app:
             self.stop()
             apps.unregister(self.app, self)
-        self.app = app
+            self.succession: Succession = Succession()
+        self.app: Celery | None = app
         self._settings = self._engines = None
         forks.on_fork(self.after_fork)
         starting.attach(app)
@@ -95,7 +119,11 @@ class Alchemy(Database):
 
     @property
     def engine(self) -> Engine:
-        """This process's Engine; it connects with its first statement."""
+        """This process's Engine; it connects with its first statement.
+
+        Under `per_process` the worker's main process and each pool process have one of their own. Listeners and
+        execution options that you put on it follow to the next one.
+        """
         return self.strategy.engine
 
     @property
@@ -121,15 +149,43 @@ class Alchemy(Database):
         """Let `sessions`, a web application's `scoped_session`, be the Session of the unit of work where one is open.
 
         So the models and helpers that use it work in tasks as they do in requests (Flask-SQLAlchemy's `db.session`,
-        `Model.query`). Elsewhere it stays what it is. In a task its `remove()` does nothing.
+        `Model.query`). Elsewhere it stays what it is, and what is sent "on commit" there waits for its COMMIT. In a
+        task its `remove()` does nothing.
         """
         share(self.units, sessions)
+        if sessions not in self.shared:
+            self.shared.append(sessions)
+
+    def follow(self, session: Followed) -> follow[Followed]:
+        """Let what the block sends "on commit" wait for the COMMIT of `session`: `with db.follow(session):`.
+
+        For web requests and other code that owns its Session. `delay_on_commit`, `on_commit()` and, with
+        `alchemy_enqueue_on_commit`, `delay()` in the block and in what it calls, awaits and starts wait for that
+        Session, where no unit of work is open. Its rollback drops them. The block may end before the COMMIT: what waits
+        goes on waiting.
+
+        Args:
+            session: A Session, a `scoped_session` or an AsyncSession.
+        Returns:
+            A context manager that gives `session`.
+        Raises:
+            CeleryAlchemyError: it is none of these; or a unit of work is open here, whose COMMIT messages wait for.
+        """
+        check_session(session)
+        if self.units.is_open() and not belongs_to_unit(session):
+            raise CeleryAlchemyError(
+                "db.follow() inside a unit of work has no effect: what is sent there waits for the COMMIT of the unit "
+                "of work. Pass session= to the calls that are to wait for another one."
+            )
+        return follow(session, find_origin(), expect_rollback)
 
     def on_engine(self, listener: EngineListener) -> EngineListener:
-        """Run `listener(engine)` for every Engine made, in the process that made it, before its first connection.
+        """Run `listener(engine)` once for every Engine of this process: for one that is made later, before its first
+        connection; for one that is in use already, now.
 
-        The place for listeners (tokens, search_path, tracing): `per_process` makes an Engine in every pool process.
-        May be used as a decorator.
+        The place for listeners (tokens, search_path, tracing): `per_process` makes an Engine in every pool process, and
+        tasks that only read have one of their own. An Engine that stays over a fork is not given to it again in the
+        child. May be used as a decorator.
         """
         self._listeners.append(listener)
         if self._engines is not None:
@@ -140,6 +196,26 @@ class Alchemy(Database):
         """Close the connections that this process keeps open and nobody uses; the next statement connects anew."""
         if self._strategy is not None:
             self._strategy.dispose()
+
+    @property
+    def task(self) -> TaskDecorator:
+        """Decorator that makes a function a DatabaseTask: Celery's `app.task(base=DatabaseTask)`, typed::
+
+            @db.task
+            def create(self: DatabaseTask, name: str) -> int: ...
+
+            @db.task(acks_late=True, read_only=True)
+            def count(session: CurrentSession, name: str) -> int: ...
+
+        A first parameter called `self` receives the task, so `bind=True` is left out. Type checkers that find
+        celery-types know the arguments of `delay`, `delay_on_commit` and of a call, and the type of the result; a
+        Session that is injected is left out of them where it comes first. Options are those of `app.task`. Where the
+        Alchemy has no app yet, the task is made as by `shared_task`.
+
+        Raises:
+            ConfigurationError: `base` is no DatabaseTask, or this Alchemy is not that of the default database.
+        """
+        return task_decorator(self.app, self.database)
 
     # -- units of work -----------------------------------------------------------------------------------------------
 
@@ -165,8 +241,11 @@ class Alchemy(Database):
         """Run `callback()` after the next real COMMIT of the current unit of work, its connection given back.
 
         Dropped when the transaction, or the savepoint it was registered in, is rolled back. A unit of work that ends
-        well without a transaction runs it at its end; outside any unit of work it runs at once. It has a unit of work
-        of its own; what it raises is logged and undoes nothing. May be used as a decorator.
+        well without a transaction runs it at its end; there it has a unit of work of its own. Outside any unit of work
+        it waits for the Session of a `follow()` block, or else of a shared `scoped_session`; where there is none,
+        `alchemy_on_commit_outside` decides. Under an AsyncSession it runs in a thread, and `await session.commit()`
+        waits for it; an `async def` function is awaited. What it raises is logged and undoes nothing. May be used as a
+        decorator.
 
         Args:
             session: Wait for the COMMIT of this Session instead, which somebody else opened and will commit: a web
@@ -174,13 +253,48 @@ class Alchemy(Database):
             raises: What `callback` raises is raised to whoever commits, once all others have run. The transaction is
                 committed all the same; in a task that means a failed task whose work is done.
         """
+        canvas.refuse_signature(callback)
         if session is not None:
             on_commit_of(session, callback, raises=raises)
-        elif (entry := self.units.current_entry()) is not None:
-            self.units.unit_of(entry).on_commit(callback, raises=raises)
+        elif self.units.is_open():
+            refuse_coroutine(callback)
+            self.units.current().on_commit(callback, raises=raises)
+        elif self.app is not None and (found := session_to_wait_for(self.app, "db.on_commit()", self)) is not None:
+            on_commit_of(found, callback, raises=raises)
         else:
+            refuse_coroutine(callback)
             callback()
         return callback
+
+    def delay_on_commit(self, what: Sendable, *args: Any, **kwargs: Any) -> AsyncResult[Any] | GroupResult:
+        """Send `what` after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
+        return self.apply_async_on_commit(what, args, kwargs)
+
+    def apply_async_on_commit(
+        self,
+        what: Sendable,
+        args: Any = None,
+        kwargs: Any = None,
+        *,
+        session: Any = None,
+        raises: bool = False,
+        **options: Any,
+    ) -> AsyncResult[Any] | GroupResult:
+        """Send a canvas after the next real COMMIT, as `DatabaseTask.apply_async_on_commit` sends a task.
+
+        Args:
+            what: A signature, a chain, group or chord; a task of any class; the name of a task.
+            args: Of its first task, or of each task of a group, before those that it has.
+            kwargs: The same.
+            session: Wait for the COMMIT of this Session instead: a web application's Session, its `scoped_session` or
+                AsyncSession.
+            raises: Raise the broker's error to whoever commits, the transaction being committed all the same.
+            options: Of `apply_async`.
+
+        Returns:
+            An AsyncResult or a GroupResult, as `apply_async` of `what` does, with the ids that the tasks will have.
+        """
+        return canvas.apply_async_on_commit(self, what, args, kwargs, session=session, raises=raises, options=options)
 
     @contextmanager
     def one_transaction(self) -> Iterator[Session]:
@@ -199,7 +313,11 @@ class Alchemy(Database):
 
     def attach(self, app: Celery) -> None:
         """Let what `app` sends wait for a COMMIT: a spawned pool process has a second app object."""
-        enqueue.attach(app)
+        attach_sending(app)
+
+    def __dir__(self) -> list[str]:
+        """Return the public names, for completion: without what Database keeps for workers."""
+        return [*PUBLIC, *(name for name in super().__dir__() if name.startswith("_"))]
 
     def __repr__(self) -> str:
         strategy = self._strategy.name if self._strategy is not None else "not started"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union
 
 from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session, scoped_session
@@ -44,7 +46,7 @@ def injected_parameters(run: Any) -> dict[str, str]:
     """Return the parameters of `run` that receive a Session: the database of each, by its name."""
     function = inspect.unwrap(getattr(run, "__func__", run))
     annotations = _annotations(function)
-    if any(isinstance(value, str) for value in annotations.values()):
+    if any(isinstance(value, str | typing.ForwardRef) for value in annotations.values()):
         annotations = _evaluated(function, annotations)
     found = {name: _database_of(annotation) for name, annotation in annotations.items() if name != "return"}
     return {name: database for name, database in found.items() if database is not None}
@@ -151,11 +153,18 @@ def _dumping(dump: Callable[..., Any], places: list[InjectedParameter]) -> Calla
 
 
 def _database_of(annotation: Any) -> str | None:
-    """Return the database whose Session a parameter with this annotation receives; None: it receives none."""
-    if typing.get_origin(annotation) is Annotated:
+    """Return the database whose Session a parameter with this annotation receives; None: it receives none.
+
+    `CurrentSession | None` is one too: None is what a caller may leave out.
+    """
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
         for found in annotation.__metadata__:
             if isinstance(found, UseDatabase):
                 return found.name
+        return _database_of(annotation.__origin__)
+    if origin in {Union, UnionType}:
+        return next((name for name in map(_database_of, typing.get_args(annotation)) if name is not None), None)
     return None
 
 
@@ -169,12 +178,33 @@ def _annotations(function: Any) -> dict[str, Any]:
 
 def _evaluated(function: Any, annotations: dict[str, Any]) -> dict[str, Any]:
     """Return the annotations of a module with `from __future__ import annotations`, each for itself: one that is only
-    imported for type checkers must not hide the others."""
+    imported for type checkers must not hide the others.
+
+    Raises:
+        ConfigurationError: one of ours cannot be evaluated, and the parameter would never be filled.
+    """
     names = getattr(function, "__globals__", {})
     found = {}
     for name, annotation in annotations.items():
+        written = annotation.__forward_arg__ if isinstance(annotation, typing.ForwardRef) else annotation
         try:
-            found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation  # noqa: S307
-        except Exception:
+            found[name] = eval(written, names) if isinstance(written, str) else written  # noqa: S307
+        except Exception as error:
+            if _is_ours(written):
+                raise ConfigurationError(
+                    f"The annotation {written!r} of the parameter {name!r} of {function.__qualname__} cannot be "
+                    f"evaluated ({type(error).__name__}: {error}), so that no Session would be passed. Import its "
+                    f"names at the top of {function.__module__}, not only for type checkers."
+                ) from error
             found[name] = None
     return found
+
+
+def _is_ours(annotation: str) -> bool:
+    """Tell whether an annotation, as it is written, names CurrentSession or UseDatabase."""
+    try:
+        nodes = [*ast.walk(ast.parse(annotation, mode="eval"))]
+    except SyntaxError:
+        return False
+    named = {getattr(node, "id", None) or getattr(node, "attr", None) for node in nodes}
+    return bool(named & {"CurrentSession", "UseDatabase"})

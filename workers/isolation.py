@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
-from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session
-
+from ..strategies.engines.elsewhere import Attempt
 from ..strategies.engines.transient import is_conflict
-from ..strategies.hooks import OpenUnit, UnitHook
 from .request import Call, RequestRunner, begin_again, is_traced, request_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
-
-
-class NoteCommits(UnitHook):
-    """Notes whether anything of a unit of work was committed, by the task's own code too: then it may not run again."""
-
-    __slots__ = ("committed",)
-
-    def __init__(self) -> None:
-        self.committed = False
-
-    def opened(self, unit: OpenUnit, session: Session) -> None:
-        def after_commit(session: Session) -> None:
-            if not session.in_nested_transaction():  # else a savepoint is released, and nothing is committed
-                self.committed = True
-
-        event.listen(session, "after_commit", after_commit)
 
 
 class IsolatingRunner(RequestRunner):
@@ -58,35 +39,41 @@ class IsolatingRunner(RequestRunner):
         if not is_traced(request_of(task)) and self.registry.current_entry() is not None:
             return self._runner.run(call, task, args, kwargs)
         for attempt in range(self._retries):
-            runner = self._attempt(first=attempt == 0)
+            runner, watch = self._copy(first=attempt == 0), Attempt()
+            # Whatever was committed meanwhile, by itself, a nested unit of work or an eager task, would be done twice.
+            runner.goes_on = functools.partial(_may_go_on, watch)
             try:
                 return runner.run(call, task, args, kwargs)
             except Exception as error:
-                if not runner.goes_on(error):
+                if not is_conflict(error):
+                    raise
+                found = watch.found()
+                if found is not None:
+                    logger.warning(
+                        "%s: attempt %s of %s lost its transaction to another one, and does not run again: %s",
+                        task.name, attempt + 1, self._retries + 1, found,
+                    )  # fmt: skip
                     raise
                 pause_s = random.uniform(0, min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S))  # noqa: S311
                 logger.info(
                     "%s: attempt %s of %s lost its transaction to another one (%s); again in %.0f ms",
                     task.name, attempt + 1, self._retries + 1, type(error).__name__, pause_s * 1000,
                 )  # fmt: skip
+            finally:
+                watch.end()
             time.sleep(pause_s)
             begin_again(task)
-        last = self._attempt(first=False)
-        last.goes_on = _never
-        return last.run(call, task, args, kwargs)
+        return self._copy(first=False).run(call, task, args, kwargs)
 
     def inside(self, *args: Any, **kwargs: Any) -> Any:
         """Run hooks and `__call__` as without retries."""
         return self._runner.inside(*args, **kwargs)
 
-    def _attempt(self, *, first: bool) -> RequestRunner:
-        note = NoteCommits()
-        options = replace(self.options, hooks=(*self.options.hooks, note), extra=(*self.options.extra, note))
-        runner = type(self._runner)(self.registry, options, self.hook_options)
+    def _copy(self, *, first: bool) -> RequestRunner:
+        runner = type(self._runner)(self.registry, self.options, self.hook_options)
         runner.first = first
-        runner.goes_on = lambda error: is_conflict(error) and not note.committed
         return runner
 
 
-def _never(error: BaseException | None) -> bool:
-    return False
+def _may_go_on(watch: Attempt, error: BaseException | None) -> bool:
+    return error is not None and is_conflict(error) and watch.found() is None

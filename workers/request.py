@@ -19,8 +19,9 @@ from ..strategies.entry import Entry, Label, UnitOptions
 from ..strategies.features.read_only import ReadOnlyError
 from ..strategies.registry import UnitOfWorkRegistry, innermost_entry, open_entries
 from ._celery import requests_of
+from .results import FLAT, LARGE, checked, refuse_unencodable
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Key in the `__dict__` of a request whose `run` has begun. A task that calls itself gets a copy of the request, key
 #: included, and so is told apart from a request that the tracer has just made.
@@ -63,11 +64,14 @@ class RequestRunner:
         marks = request.__dict__ if request is not None else None
         if marks is None or request.called_directly or _BEGUN in marks or _CALLED in marks:
             return self.inside(self.enter_run, call, task, args, kwargs)
-        marks[_BEGUN] = True
+        marks[_BEGUN] = True  # as begin_run, one call less
         unit = self.registry.begin(self.options, (task.name, request.id), "run", task, request)
         try:
             try:
                 result = call(*args, **kwargs)
+                kind = type(result)
+                if kind not in FLAT and not (kind is int and -LARGE < result < LARGE):
+                    refuse_unencodable(task, request, result)
             except BaseException as error:
                 unit.fail(error)
                 raise
@@ -94,6 +98,8 @@ class RequestRunner:
         try:
             try:
                 result = call(*args, **kwargs)
+                if type(result) not in FLAT:
+                    result = checked(entry, task, result)
             except BaseException as error:
                 if entry.ends:
                     entry.fail(error)
@@ -108,18 +114,23 @@ class RequestRunner:
 
     # -- which unit of work ------------------------------------------------------------------------------------------
 
+    def begin_run(self, request: Any, task: Any) -> Entry:
+        """Begin the unit of work of `request`, which Celery's tracer runs now."""
+        request.__dict__[_BEGUN] = True
+        return self.registry.begin(self.options, (task.name, request.id), "run", task, request)
+
     def enter_run(self, task: Any) -> Entry:
         """Return what `run` of `task`, called now, runs in."""
         request = request_of(task)
         if request is not None and not request.called_directly:
             marks = request.__dict__
             if _BEGUN not in marks:
-                marks[_BEGUN] = True
                 if _CALLED in marks:
                     top = innermost_entry()
                     if top is not None and top.kind == "call" and top.owns and top.holder is task:
+                        marks[_BEGUN] = True
                         return self.registry.join(top, kind="run", holder=task, request=request, ends=True)
-                return self.registry.begin(self.options, (task.name, request.id), "run", task, request)
+                return self.begin_run(request, task)
         current = self.registry.current_entry()
         if current is None:
             return self.registry.begin(self.options, label_of(request, task), "run", task, request)

@@ -11,6 +11,7 @@ from kombu.utils.imports import symbol_by_name
 
 from ..strategies import LocalStrategy, PerProcessStrategy, ScopedStrategy, SessionStrategy, WorkerPool
 from .errors import ConfigurationError
+from .secrecy import in_words, masked_name
 
 GROUP = "celery_alchemy.strategies"
 AUTO = "auto"
@@ -81,8 +82,8 @@ def _named(name: Any, where: str, worker_pool: WorkerPool) -> Choice:
         strategy, why = _AUTO.get(worker_pool.name, _AUTO_OTHER)
         return strategy, f"auto: {why}"
     reason = f"set by {where}"
-    if not isinstance(name, str):
-        raise ConfigurationError(f"{where} is {name!r}, but it must be the name of a session strategy.")
+    if not isinstance(name, str) or masked_name(name) != name:
+        raise ConfigurationError(f"{where} is {in_words(name)}, but it must be the name of a session strategy.")
     if name in _OURS:
         return _OURS[name], reason
     if ":" in name:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import ScopedRegistry
 
+from ..strategies.errors import NoUnitOfWork
 from ..strategies.registry import UnitOfWorkRegistry
 from ..strategies.scope import current_scope
+from .no_unit import no_unit_here
 
 
 def proxy_to(units: UnitOfWorkRegistry) -> scoped_session[Session]:
@@ -25,7 +27,11 @@ class _CurrentSession(ScopedRegistry[Session]):
         self._units = units
 
     def __call__(self) -> Session:
-        return self._units.current().session
+        try:
+            unit = self._units.current()
+        except NoUnitOfWork:
+            raise no_unit_here("db.session") from None
+        return unit.session
 
     def has(self) -> bool:
         entry = self._units.current_entry()

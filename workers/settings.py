@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,12 @@ from typing import Any, Literal
 
 from celery import Celery
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
+from ..strategies.names import type_of
 from .errors import ConfigurationError
-from .secrecy import PREFIX, masked
+from .secrecy import PREFIX, in_words, masked_name
 
 #: Name, types it may have, in words.
 _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
@@ -26,12 +29,16 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_session_strategy": ((str, Mapping), "a strategy's name, or a dict from worker pool to name"),
     "alchemy_commit_on_success": ((bool,), "True or False"),
     "alchemy_enqueue_on_commit": ((bool,), "True or False"),
-    "alchemy_outbox": ((bool,), "True or False"),
+    "alchemy_on_commit_outside": ((str,), "'warn', 'send' or 'raise'"),
+    "alchemy_outbox": ((bool, str), "True, False or 'relay'"),
+    "alchemy_outbox_table": ((str,), "the name of the outbox's table, with its schema: 'shop.messages'"),
+    "alchemy_outbox_attempts": ((int,), "a whole number, 1 or more"),
     "alchemy_two_phase": ((bool,), "True or False"),
     "alchemy_isolation_retries": ((int,), "a whole number, 0 or more"),
     "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
     "alchemy_application_name": ((bool,), "True or False"),
     "alchemy_external_pooler": ((str,), "'pgbouncer'"),
+    "alchemy_reset_on_return": ((bool,), "True or False"),
     "alchemy_begin_with_first_statement": ((bool, str), "'auto', True or False"),
     "alchemy_warn_idle_s": ((int, float), "a number of seconds above 0"),
     "alchemy_metrics": ((str,), "'opentelemetry' or 'package.module:observer'"),
@@ -47,6 +54,7 @@ _OF_DATABASE = {
     "session_options": "alchemy_session_options",
     "session_strategy": "alchemy_session_strategy",
     "external_pooler": "alchemy_external_pooler",
+    "reset_on_return": "alchemy_reset_on_return",
 }
 
 
@@ -57,6 +65,12 @@ _NUMBERS: dict[str, tuple[type[int] | UnionType, int, str]] = {
     "pool_recycle": (int, -1, "a number of seconds, -1 for never"),
     "pool_timeout": (int | float, 0, "a number of seconds"),
 }
+#: And its others that people set; each belongs into `alchemy_engine_options`.
+_ENGINE_OPTIONS = (
+    *_NUMBERS, "connect_args", "creator", "echo", "echo_pool", "execution_options", "hide_parameters",
+    "isolation_level", "json_deserializer", "json_serializer", "logging_name", "pool_pre_ping",
+    "pool_reset_on_return", "pool_use_lifo", "poolclass", "query_cache_size", "use_insertmanyvalues",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +84,16 @@ class Settings:
     session_strategy: str | dict[str, str] = "auto"
     commit_on_success: bool = True
     enqueue_on_commit: bool = False
-    outbox: bool = False
+    on_commit_outside: str = "warn"
+    outbox: bool | Literal["relay"] = False
+    outbox_table: str | None = None
+    outbox_attempts: int = 10
     two_phase: bool = False
     isolation_retries: int = 0
     statement_timeout_s: float | None = None
     application_name: bool = False
     external_pooler: str | None = None
+    reset_on_return: bool = False
     begin_with_first_statement: bool | Literal["auto"] = "auto"
     warn_idle_s: float | None = None
     metrics: str | None = None
@@ -109,6 +127,20 @@ def read_settings(app: Celery) -> Settings:
     return Settings(**values)
 
 
+def read_on_commit_outside(app: Celery) -> str:
+    """Return what becomes of a message that is to wait for a COMMIT where there is nothing to wait for.
+
+    The other settings are not looked at: a program that only sends may have none that are right.
+
+    Raises:
+        ConfigurationError: the value is none of the three.
+    """
+    value = app.conf.get("alchemy_on_commit_outside")
+    key = "alchemy_on_commit_outside"
+    found: str = _checked(key, value, _spelling(app, key)) if value is not None else "warn"
+    return found
+
+
 def _checked(key: str, value: Any, spelling: str) -> Any:
     """Return `value` of the setting `key`, written as `spelling`; a Mapping as a dict of its own."""
     types, meaning = _KNOWN[key]
@@ -117,13 +149,13 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
         or (bool not in types and isinstance(value, bool))
         or _is_none_of_its_values(key, value)
     ):
-        shown = f"a {type(value).__name__}" if _may_hide_password(key) else repr(value)
+        shown = type_of(value) if _may_hide_password(key) else in_words(value)
         raise ConfigurationError(f"{spelling} is {shown}, but it must be {meaning}.")
     if not isinstance(value, Mapping):
         return value
-    bad = [name for name in value if not isinstance(name, str)]
+    bad = [name for name in value if not isinstance(name, str) or masked_name(name) != name]
     if bad:
-        raise ConfigurationError(f"{spelling} has the key {bad[0]!r}, but its keys must be strings.")
+        raise ConfigurationError(f"{spelling} has the key {in_words(bad[0])}, but its keys must be strings: names.")
     value = dict(value)
     if key == "alchemy_engine_options":
         _check_engine_options(value, spelling)
@@ -138,8 +170,12 @@ def _is_none_of_its_values(key: str, value: Any) -> bool:
         return True
     return (
         (key == "alchemy_isolation_retries" and value < 0)
+        or (key == "alchemy_outbox" and isinstance(value, str) and value != "relay")
+        or (key == "alchemy_outbox_attempts" and value < 1)
+        or (key == "alchemy_outbox_table" and (not value.rpartition(".")[2] or masked_name(value) != value))
         or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and not 0 < value <= _LONGEST_S)
-        or (key == "alchemy_metrics" and value != "opentelemetry" and ":" not in value)
+        or (key == "alchemy_metrics" and value != "opentelemetry" and (":" not in value or masked_name(value) != value))
+        or (key == "alchemy_on_commit_outside" and value not in {"warn", "send", "raise"})
         or (key == "alchemy_external_pooler" and value != "pgbouncer")
         or (key == "alchemy_begin_with_first_statement" and isinstance(value, str) and value != "auto")
     )
@@ -163,7 +199,7 @@ def _database(given: Any, spelling: str) -> dict[str, Any]:
     if isinstance(given, str | URL):
         return {"url": given}
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"{spelling} is a {type(given).__name__}, but it must be a URL, or a dict with 'url'.")
+        raise ConfigurationError(f"{spelling} is {type_of(given)}, but it must be a URL, or a dict with 'url'.")
     found: dict[str, Any] = {}
     for name, value in given.items():
         key = _OF_DATABASE.get(name)
@@ -171,7 +207,7 @@ def _database(given: Any, spelling: str) -> dict[str, Any]:
             near = difflib.get_close_matches(str(name), _OF_DATABASE, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(
-                f"{spelling} has the key {name!r}, which is none of a database.{hint} Known: "
+                f"{spelling} has the key {in_words(name)}, which is none of a database.{hint} Known: "
                 f"{', '.join(_OF_DATABASE)}; keyword arguments of create_engine go into 'engine_options'."
             )
         if value is not None:
@@ -184,13 +220,13 @@ def _check_engine_options(options: dict[str, Any], spelling: str) -> None:
         if name in options:
             value: Any = options[name]
             if not isinstance(value, types) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"{spelling}[{name!r}] is {masked(value)!r}, but it must be {meaning}.")
+                raise ConfigurationError(f"{spelling}[{name!r}] is {in_words(value)}, but it must be {meaning}.")
     if not isinstance(options.get("connect_args", {}), Mapping):
         raise ConfigurationError(f"{spelling}['connect_args'] must be a dict of the driver's keyword arguments.")
     poolclass = options.get("poolclass")
     if poolclass is not None and not (isinstance(poolclass, type) and issubclass(poolclass, Pool)):
         raise ConfigurationError(
-            f"{spelling}['poolclass'] is {masked(poolclass)!r}, but it must be a class from sqlalchemy.pool."
+            f"{spelling}['poolclass'] is {in_words(poolclass)}, but it must be a class from sqlalchemy.pool."
         )
     creator = options.get("creator")
     if creator is not None and not callable(creator):
@@ -207,6 +243,17 @@ def _spelling(app: Celery, key: str) -> str:
     return f"{namespace}_{key.upper()}" if namespace and namespace.isupper() else key
 
 
+def _home_of(name: str) -> tuple[str, str] | None:
+    """Return the setting that takes `name`, a keyword argument of `create_engine` or `Session`, and that argument."""
+    for setting, names in (
+        ("alchemy_engine_options", _ENGINE_OPTIONS),
+        ("alchemy_session_options", inspect.signature(Session).parameters),
+    ):
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=0.9):
+            return setting, near[0]
+    return None
+
+
 def _refuse_unknown(app: Celery) -> None:
     """Refuse keys that are meant for us and would have no effect; keys of others that sound alike are theirs."""
     namespace = f"{app.namespace}_".lower() if app.namespace else ""
@@ -219,10 +266,13 @@ def _refuse_unknown(app: Celery) -> None:
             continue
         ours = raw == key or (namespace and lowered != key)  # alchemy_x, or CELERY_ALCHEMY_X
         near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.5 if ours else 0.85)
+        home = _home_of(key.removeprefix(PREFIX))
         if key in _KNOWN:
             if not ours:
                 raise ConfigurationError(f"{raw} has no effect as it is spelled. Write {_spelling(app, key)!r}.")
         elif (ours and not callable(app.conf.get(raw))) or (not ours and near):
             hint = f" Did you mean {_spelling(app, near[0])!r}?" if near else ""
+            if home is not None:
+                hint = f" Write {_spelling(app, home[0])} = {{{home[1]!r}: ...}}."
             known = ", ".join(_spelling(app, name) for name in _KNOWN)
             raise ConfigurationError(f"{raw} is not a setting of celery-alchemy.{hint} Known: {known}.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.util import ScopedRegistry
+from sqlalchemy.util import ScopedRegistry, ThreadLocalRegistry
 
+from ..strategies.names import type_of
 from ..strategies.registry import UnitOfWorkRegistry
 from ..strategies.scope import current_scope
 from .errors import ConfigurationError
@@ -18,6 +19,8 @@ class SharedRegistry(ScopedRegistry[Session]):
     Who ends a Session is who opened it: in a unit of work `remove()` does nothing, for a web entrywork calls it
     whenever an application context ends, which may be in the middle of a task.
     """
+
+    original: Any
 
     def __init__(self, units: UnitOfWorkRegistry, original: Any) -> None:
         super().__init__(original, current_scope)
@@ -48,10 +51,15 @@ def share(units: UnitOfWorkRegistry, sessions: scoped_session[Any]) -> None:
     """
     if not isinstance(sessions, scoped_session):
         raise ConfigurationError(
-            f"share() got a {type(sessions).__name__}, but it needs the web application's scoped_session, such as "
+            f"share() got {type_of(sessions)}, but it needs the web application's scoped_session, such as "
             f"Flask-SQLAlchemy's db.session."
         )
     original = sessions.registry
     if isinstance(original, SharedRegistry):
         original = original.original
     sessions.registry = SharedRegistry(units, original)
+
+
+def is_of_thread(sessions: scoped_session[Any]) -> bool:
+    """Tell whether `sessions`, which are shared, have one Session for each thread, and no scope of a request."""
+    return isinstance(sessions.registry, SharedRegistry) and isinstance(sessions.registry.original, ThreadLocalRegistry)

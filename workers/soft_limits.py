@@ -7,14 +7,18 @@ rolled back and the limit raised.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from typing import Any
 
+from ..strategies.deferring_sessions import shield_mapper_configuration
+from ..strategies.engines.blocked import blocked_statements
 from ..strategies.entry import Entry
 from ..strategies.interrupts import hidden_interrupt, shield
 from ..strategies.scope import SCOPE, current_scope
-from ..strategies.sessions import shield_mapper_configuration
+from . import apps
 from ._celery import running_request
 from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
+from .results import FLAT, LARGE, checked
 
 _SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 
@@ -24,16 +28,20 @@ class DeferringRunner(RequestRunner):
 
     @shield.covers
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
-        return self.inside(self.enter_run, call, task, args, kwargs)
+        return self.inside(None, call, task, args, kwargs)
 
     @shield.covers
-    def inside(self, enter: Enter, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
-        """Run `call` in the unit of work that `enter` opens or joins, and end it."""
+    def inside(self, enter: Enter | None, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        """Run `call` in the unit of work that `enter` opens or joins, and end it; without `enter` it is `run`."""
         # billiard installs its handler after worker_process_init, so the first task is the first chance.
         if _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
             shield_mapper_configuration()
             shield.is_over = _is_over
+            if any(apps_wait_in_c()):
+                blocked_statements.watch(_SOFT_LIMIT_SIGNAL)
         if not shield.applies:
+            if enter is None:
+                return super().run(call, task, args, kwargs)
             return super().inside(enter, call, task, args, kwargs)
         request = request_of(task)
         workers = is_workers(request)
@@ -48,7 +56,12 @@ class DeferringRunner(RequestRunner):
         entry: Entry | None = None
         error: BaseException | None = None
         try:
-            entry = enter(task)
+            if enter is not None:
+                entry = enter(task)
+            elif workers:
+                entry = self.begin_run(request, task)
+            else:
+                entry = self.enter_run(task)
             return self._call(entry, call, task, args, kwargs, held)
         except BaseException as raised:
             error = raised
@@ -76,6 +89,9 @@ class DeferringRunner(RequestRunner):
             if shield.pending is not None:
                 shield.check()
             result = call(*args, **kwargs)
+            kind = type(result)
+            if kind not in FLAT and entry is not None and not (kind is int and -LARGE < result < LARGE):
+                result = checked(entry, task, result)
             if entry is not None and entry.ends and (entry.opened is not None or entry.has_parts or not entry.owns):
                 entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it
             shield.depth = held + 1
@@ -90,6 +106,14 @@ class DeferringRunner(RequestRunner):
         if entry is not None and entry.ends:
             entry.succeed(final=entry.owns)
         return result
+
+
+def apps_wait_in_c() -> Iterator[bool]:
+    """Tell of each database of each app whether its driver waits inside C, where Python runs no signal handler."""
+    for app_db in apps.every():
+        for db in app_db.databases.values():
+            if db.units.strategy is not None:
+                yield db.units.strategy.engines.waits_in_c
 
 
 def _is_over(request_id: str) -> bool:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
 from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
-from ..strategies.registry import no_unit_of_work
 from ..strategies.scope import SCOPE, current_scope
 from . import apps, databases, wrapping
+from .attributes import refuse_misspelled
 from .errors import ConfigurationError
 from .injection import hide_from_callers
-from .sending import enqueue
+from .no_unit import no_unit_here
+from .sending import calls, enqueue, orders
+from .sending.arguments import are_plain, refuse_sessions
+from .sending.celerys_own import mark_methods, sent_by_celery
+from .sending.late import has_late
+from .sending.options import check_call
 from .starting.attach import BOOTSTEP
+
+if TYPE_CHECKING:
+    AnyTask = Task[..., Any]
+else:
+    AnyTask = Task  # which cannot be subscripted before Celery 5.6
 
 _HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
-class DatabaseTask(Task):  # type: ignore[misc]
-    """Task whose `self.db` is the Session of the request that is running, opened on first use.
+class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
+    """Task whose `self.db` is the Session of the request that is running, opened on first use::
 
         @app.task(base=DatabaseTask, bind=True)
         def create(self: DatabaseTask, name: str):
@@ -51,6 +61,9 @@ class DatabaseTask(Task):  # type: ignore[misc]
     read_only: ClassVar[ReadOnly] = False
     """True: no transaction, each statement sees what is committed, the database refuses writes; one SELECT is one round
     trip. "transaction": one transaction with one snapshot, which may not write."""
+
+    _sends_plainly: ClassVar[bool] = True
+    """No class of the user's has a say in what `delay_on_commit` sends."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -94,14 +107,19 @@ class DatabaseTask(Task):  # type: ignore[misc]
         registry = db.units
         entry = registry.entry_of(self) or registry.current_entry()
         if entry is None:
-            raise no_unit_of_work(f"self.db of {self.name}")
+            raise no_unit_here(f"self.db of {self.name}")
         session: Session = registry.unit_of(entry).session
         return session
 
-    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
+        if self._sends_plainly:
+            result = enqueue.send_plain(self, args, kwargs)
+            if result is not None:
+                return result
         return self.apply_async_on_commit(args, kwargs)
 
+    @calls.passes_on
     def apply_async_on_commit(
         self,
         args: Any = None,
@@ -110,12 +128,14 @@ class DatabaseTask(Task):  # type: ignore[misc]
         session: Any = None,
         raises: bool = False,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> AsyncResult[Any]:
         """Send this task after the next real COMMIT, so that it finds what was written.
 
         Dropped when the transaction, or the savepoint it was called in, is rolled back. A unit of work that ends well
-        without a transaction sends at its end; outside any unit of work it is sent at once. Arguments are checked and
-        serialised now. A broker that fails after the COMMIT is logged with the name and id of the task.
+        without a transaction sends at its end. Outside any unit of work it waits for the Session of a `db.follow()`
+        block, or else of a shared `scoped_session`; where there is none, `alchemy_on_commit_outside` decides. Under an
+        AsyncSession `await session.commit()` sends, in a thread. Arguments are checked and serialised now. A broker
+        that fails after the COMMIT is logged with the name and id of the task.
 
         Args:
             session: Wait for the COMMIT of this Session instead, which somebody else opened and will commit: a web
@@ -126,17 +146,25 @@ class DatabaseTask(Task):  # type: ignore[misc]
         Returns:
             The AsyncResult whose id the task will have.
         """
-        with enqueue.on_commit(session, raises=raises):
+        if options or not are_plain(args, kwargs):
+            check_call(self.name, args, kwargs, options)
+            refuse_sessions(self.name, args, kwargs)
+        if session is None and getattr(self.app, apps.ATTRIBUTE, None) is None:
+            session = enqueue.session_outside(self.app, self)
+        with orders.on_commit(session, raises=raises):
             return self.apply_async(args, kwargs, **options)
 
+    @calls.passes_on
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
-        with enqueue.sending(self):
+        if not are_plain(args, kwargs) and has_late(args, kwargs):
+            return calls.send(self.apply_async, self, args, kwargs, more, options)
+        with orders.sending(self):
             return super().apply_async(args, kwargs, *more, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Run this task here and now, as Celery does. `apply_async` ends here too with `task_always_eager`."""
-        if enqueue.sends(self):
+        if orders.sends(self):
             return enqueue.eagerly(self, super().apply, args, kwargs, options)
         return super().apply(args, kwargs, *more, **options)
 
@@ -147,7 +175,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
             for inner in entry.registry.above(entry):
                 inner.roll_back()
             entry.unit.roll_back()
-        with enqueue.sent_by_celery():
+        with sent_by_celery():
             return super().retry(*args, **kwargs)
 
     def on_replace(self, sig: Any) -> Any:
@@ -157,7 +185,7 @@ class DatabaseTask(Task):  # type: ignore[misc]
             for inner in entry.registry.above(entry):
                 inner.succeed(final=False)
             entry.unit.succeed(final=False)
-        with enqueue.sent_by_celery():
+        with sent_by_celery():
             return super().on_replace(sig)
 
     def _own_entry(self) -> Any:
@@ -186,6 +214,10 @@ def _wrap(cls: type[DatabaseTask]) -> None:
         hook = inspect.getattr_static(cls, name)
         if not wrapping.is_wrapped(hook) and hook is not inspect.getattr_static(Task, name):
             setattr(cls, name, wrapping.wrap_hook(name, hook))
+    calls.defer_overrides(cls)
+    cls._sends_plainly = calls.sends_plainly(cls)
+    mark_methods(cls)
+    refuse_misspelled(cls)
     if not any(cls.read_only is mode or cls.read_only == mode == IN_TRANSACTION for mode in MODES):
         raise ConfigurationError(
             f"read_only={cls.read_only!r} of {cls.name or cls.__name__!r} must be False, True or 'transaction'."

@@ -119,3 +119,8 @@ def _like(wrapper: Callable[..., Any], raw: Any) -> Callable[..., Any]:
 def is_wrapped(raw: Any) -> bool:
     """Tell whether `raw` is one of ours; a decorator that copies our attributes (functools.wraps) is not."""
     return getattr(raw, _OURS, None) is raw
+
+
+def is_database_task(task: Any) -> bool:
+    """Tell whether requests of `task` run in a unit of work: rooms below the class know a DatabaseTask by that."""
+    return is_wrapped(inspect.getattr_static(type(task), "run"))

@@ -7,20 +7,23 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
-from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.engine import URL, Connection, Dialect, Engine
+from sqlalchemy.pool import PoolProxiedConnection
 
 from ..options import DatabaseOptions
+from ..scope import here
+from .session_reset import SessionReset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 2.0
 #: The module of each driver that is known, below this package, by SQLAlchemy's name for it.
 _MODULES = {
     "psycopg": "postgresql",
-    "psycopg2": "postgresql",
+    "psycopg2": "libpq_psycopg2",
     "pg8000": "postgresql",
     "pymysql": "mysql",
     "mysqldb": "mysql",
@@ -28,6 +31,28 @@ _MODULES = {
 }
 #: Makes a new connection to the same server, outside the limits of the connection pool.
 Connect = Callable[[], Any]
+
+
+class Ended(NamedTuple):
+    """Why a transaction cannot be committed: it has failed, or it is over behind SQLAlchemy's back."""
+
+    by_code: str = ""
+    """What code has done to it; empty where the server has let it fail."""
+    error: BaseException | None = None
+    """What it failed with, where the driver knows."""
+
+
+#: The server refuses everything but ROLLBACK, or has rolled back.
+FAILED = Ended()
+
+
+class Converters(tuple[Any, ...]):
+    """The functions with which a connection converts values, for `state_of`. A message does not show them."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{len(self)} functions"
 
 
 class Driver:
@@ -39,6 +64,8 @@ class Driver:
 
     cooperative: bool | None = None
     """Whether it lets other greenlets run while it waits; None: not known."""
+    waits_in_c = False
+    """It waits for the server inside C, where Python runs no signal handler, until the statement returns."""
     instead = "a driver written in Python"
     """What to use under gevent and eventlet where it does not."""
 
@@ -65,12 +92,118 @@ class Driver:
         """Tell whether the server refuses everything but ROLLBACK."""
         return dbapi_connection is not None and self.status_of(dbapi_connection) == self.failed_status
 
+    def follow(self, dbapi_connection: Any) -> None:
+        """Let a new connection keep what `what_ended` asks for."""
+
+    def leave_uncounted(self, dbapi_connection: Any) -> None:
+        """Let a new connection count no transaction until it is settled, or its first one has ended."""
+
+    def follow_transactions(self, engine: Engine) -> None:
+        """The same for all connections that `engine` will make, where that must be said before."""
+
+    def keep_set_up(self, dbapi_connection: Any) -> None:
+        """Commit what listeners have begun on a new connection, and left open: what they have set is for all tasks, and
+        must not go with the first one's ROLLBACK. A round trip where there is something."""
+        if getattr(dbapi_connection, "in_transaction", False) is True:  # SQLite
+            dbapi_connection.commit()
+
+    def settle(self, dbapi_connection: Any) -> None:
+        """Roll back what was left open on a connection that comes back, where the connection pool leaves that to us."""
+
+    def began(self, connection: PoolProxiedConnection) -> None:
+        """SQLAlchemy begins a transaction on `connection`; the driver may wait for its first statement."""
+
+    def ended(self, dbapi_connection: Any) -> None:
+        """SQLAlchemy has ended a transaction; what comes next may begin without it, on a raw connection."""
+
+    def what_ended(self, connection: PoolProxiedConnection) -> Ended | None:
+        """Return why the transaction that SQLAlchemy has begun on `connection` cannot be committed; None where it is
+        still that one, and has not failed. Asked before each COMMIT."""
+        return FAILED if self.transaction_failed(connection.dbapi_connection) else None
+
+    def follow_statements(self, dialect: Any) -> None:
+        """Let `dialect` notice statements that end a transaction, and let what follows not be committed by itself."""
+
+    def guard_commits(self, dialect: Any, refuse: Callable[[Ended], NoReturn]) -> None:
+        """Let `dialect` ask `what_ended` before each COMMIT, and count those that it sends, and those of code.
+
+        Args:
+            refuse: Raises the error for a transaction that cannot be committed.
+        """
+        begin, commit, roll_back = dialect.do_begin, dialect.do_commit, dialect.do_rollback
+
+        def do_begin(connection: Any) -> None:
+            begin(connection)
+            self.began(connection)
+
+        def do_commit(connection: Any) -> None:
+            ended = self.what_ended(connection)
+            if ended is not None:
+                refuse(ended)
+            try:
+                commit(connection)
+            finally:  # a COMMIT that fails has ended it too
+                self.ended(getattr(connection, "dbapi_connection", connection))
+            here().commits += 1
+
+        def do_rollback(connection: Any) -> None:
+            if hasattr(connection, "dbapi_connection") and self.ended_by_code(connection):
+                here().ends += 1
+            roll_back(connection)
+            self.ended(getattr(connection, "dbapi_connection", connection))
+
+        dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
+
+    def ended_by_code(self, connection: PoolProxiedConnection) -> bool:
+        """Tell whether code has ended the transaction that SQLAlchemy is about to roll back, or has let each statement
+        commit itself: then something may have been committed."""
+        if connection.dbapi_connection is None:
+            return False
+        ended = self.what_ended(connection)
+        return ended is not None and bool(ended.by_code)
+
+    def has_written(self, connection: Connection) -> bool | None:
+        """Tell whether the transaction of `connection` has changed anything; None where nobody can tell. A round
+        trip."""
+        return None
+
+    state_of: Callable[[Any], object] | None = None
+    """Returns a tuple of what code may have set on a driver's connection and the next user would meet: autocommit,
+    isolation level, an open transaction. None: not known."""
+    state_names: tuple[str, ...] = ()
+    """What each of these is called."""
+
+    def same_state(self, dialect: Dialect, before: Any, after: Any) -> bool:
+        """Tell whether two states of a connection that are not equal mean the same."""
+        return False
+
+    def left_on_reading(self, dbapi_connection: Any) -> str | None:
+        """Return what code has left on a connection of an Engine that only reads, and the next task would meet; None
+        where there is nothing that the driver or the server's last answer tells, beside `state_of`. No round trip."""
+        return None
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """Tell whether a transaction is open, as far as the driver knows; None: it does not say. No round trip."""
+        return None
+
     def is_executing(self, dbapi_connection: Any) -> bool:
         """Tell whether the driver is in the middle of a statement, as far as it says so."""
         return False
 
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         """Stop on the server what is executing. A round trip or more, and it may raise."""
+
+    def number_of(self, dbapi_connection: Any) -> int | None:
+        """Return by what the server knows the connection, for `stop`; None where that needs no number."""
+        return None
+
+    def stop(self, dbapi_connection: Any, number: int | None, connect: Connect) -> bool:
+        """Stop what is executing, and tell whether there was anything; called from another thread than the one that
+        waits for it. A round trip or more, and it may raise."""
+        if not self.is_executing(dbapi_connection):
+            return False
+        self.cancel(dbapi_connection, connect)
+        return True
 
     def cancel_within_timeout(self, dbapi_connection: Any, connect: Connect) -> None:
         """Do what `cancel` does. Never raises, and takes `CANCEL_TIMEOUT_S` seconds at most: a server that does not
@@ -87,6 +220,13 @@ class Driver:
         thread.start()
         thread.join(CANCEL_TIMEOUT_S)
 
+    def session_reset(self) -> SessionReset | None:
+        """Return what sets the server's part of a session back; None: not known how."""
+        return None
+
+    def stop_preparing(self, dbapi_connection: Any) -> None:
+        """Use nothing any more that was prepared on this connection, where the driver prepares by itself."""
+
     def descriptor(self, dbapi_connection: Any) -> int | None:
         """Return the file descriptor of its socket; None when it shows none."""
         return socket_descriptor(dbapi_connection)
@@ -98,9 +238,14 @@ class Driver:
         """Return MySQL's error number, or the SQLSTATE; None where the driver gives neither."""
         return code_of(error)
 
-    def rolled_back(self, error: BaseException) -> bool:
-        """Tell whether the server has undone the whole transaction because of `error`: the next statement would
-        silently begin a new one, without what was written before."""
+    def became_read_only(self, error: BaseException, dbapi_connection: Any, *, behind_pooler: bool) -> bool:
+        """Tell whether `error` says that the server takes no writes at present, though nothing of it was asked for.
+
+        May pay a round trip.
+
+        Args:
+            behind_pooler: What the driver knows of the server may be of another one, or of another time.
+        """
         return False
 
 
@@ -121,7 +266,7 @@ def driver_of(dialect: Dialect | type[Dialect]) -> Driver:
 
 def socket_descriptor(connection: object) -> int | None:
     """Return the file descriptor of a driver connection's socket; None when it has none (SQLite)."""
-    for candidate in (connection, getattr(connection, "_sock", None), getattr(connection, "_usock", None)):
+    for candidate in _sockets_of(connection):
         fileno = getattr(candidate, "fileno", None)
         if fileno is None:
             continue
@@ -132,6 +277,17 @@ def socket_descriptor(connection: object) -> int | None:
         except Exception:  # noqa: S112
             continue  # closed or not connected: nothing to cut
     return None
+
+
+def _sockets_of(connection: Any) -> Iterator[object]:
+    """Yield what may be the socket of a driver connection, or knows its descriptor."""
+    for one in (connection, getattr(connection, "driver_connection", None)):  # the second: SQLAlchemy's for asyncio
+        yield one
+        yield getattr(one, "_sock", None)  # PyMySQL
+        yield getattr(one, "_usock", None)  # pg8000
+        for transport in (getattr(one, "_transport", None), getattr(one, "_writer", None)):  # asyncpg; aiomysql
+            ask = getattr(transport, "get_extra_info", None)
+            yield ask("socket") if ask is not None else None
 
 
 def code_of(error: BaseException) -> int | str | None:

@@ -21,13 +21,14 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 
 from ..interrupts import is_interrupt
+from .followed_psycopg import FollowedConnection
 from .one_statement import is_one_statement
 
 IDLE = int(TransactionStatus.IDLE)
 PIPELINE_OFF = int(psycopg.pq.PipelineStatus.OFF)
 
 
-class BeginningConnection(psycopg.Connection[Any]):
+class BeginningConnection(FollowedConnection):
     """A connection that can send BEGIN along with a statement; cursors of `beginning(...)` ask it to."""
 
     interrupted: BaseException | None = None

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions, sql
 
+from .followed_psycopg2 import FollowedConnection
 from .one_statement import is_one_statement
 
 IDLE = extensions.TRANSACTION_STATUS_IDLE
@@ -36,7 +37,7 @@ _Characteristics = tuple[int | None, bool | None, bool | None]
 _NONE: _Characteristics = (None, None, None)
 
 
-class BeginningConnection(extensions.connection):  # type: ignore[misc]
+class BeginningConnection(FollowedConnection):
     """A connection that can send BEGIN along with a statement; cursors of `beginning(...)` ask it to."""
 
     _begun: _Characteristics | None = None
@@ -66,12 +67,14 @@ class BeginningConnection(extensions.connection):  # type: ignore[misc]
         self._settle()
         return self._begun is not None
 
-    def _settle(self) -> None:
-        """Let the driver begin transactions again, where the one begun by us is over."""
+    def _settle(self, *, ends: int = 1) -> None:
+        """Let the driver begin transactions again, where the one begun by us is over (`ends`: 0 where it has never
+        begun)."""
         if self._begun is None or self.get_transaction_status() != IDLE:
             return
         level, readonly, deferrable = self._begun
         self._begun = None
+        self.celery_alchemy_ends: int = self.celery_alchemy_ends + ends
         if (level, readonly, deferrable) == _NONE:
             super().set_session(autocommit=False)
         else:
@@ -117,21 +120,24 @@ class BeginningConnection(extensions.connection):  # type: ignore[misc]
     def __enter__(self) -> BeginningConnection:
         # The driver's own lets BEGIN be sent in autocommit too: right for a user's autocommit, one too many for ours.
         if self.autocommit:
-            return super().__enter__()  # type: ignore[no-any-return]
+            return super().__enter__()
         if self._entered:
             raise psycopg2.ProgrammingError("the connection cannot be re-entered recursively")
         self._entered = True
+        self.note_block()
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
         if not self._entered:
             return super().__exit__(kind, error, traceback)
         self._entered = False
-        if kind is None:
-            self.commit()
-        else:
-            self.rollback()
-        return None
+        try:
+            if kind is None:
+                self.commit()
+            else:
+                self.rollback()
+        finally:
+            self.end_block()
 
     # -- what the driver would say or do in a transaction --------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class _Beginning(extensions.cursor):  # type: ignore[misc]
                 raise
             finally:
                 if not connection.closed:
-                    connection._settle()
+                    connection._settle(ends=0)
 
     def _declare(self, query: Any, vars: Any) -> None:
         """Open this server-side cursor: the driver refuses to in autocommit, but fetches from one that is open."""
@@ -249,7 +255,8 @@ def beginning(factory: Any) -> Any:
 def connect(*args: Any, cursor_factory: Any = extensions.cursor, **kwargs: Any) -> Any:
     """Connect as `psycopg2.connect` does, to a connection that begins along with the first statement."""
     factory = beginning(cursor_factory)
-    return psycopg2.connect(*args, connection_factory=BeginningConnection, cursor_factory=factory, **kwargs)
+    kwargs["connection_factory"] = BeginningConnection
+    return psycopg2.connect(*args, cursor_factory=factory, **kwargs)
 
 
 def _spelled(characteristics: _Characteristics) -> str:

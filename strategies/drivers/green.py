@@ -15,7 +15,7 @@ from ..errors import InvalidSetting
 from ..worker_pool import WorkerPool
 from .base import driver_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Drivers that wait inside C and have no module here, and what to use instead.
 _BLOCKING = {

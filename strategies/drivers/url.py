@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -23,12 +25,40 @@ _INSTALL = {
     "psycopg2": "pip install psycopg2-binary",
     "mysqldb": "pip install mysqlclient",
 }
+#: What a host and a database are shown with: nothing that could set off a part of a password, or a keyword of a DSN.
+_PLACE = re.compile(r"[\w.:/~\-\[\] ]*")
+_END_OF_USER = re.compile(r"[^:/]*")
 
 
 def shown(url: URL) -> str:
     """Return `url` for a message: no user, no password, no query, and nothing that could be half a password."""
     place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-    return f"{url.drivername}://{'...' if '@' in place or '%' in place else place}"
+    in_query = any("@" in text for pair in url.query.items() for text in (pair[0], *pair[1]))
+    return f"{url.drivername}://{place if _PLACE.fullmatch(place) and not in_query else '...'}"
+
+
+def shown_text(value: str | URL) -> str | None:
+    """Return the URL in `value` as `shown` does; None where it cannot be parsed for certain."""
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError, TypeError):
+        return None
+    return None if isinstance(value, str) and _splits_password(value, url) else shown(url)
+
+
+def _splits_password(text: str, url: URL) -> bool:
+    """Tell whether an "@" in the password of `text`, not percent-encoded, has cut it in two.
+
+    SQLAlchemy ends a password at the first "@", so that the rest of it became a host, a database or a query.
+    """
+    if not url.host and url.username is None:
+        return False  # a file of SQLite
+    start = text.index("://") + 3
+    if url.password is not None:
+        start = text.index("@", text.index(":", start)) + 1
+    elif url.username is not None:
+        start = text.rindex("@", start, _END_OF_USER.search(text, start).end()) + 1  # type: ignore[union-attr]
+    return "@" in f"{url.host}{url.database}{text[start:].partition('=')[0]}"
 
 
 def parse_url(value: str | URL, setting: str) -> URL:
@@ -46,6 +76,12 @@ def parse_url(value: str | URL, setting: str) -> URL:
             f"Write it as dialect+driver://user:password@host/database, special characters in the password "
             f"percent-encoded, for example postgresql+psycopg://shop@localhost/shop."
         ) from None
+    if isinstance(value, str) and _splits_password(value, url):
+        raise InvalidSetting(
+            f"{setting} has an '@' behind the one that stands before its host (its text is not shown, for that is half "
+            f"a password). Percent-encode special characters in the password, with urllib.parse.quote(password, "
+            f"safe=''), or build the URL with sqlalchemy.URL.create()."
+        )
     try:
         dialect = url.get_dialect()
     except NoSuchModuleError:

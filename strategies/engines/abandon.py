@@ -10,14 +10,16 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
-from .._sqlalchemy import blank, creator_of, record_of
+from .._sqlalchemy import blank, record_of
+from .._sqlalchemy_pools import creator_of
 from ..drivers.base import driver_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def abandon(connection: Connection) -> None:
@@ -32,6 +34,15 @@ def abandon(connection: Connection) -> None:
         blank(record)
     # Not a Thread: to start one waits until it runs. This one is a greenlet's, where that is patched.
     _thread.start_new_thread(_end, (dbapi_connection, connection.engine))
+
+
+def throw_away(connections: Iterable[Connection]) -> None:
+    """Free the slots of `connections`, and close them."""
+    for connection in connections:
+        with contextlib.suppress(Exception):
+            connection.invalidate()
+        with contextlib.suppress(Exception):
+            connection.close()
 
 
 def _end(dbapi_connection: Any, engine: Engine) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy import connections_of, creator_of
+from .._sqlalchemy import connections_of
+from .._sqlalchemy_pools import creator_of
 from ..drivers.base import driver_of
 
 

@@ -13,23 +13,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeGuard
 
-from sqlalchemy import create_engine
+import sqlalchemy
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool
 
-from .. import _sqlalchemy
+from .. import _sqlalchemy_pools
+from .. import scope as scope_module
 from ..drivers import sqlite
 from ..drivers.base import driver_of
 from ..drivers.url import shown
 from ..errors import InvalidSetting
 from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
-from . import forks, on_error, pool
+from . import commits, forks, on_error, pool
 from .held import HoldingWatch
 from .on_error import ErrorObserver
 from .sizing import PoolSize
+from .succession import Succession
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EngineListener = Callable[[Engine], object]
 _POOL_OPTIONS = frozenset({"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"})
@@ -52,6 +54,9 @@ class Scope(Protocol):
 
     def describe_holder(self) -> str:
         """Name its open units of work, the innermost first."""
+
+    def waits_in_line(self, scope: scope_module.Scope, connections: int, /) -> bool:
+        """Tell whether it is to wait with the tasks that compete for so many `connections`."""
 
 
 class EngineFactory:
@@ -84,7 +89,7 @@ class EngineFactory:
         self.user_engine = engine
         self.url: URL = engine.url if engine is not None else url  # type: ignore[assignment]
         self.options = options
-        self.hooks = tuple(hooks)
+        self.hooks: tuple[EngineHook, ...] = tuple(hooks)
         self.pool_class = pool_class
         self.phrases: tuple[str, ...] = ()
         """What features have to say in the log line at worker start."""
@@ -94,35 +99,58 @@ class EngineFactory:
         """Its Engines are those of a worker."""
         self.others: list[Engine] = []
         """Engines that the user's Sessions are bound to beside this one."""
+        self.succession: Succession = Succession()
+        """The Engines that were `db.engine` before."""
         self._scope = scope
         self._observe = observe
         self._listeners: list[EngineListener] = []
         self._notified: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._first: Engine | None = None
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
 
     @property
     def engine_options(self) -> dict[str, Any]:
         """The keyword arguments of `create_engine` that the user gave."""
         return self.options.engine_options
 
+    @property
+    def waits_in_c(self) -> bool:
+        """Whether a driver of its Engines waits inside C, where Python runs no signal handler."""
+        urls = (self.url, self.options.replica_url, *(engine.url for engine in self.others))
+        return any(driver_of(url.get_dialect()).waits_in_c for url in urls if url is not None)
+
     def after_fork(self) -> None:
         """Begin anew in the child: the thread that held the lock in the parent is not there to release it."""
         self.lock = threading.Lock()
 
     def on_engine(self, listener: EngineListener) -> None:
-        """Run `listener(engine)` for every Engine made from now on, and for those already made."""
+        """Run `listener(engine)` for every Engine made from now on, and for those that this process uses already."""
         self._listeners.append(listener)
         for engine in list(self._notified):
-            listener(engine)
+            with self.succession.ours(engine):
+                listener(engine)
 
-    def notify(self, engine: Engine) -> Engine:
-        """Run the listeners for `engine`, once; for the strategy to call when it has put the Engine in its place."""
+    def notify(self, engine: Engine) -> None:
+        """Run the listeners for `engine`, once."""
         if engine not in self._notified:
-            self._notified.add(engine)
             for listener in self._listeners:
                 listener(engine)
-        return engine
+            self._notified.add(engine)  # now: one that raises runs again, rather than be left out
+
+    def put_in_place(self, engine: Engine) -> None:
+        """Let `engine` be `db.engine` from now on, its listeners run and with what was put on the one before."""
+        self.notify(engine)
+        if engine is not self.user_engine:
+            previous = self.succession.succeed(engine)
+            if previous is not None:
+                self._notified.discard(previous)
+
+    def leave(self, engines: Iterable[Engine | None]) -> None:
+        """`engines` are used no more in this process. The user's own is."""
+        for engine in engines:
+            if engine is not None and engine is not self.user_engine:
+                self._notified.discard(engine)
+                self.succession.leave(engine)
 
     def given_size(self) -> PoolSize | None:
         """Return the size of the user's own connection pool; None when there is none, or it is no queue."""
@@ -192,7 +220,7 @@ class EngineFactory:
         """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
         self.others = list({id(engine): engine for engine in engines if engine is not self.user_engine}.values())
         for engine in self.others:
-            self._watch(engine)
+            self._watch(engine, self.options)
             if isinstance(engine.pool, QueuePool):
                 self._resize(engine, pool.size_of(engine.pool))
 
@@ -223,7 +251,8 @@ class EngineFactory:
         arguments |= {name: value for name, value in given.items() if name not in leave_out} | decided
         arguments["connect_args"] = {**driver.connect_args(url, options), **given.get("connect_args", {})}
         try:
-            engine = create_engine(url, **arguments)
+            # Looked up now: tracing tools put their own in its place, in a worker's signal at the earliest.
+            engine = sqlalchemy.create_engine(url, **arguments)
         except Exception as error:
             if is_interrupt(error):
                 raise
@@ -233,7 +262,7 @@ class EngineFactory:
                 f"{type(error).__name__}: {error}. Options given: {names} (values not shown)."
             ) from None
         _explain_failing_creator(engine, options.options_setting)
-        self._watch(engine, fresh=True, like=like)
+        self._watch(engine, options, like=like)
         if isinstance(engine.pool, pool.ReservedQueuePool):
             engine.pool.reserve = reserve
             self._configure_pool(engine, engine.pool)
@@ -246,21 +275,22 @@ class EngineFactory:
     def _take_over(self, engine: Engine) -> Engine:
         """Guard the user's Engine, once, and give it a connection pool of this side of a fork or a monkey patch."""
         if engine not in _served:
-            self._watch(engine)
+            self._watch(engine, self.options)
             for hook in self.hooks:
                 hook(engine, self.options)
         self._resize(engine, self.given_size())
         return engine
 
-    def _watch(self, engine: Engine, *, fresh: bool = False, like: HoldingWatch | None = None) -> None:
-        forks.guard(engine, fresh=fresh)
+    def _watch(self, engine: Engine, options: DatabaseOptions, *, like: HoldingWatch | None = None) -> None:
+        forks.guard(engine.pool)
         if engine in _served:
             return  # the user's Engine, served by another Alchemy before
         engine_id = like.engine_id if like is not None else object()
         watch = _served[engine] = HoldingWatch(engine.dialect, engine_id)
         watch.scarce = self.tasks_may_queue
         watch.listen(engine, by_pool=_becomes_ours(engine.pool))
-        on_error.listen(engine, self._observe)
+        on_error.listen(engine, self._observe, options)
+        commits.guard(engine)
 
     def _serve(self, engine: Engine) -> None:
         if self.serves_tasks:
@@ -275,13 +305,15 @@ class EngineFactory:
             return
         new = pool.resized(old, self.pool_class, size)
         self._configure_pool(engine, new)
+        forks.guard(new)
         engine.pool = new
-        _sqlalchemy.retire(old)
+        _sqlalchemy_pools.retire(old)
 
     def _configure_pool(self, engine: Engine, new: pool.ReservedQueuePool) -> None:
         watch = _served[engine]
         watch.scarce = self.tasks_may_queue
         new.describe_holder, new.watch = self._scope.describe_holder, watch
+        new.waits_in_line = self._scope.waits_in_line
 
 
 def _becomes_ours(found: Pool) -> TypeGuard[QueuePool]:
@@ -305,4 +337,4 @@ def _explain_failing_creator(engine: Engine, setting: str) -> None:
 
         return creator
 
-    _sqlalchemy.wrap_creator(engine.pool, wrap)
+    _sqlalchemy_pools.wrap_creator(engine.pool, wrap)

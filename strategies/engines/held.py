@@ -17,9 +17,10 @@ import select
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
@@ -27,44 +28,19 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.util.queue import Empty, Full
 
-from .._sqlalchemy import get_or_wait, give_up
+from .._sqlalchemy_pools import PoolRecord, get_or_wait, give_up, return_after_all
 from ..drivers.base import Driver, driver_of
 from ..scope import SCOPE, Scope, current_scope, here
-from .leaks import Origin, find_origin
+from .holding import Holding
+from .leaks import describe, find_origin
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Key in `ConnectionPoolEntry.record_info`, which stays when the record connects anew.
 _KEY = "celery_alchemy.held"
 PING_AFTER_S = 5.0
 """Under load no connection is idle for so long; a task that comes after such a pause can afford a round trip."""
 _POLLIN = 1
-
-
-class Connecting(Protocol):
-    """A unit of work, as far as its connection goes."""
-
-    connected: int
-
-
-class Holding:
-    """What is known of one record of a connection pool.
-
-    State: in the pool (`stack` is None), or checked out (`stack` is the list of the thread or greenlet that did it).
-    """
-
-    __slots__ = ("idle_since", "origin", "poll", "record", "stack", "unit", "watch")
-
-    def __init__(self, watch: HoldingWatch, record: ConnectionPoolEntry) -> None:
-        self.watch = watch
-        self.record = record
-        self.poll: Callable[[int], list[Any]] | None = None
-        """Looks whether there is something to read; None for a driver that shows no socket."""
-        self.stack: list[ConnectionPoolEntry] | None = None
-        self.unit: Connecting | None = None
-        """The unit of work whose Session has it; None where other code does."""
-        self.origin: Origin = None
-        self.idle_since = 0.0
 
 
 class HoldingWatch:
@@ -75,13 +51,14 @@ class HoldingWatch:
         engine_id: The same for all connection pools of the Engine, and of the one that reads beside it.
     """
 
-    __slots__ = ("_dialect", "driver", "engine_id", "scarce")
+    __slots__ = ("_dialect", "_state_of", "driver", "engine_id", "scarce")
 
     def __init__(self, dialect: Dialect, engine_id: object) -> None:
         self._dialect = dialect
         self.driver: Driver = driver_of(dialect)
-        self.engine_id = engine_id
-        self.scarce = False
+        self._state_of = self.driver.state_of or _unknown
+        self.engine_id: object = engine_id
+        self.scarce: bool = False
         """Tasks queue for a first connection, and use other such Engines beside it (the databases of one app). Who
         holds a connection of another one takes an extra one here rather than queue: they could wait for one another."""
 
@@ -95,7 +72,7 @@ class HoldingWatch:
         if not by_pool:
             event.listen(engine, "checkout", self._on_checkout)
             event.listen(engine, "checkin", self._on_checkin)
-            event.listen(engine, "detach", self._on_checkin)
+            event.listen(engine, "detach", self._on_detach)
 
     def take(self, record: ConnectionPoolEntry, scope: Scope) -> bool:
         """Put `record` on the stack of the running thread or greenlet, `scope`.
@@ -110,26 +87,36 @@ class HoldingWatch:
         # The checkin may come from another thread, or from the garbage collector: remember whose stack it is on.
         holding.stack = stack = scope.held
         stack.append(record)
-        holding.unit = unit = scope.connecting
+        unit = scope.connecting
         if unit is None:
+            holding.unit = None
             holding.origin = find_origin()  # 2 to 3 us, for a message; a unit of work gives its own back by itself
         else:
             scope.connecting = None
             unit.connected = 1
+            holding.unit = weakref.ref(unit)
             holding.origin = None
+        if holding.is_new and record.dbapi_connection is not None:
+            self.driver.keep_set_up(record.dbapi_connection)
+            holding.state, holding.is_new = self._state_of(record.dbapi_connection), False
         return (holding.poll is None or bool(holding.poll(0))) and self._is_dead(holding)
 
-    def give_back(self, record: ConnectionPoolEntry) -> None:
-        """Take `record` off the stack it is on."""
+    def give_back(self, record: ConnectionPoolEntry, *, detached: bool = False) -> None:
+        """Take `record` off the stack it is on; its connection is closed where the next user would meet what this one
+        has set on it (unless it is `detached`, and nobody's)."""
         info: Any = record.record_info
         holding: Holding | None = info.get(_KEY)
         if holding is None or holding.stack is None:
             return
+        connection = record.dbapi_connection
+        if connection is not None and not detached and self._state_of(connection) != holding.state:
+            self._close_changed(holding, connection)
         stack, holding.stack = holding.stack, None
-        unit = holding.unit
-        if unit is not None:
-            unit.connected = 0
+        if holding.unit is not None:
+            unit = holding.unit()
             holding.unit = None
+            if unit is not None:
+                unit.connected = 0
         if stack and stack[-1] is record:
             stack.pop()
         elif record in stack:
@@ -137,19 +124,51 @@ class HoldingWatch:
         if holding.poll is None:
             holding.idle_since = time.monotonic()
 
+    def _close_changed(self, holding: Holding, connection: Any) -> None:
+        record = holding.record
+        try:
+            self.driver.settle(connection)
+            found = self._state_of(connection)
+        except Exception:
+            logger.warning("A connection could not be rolled back; it is closed", exc_info=True)
+            record.invalidate()
+            return
+        if found == holding.state:
+            return
+        if self.driver.same_state(self._dialect, holding.state, found):
+            holding.state = found
+            return
+        if not holding.is_new:  # else a listener may have set it up
+            names = zip(self.driver.state_names, holding.state, found, strict=True)  # type: ignore[call-overload]
+            changes = ", ".join(f"{name} from {one!r} to {other!r}" for name, one, other in names if one != other)
+            logger.warning(
+                "%s has changed a connection that others use after it: %s. The connection is closed. Set what one "
+                "transaction needs with execution_options(), and what all need in db.on_engine().",
+                _name_holder(holding), changes,
+            )  # fmt: skip
+        record.invalidate()
+
     def _on_connect(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         holding = holding_of(record) or self._hold(record)
         holding.poll = self._poll_of(dbapi_connection)
+        holding.number = self.driver.number_of(dbapi_connection)
         holding.idle_since = time.monotonic()
+        self._begin_anew(holding, dbapi_connection)
 
     def _on_checkout(self, dbapi_connection: object, record: ConnectionPoolEntry, fairy: object) -> None:
         holding = holding_of(record)
         if holding is not None and self._is_dead(holding):
             raise DisconnectionError("the server has closed it while it was idle")  # SQLAlchemy connects anew
-        self.take(record, here())
+        scope = here()
+        if scope.held:  # a `checkin` listener that failed has kept ours from hearing of what came back
+            scope.held[:] = [one for one in scope.held if one.in_use]
+        self.take(record, scope)
 
     def _on_checkin(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         self.give_back(record)
+
+    def _on_detach(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+        self.give_back(record, detached=True)
 
     def _is_dead(self, holding: Holding) -> bool:
         connection = holding.record.dbapi_connection
@@ -173,8 +192,15 @@ class HoldingWatch:
         holding: Holding = info.setdefault(_KEY, Holding(self, record))
         if record.dbapi_connection is not None:  # made before anybody looked
             holding.poll = self._poll_of(record.dbapi_connection)
+            holding.number = self.driver.number_of(record.dbapi_connection)
             holding.idle_since = time.monotonic()
+            self._begin_anew(holding, record.dbapi_connection)
         return holding
+
+    def _begin_anew(self, holding: Holding, dbapi_connection: Any) -> None:
+        self.driver.follow(dbapi_connection)
+        holding.state, holding.is_new = self._state_of(dbapi_connection), True
+        self.driver.leave_uncounted(dbapi_connection)  # what listeners do to it is nobody's transaction
 
     def _poll_of(self, dbapi_connection: Any) -> Callable[[int], list[Any]] | None:
         descriptor = self.driver.descriptor(dbapi_connection)
@@ -187,11 +213,30 @@ class HoldingWatch:
         return found
 
 
-class RecordQueue:
-    """Records of a connection pool that are idle. A checkout that waits for nobody takes one lock and calls nothing.
+def _unknown(dbapi_connection: object) -> None:
+    return None
 
-    The lock may be taken again by its holder: the garbage collector may
-    put a record back at any time.
+
+def name_user(record: ConnectionPoolEntry) -> str:
+    """Name who has the connection of `record`, for a message."""
+    holding = holding_of(record)
+    return _name_holder(holding) if holding is not None else "Code"
+
+
+def _name_holder(holding: Holding) -> str:
+    """Name who has a connection: a unit of work, or code that has checked it out itself inside one, or the place."""
+    label = getattr(holding.unit() if holding.unit is not None else None, "label", None)
+    if label is None:
+        units = here().units
+        place = describe(holding.origin)
+        label = f"{units[-1].unit.label}, at {place}," if units else f"The code at {place}"
+    return str(label)
+
+
+class RecordQueue:
+    """Records of a connection pool that are idle. A checkout that waits for nobody takes no lock.
+
+    The lock of the others may be taken again by its holder: the garbage collector may put a record back at any time.
 
     Args:
         maxsize: The most records it keeps; 0: no limit.
@@ -201,10 +246,10 @@ class RecordQueue:
     __slots__ = ("_available", "_waiting", "maxsize", "mutex", "queue", "use_lifo")
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
-        self.maxsize = maxsize
-        self.use_lifo = use_lifo
+        self.maxsize: int = maxsize
+        self.use_lifo: bool = use_lifo
         self.queue: deque[ConnectionPoolEntry] = deque()
-        self.mutex = threading.RLock()
+        self.mutex: threading.RLock = threading.RLock()
         self._available = threading.Condition(self.mutex)
         self._waiting = 0
 
@@ -226,11 +271,11 @@ class RecordQueue:
                 self._available.notify()
 
     def take(self) -> ConnectionPoolEntry | None:
-        """Take a record; None, at once, where there is none."""
-        with self.mutex:
-            if not self.queue:
-                return None
+        """Take a record; None, at once, where there is none. One step of a deque, which needs no lock."""
+        try:
             return self.queue.pop() if self.use_lifo else self.queue.popleft()
+        except IndexError:
+            return None
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         """Take a record.
@@ -256,8 +301,27 @@ class RecordQueue:
                 if left is not None and left <= 0:
                     raise Empty
                 self._available.wait(left)
+        except BaseException:
+            if self.queue:
+                self._available.notify()  # killed after it was called: the next in line is called instead
+            raise
         finally:
             self._waiting -= 1
+
+
+class ReturningRecord(PoolRecord):
+    """A record that goes back to its connection pool also where a `checkin` listener fails.
+
+    SQLAlchemy raises then before it is back, and its place is lost for good.
+    """
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        reference = self.fairy_ref
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException:
+            return_after_all(self, reference() if reference is not None else None)
+            raise
 
 
 class WatchedQueuePool(QueuePool):
@@ -268,6 +332,9 @@ class WatchedQueuePool(QueuePool):
     """What all connection pools of one Engine have in common; None: nobody looks."""
     nests = False
     """A thread or greenlet that holds a connection gets its next one elsewhere."""
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        return ReturningRecord(self)
 
     def _do_get(self) -> ConnectionPoolEntry:
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()

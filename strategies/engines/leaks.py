@@ -13,23 +13,31 @@ from .._sqlalchemy import fairy_of
 #: The code and the line of a checkout, for a message; None: not known.
 Origin = tuple[CodeType, int] | None
 
-_LIBRARIES = ("sqlalchemy.", "celery_alchemy.strategies.", "celery_alchemy.workers.")
+_LIBRARIES = (
+    *("sqlalchemy.", "opentelemetry.", "wrapt.", "celery_alchemy.strategies.", "celery_alchemy.workers."),
+    "contextlib",  # closing(), ExitStack, and what `with engine.begin()` enters
+)
 #: By the id of their variables, for speed: a checkout passes through some twenty frames. They are never unloaded.
 _library_modules: set[int] = set()
 
 
-def find_origin() -> Origin:
+def find_origin(also: tuple[str, ...] = ()) -> Origin:
     """Return the innermost line of code that belongs to no library, without keeping its variables alive.
 
     It is shown in a message; nothing is decided by it.
+
+    Args:
+        also: Beginnings of the names of modules that are a library's too.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals
         if id(module) not in _library_modules:
-            if not module.get("__name__", "").startswith(_LIBRARIES):
+            name = module.get("__name__", "")
+            if name.startswith(_LIBRARIES):
+                _library_modules.add(id(module))
+            elif not (also and name.startswith(also)):
                 return frame.f_code, frame.f_lineno
-            _library_modules.add(id(module))
         frame = frame.f_back
     return None
 

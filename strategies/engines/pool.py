@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable
 
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, QueuePool
 
-from .._sqlalchemy import get_at_once, is_exhausted, max_overflow, queue_like, recycle
+from .._sqlalchemy_pools import get_at_once, get_within, max_overflow, queue_like, recycle
 from ..errors import NoConnectionFree, ReservedSlotsInUse
 from ..interrupts import shield
-from ..scope import Scope, describe_current_scope
+from ..scope import Scope, describe_current_scope, living_scopes
 from ..worker_pool import NO_WORKER, WorkerPool
-from .held import WatchedQueuePool, holding_of
+from .held import HoldingWatch, WatchedQueuePool, holding_of
 from .sizing import PoolSize
 
 _UNUSED_FOR = 10
 """Ordinary checkouts without a nested one, after which the connections of nested units are closed."""
-_PAUSES_S = (0.001, 0.05)
-"""Between two looks of a helper thread: the first pause, and the longest."""
+_LOOK_EVERY_S = 0.02
+"""Who waits for a slot in reserve looks this often whether an ordinary connection has come free."""
 
 
 class ReservedQueuePool(WatchedQueuePool):
@@ -28,13 +28,17 @@ class ReservedQueuePool(WatchedQueuePool):
     With a plain QueuePool, N tasks that each hold one of N connections and open a second wait for one another until
     `pool_timeout`. Here a nested checkout takes a connection of a second queue, as big as `reserve`, or raises
     `ReservedSlotsInUse` at once. The second queue is emptied when tasks have done without for a while. A thread that
-    runs no task may be the helper of one that waits for it, so it takes whichever of both has a connection first.
+    runs no task may be the helper of one that waits for it, so it takes whichever of both has a connection first. So
+    does a task where all tasks that run have room among the ordinary connections: its own helpers have taken them.
 
     At most `pool_size + max_overflow + reserve` connections are open.
     """
 
     describe_holder: Callable[[], str] = staticmethod(describe_current_scope)
     """Names who holds a connection, for a message; set by the unit-of-work layer."""
+    waits_in_line: Callable[[Scope, int], bool] = staticmethod(lambda scope, connections: True)
+    """Tells whether a thread or greenlet is to wait with the tasks that compete for so many ordinary connections, and
+    may have none in reserve; set by the unit-of-work layer."""
     reserve: int = 0
     """Connections that only a nested checkout, or a helper thread, may open."""
     _extra: WatchedQueuePool | None = None
@@ -44,10 +48,14 @@ class ReservedQueuePool(WatchedQueuePool):
         """Return a record, for a task of its own or a nested unit of work."""
         if scope.held and self._must_not_wait(scope.held):
             return self._get_nested()
-        if self.reserve and not (scope.units and scope.units[-1].in_task) and is_exhausted(self):
-            return self._get_for_helper()
-        if self._extra is not None:
+        if self.nests:
             self._close_unused()
+        if self.reserve:
+            record = get_at_once(self)
+            if record is not None:
+                return record
+            if not self.waits_in_line(scope, self.size()):
+                return self._get_whichever()
         try:
             return super().find(scope)
         except sa_exc.TimeoutError as error:
@@ -77,18 +85,18 @@ class ReservedQueuePool(WatchedQueuePool):
             size, limit = self.size(), max_overflow(self) + self.reserve
             raise ReservedSlotsInUse(
                 f"{self.describe_holder()}: it already holds a connection, needs another one, and all "
-                f"{size + limit} of this connection pool are in use. Waiting could be waiting for itself, so it "
-                f"is refused at once. Commit or roll back the outer unit of work first, or give the pool more room: "
-                f"alchemy_engine_options = {{'pool_size': {size}, 'max_overflow': {limit + size}}}."
+                f"{size + limit} of this connection pool are in use, by {self._describe_holders()}. Waiting could be "
+                f"waiting for itself, so it is refused at once. Commit or roll back the outer unit of work first, or "
+                f"give the pool more room: alchemy_engine_options = {{'pool_size': {size}, 'max_overflow': "
+                f"{limit + size}}}, or create_engine() with these where you bring the Engine."
             )
         return record
 
-    def _get_for_helper(self) -> ConnectionPoolEntry:
+    def _get_whichever(self) -> ConnectionPoolEntry:
         """Return whatever comes free first: in the ordinary queue or among the reserve."""
         deadline = time.monotonic() + self.timeout()
-        pause_s, longest_s = _PAUSES_S
         while True:
-            record = get_at_once(self) or self._get_extra()
+            record = self._get_extra() or get_at_once(self)
             if record is not None:
                 return record
             left_s = deadline - time.monotonic()
@@ -96,27 +104,42 @@ class ReservedQueuePool(WatchedQueuePool):
                 raise NoConnectionFree(
                     f"{self.describe_holder()}: no connection became free within {self.timeout():g} s (pool_timeout), "
                     f"neither of the {self.size() + max(max_overflow(self), 0)} that tasks queue for, nor of the "
-                    f"{self.reserve} in reserve.",
+                    f"{self.reserve} in reserve. They are in use by {self._describe_holders()}.",
                     code="3o7r",
                 )
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 2, longest_s)
+            # Waiting there is a place in a queue; the other queue is that of the tasks, and is only looked at.
+            if self._extra is not None:
+                record = get_within(self._extra, min(left_s, _LOOK_EVERY_S))
+                if record is not None:
+                    return record
+
+    def _describe_holders(self) -> str:
+        """Name whatever holds a connection of this Engine, for a message."""
+        names = []
+        for scope in living_scopes():
+            if any(self.is_of(record) for record in list(scope.held)):
+                units = list(scope.units)
+                names.append(units[-1].unit.label if units else "code without a unit of work")
+        return ", ".join(dict.fromkeys(names)) or "nothing any more"
 
     def _close_unused(self) -> None:
         """Close the connections that nested units have left, once tasks do without: each is a process of the server."""
         self._unused += 1
         extra = self._extra
         if self._unused > _UNUSED_FOR and extra is not None and not extra.checkedout():
-            self._extra, self.nests = None, False
-            extra.dispose()
+            self.nests: bool = False
+            recycle(extra, time.time())
 
     def _get_extra(self) -> ConnectionPoolEntry | None:
         """Return a record of the reserve; None when all of it is in use. It goes back there by itself."""
-        if self._extra is None:
-            self._extra = queue_like(self, WatchedQueuePool, pool_size=self.reserve, max_overflow=0)
-            self._extra.watch, self.nests = self.watch, True
-        self._unused = 0
-        return get_at_once(self._extra)
+        extra = self._extra
+        if extra is None:
+            made = queue_like(self, WatchedQueuePool, pool_size=self.reserve, max_overflow=0)
+            made.watch = self.watch
+            # Two threads may come here at once, and with two such pools twice the reserve would be opened.
+            extra = self.__dict__.setdefault("_extra", made)
+        self._unused, self.nests = 0, True
+        return get_at_once(extra)
 
     def recreate(self) -> ReservedQueuePool:
         """Return a new, empty pool like this one."""
@@ -127,7 +150,9 @@ class ReservedQueuePool(WatchedQueuePool):
 
     def be_like(self, other: ReservedQueuePool) -> None:
         """Belong to the Engine of `other`, with as much in reserve."""
-        self.describe_holder, self.watch, self.reserve = other.describe_holder, other.watch, other.reserve
+        self.describe_holder, self.waits_in_line = other.describe_holder, other.waits_in_line
+        self.reserve = other.reserve
+        self.watch: HoldingWatch | None = other.watch
 
     def dispose(self) -> None:
         """Close what is idle, in both queues."""
@@ -152,10 +177,18 @@ class ReservedQueuePool(WatchedQueuePool):
 class DeferringQueuePool(ReservedQueuePool):
     """The same for prefork: a soft time limit inside a checkout would lose the slot for good."""
 
+    @shield.covers
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out."""
-        with shield:
+        if not shield.applies:
             return super().connect()
+        shield.depth += 1
+        try:
+            return super().connect()
+        finally:
+            shield.depth -= 1
+            if shield.pending is not None:
+                shield.check()
 
 
 class MeteredQueuePool(DeferringQueuePool):
@@ -218,6 +251,13 @@ def queues_of(pool: Pool) -> tuple[QueuePool, ...]:
     if isinstance(pool, ReservedQueuePool):
         return pool.queues
     return (pool,) if isinstance(pool, QueuePool) else ()
+
+
+def may_hold_any(pool: Pool) -> bool:
+    """Tell whether `pool` may have connections that are open."""
+    if isinstance(pool, QueuePool):
+        return any(one.checkedin() + one.checkedout() > 0 for one in queues_of(pool))
+    return not isinstance(pool, NullPool)
 
 
 def recycle_all(pool: Pool) -> None:

@@ -7,27 +7,52 @@ under every driver; whoever catches SQLAlchemy's own class still does.
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
 from sqlalchemy import exc as sa_exc
 
+from ..drivers import libpq_words
 from ..drivers.base import code_of
+from ..drivers.stale import is_stale
 from ..errors import BrokenTransaction, TransientDatabaseError
 
 
-class TransientOperationalError(TransientDatabaseError, sa_exc.OperationalError):
+class _FromMessage(Exception):
+    """Can be made from its message alone: that is all that Celery's JSON results keep of an exception."""
+
+    def __init__(self, statement: str | None = None, params: Any = None, orig: Any = None, *more: Any, **named: Any):
+        if orig is None and not more and not named:
+            sa_exc.StatementError.__init__(self, statement or "", None, None, None)  # type: ignore[arg-type]
+        else:
+            super().__init__(statement, params, orig, *more, **named)
+
+    def __reduce__(self) -> Any:
+        if getattr(self, "orig", None) is None:
+            return type(self), self.args, {"detail": getattr(self, "detail", [])}
+        return super().__reduce__()
+
+
+class TransientOperationalError(_FromMessage, TransientDatabaseError, sa_exc.OperationalError):
     """An OperationalError that passes by itself."""
 
 
-class TransientInterfaceError(TransientDatabaseError, sa_exc.InterfaceError):
+class TransientInterfaceError(_FromMessage, TransientDatabaseError, sa_exc.InterfaceError):
     """An InterfaceError that passes by itself: the connection is lost."""
 
 
-class TransientInternalError(TransientDatabaseError, sa_exc.InternalError):
-    """An InternalError that passes by itself: the connection is lost."""
+class TransientInternalError(_FromMessage, TransientDatabaseError, sa_exc.InternalError):
+    """An InternalError that passes by itself: the connection is lost, or the server has become read-only."""
 
 
-class TransientDriverError(TransientDatabaseError, sa_exc.DatabaseError):
+class TransientNotSupportedError(_FromMessage, TransientDatabaseError, sa_exc.NotSupportedError):
+    """A NotSupportedError that passes by itself: the server is a standby at present, or what was prepared is stale."""
+
+
+class TransientProgrammingError(_FromMessage, TransientDatabaseError, sa_exc.ProgrammingError):
+    """A ProgrammingError that passes by itself: what was prepared is gone; pg8000 calls all that the server says so."""
+
+
+class TransientDriverError(_FromMessage, TransientDatabaseError, sa_exc.DatabaseError):
     """A DatabaseError of no narrower class that passes by itself: the connection is lost."""
 
 
@@ -39,6 +64,8 @@ _NARROWED: dict[type[sa_exc.DBAPIError], type[TransientDatabaseError]] = {
     sa_exc.OperationalError: TransientOperationalError,
     sa_exc.InterfaceError: TransientInterfaceError,
     sa_exc.InternalError: TransientInternalError,
+    sa_exc.NotSupportedError: TransientNotSupportedError,
+    sa_exc.ProgrammingError: TransientProgrammingError,
     sa_exc.DatabaseError: TransientDriverError,
 }
 
@@ -59,6 +86,10 @@ _SQLSTATES = frozenset(
     }
 )
 _CONNECTION_EXCEPTION = "08"
+_PROTOCOL_VIOLATION = "08P01"
+"""The code of all that PgBouncer says itself, a wrong password included: only its words tell."""
+_FOR_GOOD = ("28", "3D000", "57P04")
+"""Refused, whatever becomes of the connection: who you are, which database; it was dropped."""
 
 #: Source: MySQL 8.4 and MariaDB 11, "Error Reference". Not among them: 1317, somebody's KILL QUERY.
 _MYSQL_NUMBERS = frozenset(
@@ -91,20 +122,6 @@ _LOST_STATES = ("08", "57P")
 #: Of these the server rolls the transaction back because of another one: it may run again, and at once.
 _CONFLICTS: frozenset[str | int] = frozenset({"40001", "40P01", 1020, 1213, 1614, 3101})
 
-#: libpq has no code for a connection that was not made, nor for one that broke: only its message tells, and the
-#: server's, in the language of either. What is not recognised is not called transient.
-_UNREACHABLE = re.compile(
-    r"connection refused|timeout expired|timed out|no route to host|network is unreachable|connection reset|"
-    r"broken pipe|closed the connection unexpectedly|could not receive data from server|could not send data to server|"
-    r"is the server running|no such file or directory|could not translate host name|failed to resolve host|"
-    r"name resolution|ssl syscall error|unexpected eof|consuming input failed|the connection is (?:closed|lost)|"
-    r"connection (?:already )?closed|is (?:starting up|shutting down|in recovery mode)|"
-    r"not (?:yet )?accepting connections|too many (?:clients|connections)|remaining connection slots|"
-    r"due to administrator command|"
-    r"no more connections allowed|server conn crashed|client_login_timeout|query_wait_timeout",  # PgBouncer's
-    re.IGNORECASE,
-)
-
 
 def is_transient(error: BaseException | None) -> bool:
     """Tell whether `error` passes by itself, so that a fresh transaction, tried again, may well succeed.
@@ -117,8 +134,9 @@ def is_transient(error: BaseException | None) -> bool:
     if isinstance(error, BrokenTransaction):
         return is_transient(error.__cause__)
     if isinstance(error, sa_exc.DBAPIError):
-        return error.connection_invalidated or _driver_says(error.orig)
-    return error is not None and not isinstance(error, sa_exc.SQLAlchemyError) and _driver_says(error)
+        said = _driver_says(error.orig, error.statement)
+        return error.connection_invalidated if said is None else said
+    return error is not None and not isinstance(error, sa_exc.SQLAlchemyError) and _driver_says(error) is True
 
 
 def is_conflict(error: BaseException | None) -> bool:
@@ -146,31 +164,50 @@ def is_answer(error: BaseException | None) -> bool:
     return code is not None and code not in _LOST_NUMBERS and not str(code).startswith(_LOST_STATES)
 
 
-def narrow(error: sa_exc.SQLAlchemyError | None, *, disconnected: bool = False) -> None:
-    """Make `error` a TransientDatabaseError if it passes by itself.
+def narrow(error: sa_exc.SQLAlchemyError | None, *, passes: bool) -> None:
+    """Make `error` a TransientDatabaseError if it `passes` by itself.
 
     The same object, so that whatever SQLAlchemy still writes on it stays: only its class becomes a narrower one.
-
-    Args:
-        disconnected: SQLAlchemy takes the connection for lost.
     """
     narrowed = _NARROWED.get(type(error))  # type: ignore[arg-type]
-    if error is not None and narrowed is not None and (disconnected or is_transient(error)):
+    if error is not None and narrowed is not None and passes:
         error.__class__ = narrowed  # type: ignore[assignment]
 
 
-def _driver_says(error: BaseException | None) -> bool:
-    """Read the code of a driver's own error, whichever driver it is."""
+def driver_passes(error: BaseException, statement: str | None, *, disconnected: bool) -> bool:
+    """Tell whether a driver's own `error` passes by itself.
+
+    Args:
+        statement: It was raised for; None: not known.
+        disconnected: SQLAlchemy takes the connection for lost; believed where the driver does not say why.
+    """
+    said = _driver_says(error, statement)
+    return disconnected if said is None else said
+
+
+def _driver_says(error: BaseException | None, statement: str | None = None) -> bool | None:
+    """Read the code of a driver's own error, whichever driver it is; None where that decides nothing."""
     if error is None or not _is_drivers(error):
-        return False
+        return None
+    if is_stale(error, statement):
+        return True
     code = code_of(error)
     if isinstance(code, int):
-        return code in _MYSQL_NUMBERS
+        return code in _MYSQL_NUMBERS or None
+    if code == _PROTOCOL_VIOLATION:
+        return libpq_words.server_passes(_message_of(error))
     if isinstance(code, str):
-        return code in _SQLSTATES or code.startswith(_CONNECTION_EXCEPTION)
+        if code.startswith(_FOR_GOOD):
+            return False
+        return code in _SQLSTATES or code.startswith(_CONNECTION_EXCEPTION) or None
     if (result_code := _sqlite_code_of(error)) is not None:
-        return result_code in _SQLITE_CODES
-    return _UNREACHABLE.search(str(error)) is not None
+        return result_code in _SQLITE_CODES or None
+    return libpq_words.network_passes(error.__cause__) or libpq_words.passes(str(error))
+
+
+def _message_of(error: BaseException) -> str:
+    first = error.args[0] if error.args else ""
+    return str(first.get("M", "")) if isinstance(first, dict) else str(first)  # pg8000
 
 
 def _sqlite_code_of(error: BaseException) -> int | None:

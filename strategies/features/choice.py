@@ -14,7 +14,8 @@ from ..hooks import UnitHook
 from ..options import DatabaseOptions
 from ..several.two_phase import name_transactions
 from .first_statement import begin_with_first_statement, describe
-from .read_only import IN_TRANSACTION, ReadOnly, ReadOnlyHook, set_read_only_at_connect
+from .read_only import IN_TRANSACTION, ReadOnly, ReadOnlyHook, kind_of, set_read_only_at_connect
+from .reset_on_return import reset_on_return
 from .transaction_settings import TransactionSettings
 from .uncommitted import RollBackUnasked
 
@@ -24,13 +25,15 @@ ENGINE_HOOKS: tuple[EngineHook, ...] = (
     begin_with_first_statement,
     limit_statements,
     name_transactions,
+    reset_on_return,
 )
 
 
 def phrases(options: DatabaseOptions, url: URL) -> tuple[str, ...]:
     """Return what features have to say in the log line at worker start."""
     begin = describe(options.begin_with_first_statement, url, options.engine_options)
-    return (begin,) if begin else ()
+    reset = "each connection's session is reset when it comes back" if options.reset_on_return else ""
+    return tuple(filter(None, (begin, reset)))
 
 
 def unit_options(
@@ -61,4 +64,5 @@ def unit_options(
         hooks.append(ReadOnlyHook(read_only, strategy))
     if not commits and read_only is not True:
         hooks.append(RollBackUnasked())
-    return UnitOptions(commits, read_only, (*hooks, *extra), extra)
+    kind = kind_of(read_only) if read_only else None
+    return UnitOptions(commits, read_only, (*hooks, *extra), extra, kind)

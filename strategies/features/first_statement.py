@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Dialect, Engine
 
 from ..options import DatabaseOptions
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Mode = bool | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
@@ -101,7 +101,8 @@ def why_not(url: URL, mode: Mode, options: dict[str, Any] | None = None) -> str 
 
 def _allows(driver: str, connect_args: dict[str, Any]) -> bool:
     """Tell whether connections made with these arguments can be of a class of ours."""
-    return not (driver == "psycopg2" and "connection_factory" in connect_args)
+    factory = connect_args.get("connection_factory")
+    return driver != "psycopg2" or factory is None or factory.__module__.startswith(__package__.rpartition(".")[0])
 
 
 def is_local(url: URL) -> bool:

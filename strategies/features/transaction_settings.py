@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ..engines.statement_timeout import milliseconds
 from ..hooks import OpenUnit, UnitHook
+from ..names import in_ascii
 from ..options import DatabaseOptions
 
 LONGEST_NAME = 63
@@ -44,11 +45,13 @@ def _settings(options: DatabaseOptions, label: str) -> Iterable[tuple[str, str]]
 
 
 def shortened(label: str) -> str:
-    """Return `label`, `task name[task id]`, in at most 63 bytes: the beginning of the id, and what fits of the name."""
-    raw = label.encode()
-    if len(raw) <= LONGEST_NAME:
+    """Return `label`, `task name[task id]`, in at most 63 bytes: the beginning of the id, and what fits of the name.
+
+    In ASCII, which every encoding of a database has; PostgreSQL itself shows nothing else of an application_name.
+    """
+    label = in_ascii(label)
+    if len(label) <= LONGEST_NAME:
         return label
     name, bracket, task_id = label.rpartition("[")
     end = f"[{task_id[:_ID_LENGTH]}]" if bracket else ""
-    kept = (name if bracket else label).encode()[: LONGEST_NAME - len(end.encode())]
-    return kept.decode(errors="ignore") + end
+    return (name if bracket else label)[: LONGEST_NAME - len(end)] + end

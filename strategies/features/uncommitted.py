@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
 from ..hooks import OpenUnit, UnitHook
+from ..names import counted
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _WROTE = "uncommitted.wrote"
 
@@ -68,9 +69,9 @@ class RollBackUnasked(UnitHook):
             )
         if dropped:
             logger.warning(
-                "%s: %d on_commit callback(s) dropped: commit_on_success is False and its transaction was rolled back",
+                "%s: %s dropped: commit_on_success is False and its transaction was rolled back",
                 unit.label,
-                dropped,
+                counted(dropped, "on_commit callback"),
             )
 
 

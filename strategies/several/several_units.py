@@ -19,7 +19,7 @@ from ..unit_of_work import UnitOfWork
 from . import two_phase
 from .part import OneOfSeveral
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Part(OneOfSeveral):
@@ -145,12 +145,12 @@ class SeveralUnits(OneOfSeveral):
             unit.flush()
 
     def fail(self, error: BaseException) -> None:
-        """Roll back all, the one that decides for the others (`two_phase`) last."""
+        """Roll back all."""
         if self._parts is None:
             super().fail(error)
             return
         with ExitStack() as stack:
-            for unit in two_phase.decider_first([*self.parts, self]):
+            for unit in (self, *self.parts):
                 stack.callback(unit.fail_alone, error)
 
     def after_end(self, error: BaseException | None) -> None:

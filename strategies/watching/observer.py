@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..hooks import UnitHook
 from ..interrupts import is_interrupt
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -25,6 +25,13 @@ class Observer(Protocol):
 
     def leaked(self, count: int) -> None:
         """So many connections had to be taken back."""
+
+
+class OutboxObserver(Observer, Protocol):
+    """An observer that also wants to know of the outbox; told by `celery alchemy outbox run`."""
+
+    def outbox(self, waiting: int, set_aside: int, oldest_s: float) -> None:
+        """So many messages wait, so many are set aside, and the oldest that waits is so old (0.0: none waits)."""
 
 
 class ObserverHook(UnitHook):

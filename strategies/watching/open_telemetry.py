@@ -7,6 +7,8 @@ from typing import Any
 
 #: The name of a database, and its connections that are in use.
 InUse = Callable[[], Iterable[tuple[str, int]]]
+#: What became of messages of the outbox, and of how many, since the process began.
+Sent = Callable[[], Iterable[tuple[str, int]]]
 
 
 class OpenTelemetryObserver:
@@ -14,11 +16,12 @@ class OpenTelemetryObserver:
 
     Args:
         in_use: Returns the connections in use, by database; asked when metrics are collected.
+        sent: Returns what this process has done with messages of the outbox; asked likewise.
     Raises:
         ImportError: opentelemetry-api is not installed.
     """
 
-    def __init__(self, in_use: InUse) -> None:
+    def __init__(self, in_use: InUse, sent: Sent = lambda: ()) -> None:
         from opentelemetry import metrics
 
         meter: Any = metrics.get_meter("celery_alchemy")
@@ -44,6 +47,32 @@ class OpenTelemetryObserver:
             "celery_alchemy.connections.in_use", callbacks=[observe], unit="{connection}",
             description="Connections that are checked out",
         )  # fmt: skip
+
+        def observe_sent(options: object) -> Iterable[Any]:
+            return [metrics.Observation(count, {"outcome": outcome}) for outcome, count in sent()]
+
+        meter.create_observable_counter(
+            "celery_alchemy.outbox.messages", callbacks=[observe_sent], unit="{message}",
+            description="Messages of the outbox that this process has sent, failed to send, found expired, set aside",
+        )  # fmt: skip
+        self._outbox: dict[str, float] = {}
+        for name, unit, what in (
+            ("waiting", "{message}", "Messages that wait in the outbox"),
+            ("set_aside", "{message}", "Messages that are set aside after too many failures"),
+            ("oldest", "s", "Age of the oldest message that waits in the outbox"),
+        ):
+            meter.create_observable_gauge(
+                f"celery_alchemy.outbox.{name}", callbacks=[self._observe_outbox(name)], unit=unit, description=what
+            )
+
+    def _observe_outbox(self, name: str) -> Callable[[object], Iterable[Any]]:
+        from opentelemetry import metrics
+
+        return lambda options: [metrics.Observation(self._outbox[name])] if name in self._outbox else []
+
+    def outbox(self, waiting: int, set_aside: int, oldest_s: float) -> None:
+        """Note what is in the outbox, for when metrics are collected."""
+        self._outbox.update(waiting=waiting, set_aside=set_aside, oldest=oldest_s)
 
     def unit_ended(self, unit: Any, duration_s: float) -> None:
         """Record its duration and its statements."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 REPORT, RECYCLE = b"report\n", b"recycle\n"
 ANSWER_WITHIN_S = 1.0
@@ -62,20 +62,30 @@ class PoolProcesses:
             _answer_in_a_thread(theirs, answer)
 
     def open_door(self) -> str | None:
-        """Let pool processes that are spawned connect; return where. None where the directory's name is too long."""
-        self._directory = tempfile.TemporaryDirectory(prefix="celery-alchemy-", ignore_cleanup_errors=True)
-        address = os.path.join(self._directory.name, "ask")
+        """Let pool processes that are spawned connect; return where.
+
+        None, with a warning, where there can be no such place: no directory for temporary files can be written to, or
+        its name is longer than 107 characters. They are not asked then; the worker does without.
+        """
         door = socket.socket(socket.AF_UNIX)
         try:
+            self._directory = tempfile.TemporaryDirectory(prefix="celery-alchemy-", ignore_cleanup_errors=True)
+            address = os.path.join(self._directory.name, "ask")
             door.bind(address)
-        except OSError as error:  # 107 characters at most
-            logger.warning("celery inspect sessions cannot ask spawned pool processes (%s: %s)", address, error)
+            door.listen(128)
+        except OSError as error:
+            logger.warning("celery inspect sessions will show no spawned pool process: no socket (%s)", error)
             door.close()
+            self._remove_directory()
             return None
-        door.listen(128)
         door.setblocking(False)
         self._door = door
         return address
+
+    def _remove_directory(self) -> None:
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory.cleanup()
 
     def come_in(self, address: str, answer: Callable[[bytes], dict[str, Any]]) -> None:
         """Begin to answer, in a pool process that was spawned, at the `address` that `open_door` has returned."""
@@ -106,11 +116,10 @@ class PoolProcesses:
     def close(self) -> None:
         """Ask no more."""
         self.after_fork_in_parent()
-        door, self._door, directory, self._directory = self._door, None, self._directory, None
+        door, self._door = self._door, None
         if door is not None:
             door.close()
-        if directory is not None:
-            directory.cleanup()
+        self._remove_directory()
         for one in self._sockets:
             one.close()
         self._sockets.clear()
@@ -137,7 +146,12 @@ class PoolProcesses:
                 self._forget(one)
                 return None
             received += part
-        answer: dict[str, Any] = json.loads(received.splitlines()[-1])
+        try:
+            answer: dict[str, Any] = json.loads(received.splitlines()[-1])
+            int(answer["pid"])
+        except (ValueError, TypeError, LookupError):
+            self._forget(one)  # what writes there is no pool process of ours
+            return None
         return answer
 
     def _forget(self, one: socket.socket) -> None:
@@ -168,8 +182,8 @@ def _answer_in_a_thread(theirs: socket.socket, answer: Callable[[bytes], dict[st
 def _answer(theirs: socket.socket, answer: Callable[[bytes], dict[str, Any]]) -> None:
     # A soft time limit must interrupt what the main thread waits for, so it is delivered there.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    with contextlib.suppress(OSError):
-        for question in theirs.makefile("rb"):
+    with contextlib.suppress(OSError), theirs, theirs.makefile("rb") as questions:
+        for question in questions:
             try:
                 found = answer(question)
             except Exception as error:

@@ -9,15 +9,18 @@ from typing import Any
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from .._sqlalchemy import connections_of, idle_records
+from .._sqlalchemy import connections_of
+from .._sqlalchemy_pools import idle_records
 from ..drivers.base import driver_of
 from ..engines.held import holding_of
+from ..engines.holding import Holding
+from ..engines.leaks import describe as describe_origin
 from ..engines.pool import queues_of
 from ..registry import UnitOfWorkRegistry, open_units
+from ..scope import Scope, living_scopes
 from ..unit_of_work import UnitOfWork
-from .statements import Activity
+from .statements import Activity, activity_outside
 
-_LONGEST_STATEMENT = 200
 EXECUTING, IDLE, NOTHING = "in a statement", "idle in transaction", "no transaction"
 
 
@@ -26,8 +29,9 @@ def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
     now = monotonic()
     registries = list(registries)
     longest_s, label = max(((registry.longest_s, registry.longest) for registry in registries), default=(0.0, ""))
+    units = [describe(unit, now) for unit in sorted(open_units(), key=lambda unit: unit.began)]
     return {
-        "open": [describe(unit, now) for unit in sorted(open_units(), key=lambda unit: unit.began)],
+        "open": [*units, *(one for scope in living_scopes() for one in describe_outside(scope, now))],
         "ended": sum(registry.ended for registry in registries),
         "longest": {"task": label, "s": round(longest_s, 3)} if label else None,
         "leaks": sum(registry.leaks for registry in registries),
@@ -48,8 +52,38 @@ def describe(unit: UnitOfWork, now: float) -> dict[str, Any]:
         "statements": activity.statements if activity is not None else None,
         "state": state_of(unit),
         "since_s": round(now - activity.at, 3) if activity is not None else None,
-        "statement": activity.statement[:_LONGEST_STATEMENT] if activity is not None else None,
+        "statement": activity.shown() if activity is not None else None,
     }
+
+
+def describe_outside(scope: Scope, now: float) -> Iterable[dict[str, Any]]:
+    """Yield the connections that a thread or greenlet has checked out itself, with no unit of work open: one that a
+    task has started and left behind, for example. In the shape of `describe`; how old they are is not known."""
+    if scope.units:
+        return  # they are part of what that unit of work does
+    activity = activity_outside(scope)
+    for record in list(scope.held):
+        holding = holding_of(record)
+        if holding is not None and holding.unit is None:
+            yield {
+                "task": f"connection checked out at {describe_origin(holding.origin)}",
+                "id": None,
+                "age_s": None,
+                "statements": activity.statements if activity is not None else None,
+                "state": _state_outside(holding, activity),
+                "since_s": round(now - activity.at, 3) if activity is not None else None,
+                "statement": activity.shown() if activity is not None else None,
+            }
+
+
+def _state_outside(holding: Holding, activity: Activity | None) -> str:
+    driver, connection = holding.watch.driver, holding.record.dbapi_connection
+    try:
+        if (activity is not None and activity.executing) or driver.is_executing(connection):
+            return EXECUTING
+        return NOTHING if connection is None or driver.in_transaction(connection) is False else IDLE
+    except Exception:  # its own thread has closed it meanwhile
+        return NOTHING
 
 
 def state_of(unit: UnitOfWork) -> str:

@@ -17,28 +17,53 @@ from sqlalchemy.engine import Dialect, Engine
 from ..interrupts import shield
 from ..options import DatabaseOptions
 from ..registry import innermost_entry
-from ..scope import here
+from ..scope import Scope, here
 from ..unit_of_work import UnitOfWork
+from .masking import masked
 
+LONGEST_SHOWN = 200
+"""Characters of a statement."""
 _METHODS = ("do_execute", "do_executemany", "do_execute_no_params")
 _watched: weakref.WeakSet[Dialect] = weakref.WeakSet()
+#: Of threads and greenlets that use connections without a unit of work.
+_outside: weakref.WeakKeyDictionary[Scope, Activity] = weakref.WeakKeyDictionary()
 #: Not empty once somebody has asked what this process is doing.
 _wanted: list[bool] = []
 
 
-class Activity:
-    """What one unit of work has executed since it is watched. Times are of `time.monotonic`, in seconds."""
+def activity_outside(scope: Scope) -> Activity | None:
+    """Return what a thread or greenlet has executed outside of any unit of work; None where nothing was seen."""
+    return _outside.get(scope)
 
-    __slots__ = ("at", "executing", "statement", "statements")
+
+class Activity:
+    """What one unit of work, or a thread outside of any, has executed since it is watched.
+
+    Times are of `time.monotonic`, in seconds.
+    """
+
+    __slots__ = ("_shown", "at", "dialect", "executing", "statement", "statements")
 
     @shield.covers
     def __init__(self) -> None:
-        self.at = monotonic()
+        self.at: float = monotonic()
         """When its last statement began or ended."""
-        self.statements = 0
-        self.statement = ""
-        """The last one, without its parameters."""
-        self.executing = False
+        self.statements: int = 0
+        self.statement: str = ""
+        """The last one, without its parameters; its literals may be secret."""
+        self.dialect: str = ""
+        """Of that statement."""
+        self.executing: bool = False
+        self._shown = ("", "")
+
+    def shown(self) -> str:
+        """Return the beginning of the last statement, its literals masked."""
+        of, shown = self._shown
+        if of is not self.statement:  # who looks again and again sees the same one for long
+            of, dialect = self.statement, self.dialect
+            shown = masked(str(of), dialect, LONGEST_SHOWN)  # psycopg takes objects, too
+            self._shown = of, shown
+        return shown
 
 
 def watch_statements(engine: Engine, options: DatabaseOptions) -> None:
@@ -64,13 +89,13 @@ def watch(dialect: Dialect) -> None:
     if dialect not in _watched:
         _watched.add(dialect)
         for name in _METHODS:
-            setattr(dialect, name, _noting(getattr(dialect, name)))
+            setattr(dialect, name, _noting(getattr(dialect, name), dialect.name))
 
 
-def _noting(execute: Callable[..., Any]) -> Callable[..., Any]:
+def _noting(execute: Callable[..., Any], dialect: str) -> Callable[..., Any]:
     @shield.covers
     def noting(cursor: Any, statement: str, *arguments: Any, **keywords: Any) -> Any:
-        activity = _begins(statement)
+        activity = _begins(statement, dialect)
         if activity is None:
             return execute(cursor, statement, *arguments, **keywords)
         try:
@@ -83,18 +108,25 @@ def _noting(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @shield.covers
-def _begins(statement: str) -> Activity | None:
-    """Note that a statement begins; return None where it belongs to no unit of work."""
-    top = innermost_entry()
-    if top is None:
+def _begins(statement: str, dialect: str) -> Activity | None:
+    """Note that a statement begins; return None where it is nobody's: SQLAlchemy asks a new connection who it is."""
+    scope, top = here(), innermost_entry()
+    if scope.connecting is not None:
         return None
-    unit: UnitOfWork = top.unit
-    if here().connecting is not None:
-        return None  # SQLAlchemy asks a new connection who it is
-    activity: Activity | None = unit.activity
-    if activity is None:
-        activity = unit.activity = Activity()
+    activity: Activity | None
+    if top is not None:
+        unit: UnitOfWork = top.unit
+        activity = unit.activity
+        if activity is None:
+            activity = unit.activity = Activity()
+    elif scope.held:
+        activity = _outside.get(scope)
+        if activity is None:
+            activity = _outside[scope] = Activity()
+    else:
+        return None
     activity.statements += 1
+    activity.dialect = dialect
     activity.statement = statement
     activity.executing = True
     activity.at = monotonic()

@@ -38,7 +38,9 @@ def _missing(name: str, package: str) -> click.Command:
         raise click.UsageError(f"celery alchemy {name} {words}")
 
     anything: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    return click.Command(name, callback=refuse, help=f"Not installed: {words}", context_settings=anything)
+    # The short help is not cut to the width of the terminal: what to install would be lost.
+    said = f"Not installed: {words}"
+    return click.Command(name, callback=refuse, help=said, short_help=said, context_settings=anything)
 
 
 @click.group(cls=Commands)
@@ -63,6 +65,66 @@ def run(ctx: click.Context, once: bool, interval_s: float) -> None:
     from .outbox import run_outbox
 
     run_outbox(ctx.obj.app, once=once, interval_s=interval_s)
+
+
+def _about_rows(command: Any) -> Any:
+    """Give a command the options that choose rows of the outbox."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("--set-aside", is_flag=True, help="Those that are set aside after too many failures."),
+        click.option("--task", metavar="NAME", help="Those of the task with this name."),
+        click.argument("task_ids", nargs=-1, metavar="[TASK_ID]..."),
+    ):
+        command = option(command)
+    return command
+
+
+@outbox.command("list")
+@_about_rows
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="So many at most.")
+@click.pass_context
+def list_(
+    ctx: click.Context, task_ids: tuple[str, ...], task: str | None, set_aside: bool, as_json: bool, limit: int
+) -> None:
+    """Show the messages that wait in the outbox, the oldest first."""
+    from . import outbox_rows
+
+    choice = outbox_rows.Choice(task_ids, task, set_aside)
+    outbox_rows.show(ctx.obj.app, choice, limit=limit, to_json=as_json)
+
+
+@outbox.command()
+@_about_rows
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.pass_context
+def retry(
+    ctx: click.Context, task_ids: tuple[str, ...], task: str | None, set_aside: bool, as_json: bool, everything: bool
+) -> None:
+    """Let messages be sent at once, those that were set aside too.
+
+    What a sender is sending now is left to it. Exit code 1 where there is none such.
+    """
+    from . import outbox_rows
+
+    choice = outbox_rows.Choice(task_ids, task, set_aside)
+    outbox_rows.retry(ctx.obj.app, choice, everything=everything, to_json=as_json)
+
+
+@outbox.command()
+@_about_rows
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.pass_context
+def drop(
+    ctx: click.Context, task_ids: tuple[str, ...], task: str | None, set_aside: bool, as_json: bool, everything: bool
+) -> None:
+    """Delete messages from the outbox, for ever.
+
+    One that a sender is sending at this moment may arrive all the same. Exit code 1 where there is none such.
+    """
+    from . import outbox_rows
+
+    choice = outbox_rows.Choice(task_ids, task, set_aside)
+    outbox_rows.drop(ctx.obj.app, choice, everything=everything, to_json=as_json)
 
 
 @alchemy.command("in-doubt")

@@ -8,6 +8,9 @@ from typing import Any
 from celery import Celery
 
 from ...strategies import SessionStrategy
+from ...strategies.drivers.url import shown
+from ...strategies.engines.pool import max_connections
+from ...strategies.engines.sizing import GREEN_CONNECTIONS
 from ...strategies.worker_pool import WorkerPool
 from ..extension import Alchemy
 from ..task import DatabaseTask
@@ -43,22 +46,14 @@ def _of_database(
             f"Leave it out of {setting} and save a round trip a task.",
             setting,
         )
-    size, tasks = strategy.size, worker_pool.tasks_per_process
-    if "poolclass" not in options and 0 <= size.max_overflow < tasks - size.pool_size and not worker_pool.is_green:
-        yield warning(
-            "tasks-queue",
-            f"{tasks} tasks run at one time in a process, and the connection pool of {name!r} has "
-            f"{size.pool_size + size.max_overflow} connections: the others wait for one, up to pool_timeout.",
-            f"Make the Engine with pool_size={tasks}."
-            if strategy.engines.user_engine is not None
-            else f"Leave pool_size and max_overflow out of {setting}; they follow the concurrency.",
-            setting,
-        )
-    if getattr(options.get("poolclass"), "__name__", "") == "NullPool":
+    yield from _queues(name, strategy, options, worker_pool)
+    given = strategy.engines.user_engine
+    if _is_null_pool(options.get("poolclass")) or (given is not None and _is_null_pool(type(given.pool))):
         yield warning(
             "null-pool",
             f"NullPool connects to {name!r} anew for each task, which takes longer than most statements.",
-            f"Leave poolclass out of {setting}: the connection pool fits the worker pool, and is safe across forks.",
+            f"Leave poolclass out of {'its create_engine()' if given is not None else setting}: a connection pool is "
+            f"safe across forks here.",
             setting,
         )
     if strategy.engines.url.get_backend_name() == "sqlite" and worker_pool.concurrency > 1:
@@ -68,6 +63,44 @@ def _of_database(
             "For production use PostgreSQL, MySQL or MariaDB.",
             setting,
         )
+
+
+def _is_null_pool(kind: object) -> bool:
+    return getattr(kind, "__name__", "") == "NullPool"
+
+
+def _queues(
+    name: str, strategy: SessionStrategy, options: dict[str, Any], worker_pool: WorkerPool
+) -> Iterator[Finding]:
+    """Yield a warning for each connection pool that has fewer connections than tasks need.
+
+    Greenlets queue by design: those that wait for something else need no connection. `GREEN_CONNECTIONS` are enough.
+    """
+    tasks = worker_pool.tasks_per_process
+    needed = min(tasks, GREEN_CONNECTIONS) if worker_pool.is_green else tasks
+    setting = strategy.engines.options.options_setting
+    given = strategy.engines.user_engine
+    found: list[tuple[str, int | None, str]] = []
+    if given is not None:
+        found.append(("the Engine", max_connections(given.pool), "Make the Engine"))
+    elif "poolclass" not in options and not worker_pool.is_green:
+        size = strategy.size
+        limit = None if size.max_overflow < 0 else size.pool_size + size.max_overflow
+        found.append(("the connection pool", limit, ""))
+    for engine in strategy.engines.others:
+        found.append((f"the Engine of `binds` ({shown(engine.url)})", max_connections(engine.pool), "Make it"))
+    for what, limit, remedy in found:
+        if limit is not None and limit < needed:
+            enough = f", and {needed} are enough for greenlets" if needed < tasks else ""
+            yield warning(
+                "tasks-queue",
+                f"{tasks} tasks run at one time in a process, and {what} of {name!r} has {limit} connections{enough}: "
+                f"the others wait for one, up to pool_timeout.",
+                f"{remedy} with pool_size={needed}."
+                if remedy
+                else f"Leave pool_size and max_overflow out of {setting}; they follow the concurrency.",
+                setting,
+            )
 
 
 def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from celery import Celery
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...strategies.drivers.url import shown
-from ...strategies.features.outbox import TABLE
 from ...strategies.options import DatabaseOptions
 from ...strategies.several import in_doubt
+from ...strategies.several.servers import TwoPhaseUnavailable
 from ..extension import Alchemy
+from ..settings import DEFAULT
 from .code import tasks_of
 from .findings import Finding, error, note, warning
+from .outbox import look_at_outbox
 from .servers import Server, ask
+
+#: What servers say that have no connection left: PostgreSQL (53300), MySQL and MariaDB (1040, 1203, 1226), PgBouncer.
+_FULL = re.compile(
+    r"too many (?:clients|connections)|remaining connection slots|no more connections allowed|max_user_connections"
+    r"|max_client_conn|too many active user connections",
+    re.I,
+)
 
 
 def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[str, Server]) -> Iterator[Finding]:
@@ -22,26 +33,41 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
     for name, db in databases.items():
         engine = db.engine
         try:
-            server = servers[name] = ask(engine, (TABLE,) if db.settings.outbox else ())
+            server = servers[name] = ask(engine)
+            outbox = list(look_at_outbox(db, engine)) if db.settings.outbox and name == DEFAULT else []
         except Exception as failure:
-            yield error(
-                "unreachable",
-                f"The database {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
-                "Check the URL, the network and the server's access rules; --no-connect leaves the servers alone.",
-                name,
-            )
+            yield _unreachable(name, engine, failure)
             continue
         finally:
             engine.dispose()
         yield from _pooler(name, engine.dialect.driver, db.strategy.engines.options, server)
         yield from _timeouts(app, name, server)
         yield from _recycling(name, db, server)
-        yield from _tables(name, db, server)
+        yield from outbox
         if db.strategy.engines.options.two_phase:
             yield from _two_phase(name, db, server)
     yield from _replicas(databases)
     if any(db.settings.two_phase for db in databases.values()) and len(servers) == len(databases):
         yield from _in_doubt(databases)
+
+
+def _unreachable(name: str, engine: Engine, failure: Exception) -> Finding:
+    if _FULL.search(_reason(failure)):
+        return error(
+            "too-many-clients",
+            f"The server of {name!r} ({shown(engine.url)}) has no connection left: {_reason(failure)}. Workers get the "
+            f"same error with their next connection, and their tasks fail.",
+            "See who holds them (PostgreSQL: pg_stat_activity, MySQL: SHOW PROCESSLIST), end what is idle in "
+            "transaction, raise max_connections, or put PgBouncer between and set alchemy_external_pooler = "
+            "'pgbouncer'. --no-connect tells how many connections your workers want.",
+            name,
+        )
+    return error(
+        "unreachable",
+        f"The database {name!r} ({shown(engine.url)}) cannot be asked: {_reason(failure)}",
+        "Check the URL, the network and the server's access rules; --no-connect leaves the servers alone.",
+        name,
+    )
 
 
 def _pooler(name: str, driver: str, options: DatabaseOptions, server: Server) -> Iterator[Finding]:
@@ -90,17 +116,6 @@ def _recycling(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
         )
 
 
-def _tables(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
-    if db.settings.outbox and name == "default" and TABLE not in server.tables:
-        yield error(
-            "outbox-table",
-            f"alchemy_outbox is True, but the database has no table {TABLE!r}: every transaction that sends something "
-            f"fails.",
-            "Create it: outbox_table(Base.metadata), then Alembic or create_all().",
-            "alchemy_outbox",
-        )
-
-
 def _two_phase(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
     prepared = server.settings.get("max_prepared_transactions")
     if prepared == 0:
@@ -116,6 +131,11 @@ def _two_phase(name: str, db: Alchemy, server: Server) -> Iterator[Finding]:
 def _in_doubt(databases: dict[str, Alchemy]) -> Iterator[Finding]:
     try:
         found = in_doubt.find({name: db.engine for name, db in databases.items()})
+    except TwoPhaseUnavailable as failure:
+        yield error(
+            "two-phase", str(failure), "Grant what it says; or leave alchemy_two_phase out.", "alchemy_two_phase"
+        )
+        return
     except SQLAlchemyError as failure:
         yield warning(
             "in-doubt",

@@ -12,15 +12,16 @@ from .. import apps
 from ..databases import check_two_phase
 from ..errors import ConfigurationError
 from ..extension import Alchemy
-from ..starting.checks import refuse_unknown_databases
+from ..starting.checks import refuse_mistakes
 from ..task import DatabaseTask
-from .code import tasks_of
+from .code import files_of, tasks_of
 from .configuration import look_at_settings
 from .connected import look_at_servers
 from .findings import LEVELS, Finding, Level, error
 from .fleet import Demand, Fleet, judge
-from .patterns import look_for_patterns
+from .reading.project import read_files
 from .servers import Server
+from .static import read
 
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
 
@@ -60,9 +61,23 @@ def examine(app: Celery, *, pool: str | None, concurrency: int | None, fleet: Fl
         if connect:
             diagnosis.findings += look_at_servers(app, databases, servers)
         diagnosis.findings += judge(diagnosis.demands, servers)
-    diagnosis.findings += look_for_patterns(app, list((databases or {}).values()), worker_pool)
+    diagnosis.findings += _look_at_code(app, list((databases or {}).values()), worker_pool)
     diagnosis.findings.sort(key=lambda finding: (LEVELS.index(finding.level), finding.code, finding.where))
     return diagnosis
+
+
+def _look_at_code(app: Celery, alchemies: list[Alchemy], worker_pool: WorkerPool) -> list[Finding]:
+    """Read the project's source files, with what only the app knows."""
+    settings: dict[str, object] = {}
+    if alchemies:
+        kept = [db for db in alchemies if not db.settings.reset_on_return and db.engine.dialect.name != "sqlite"]
+        settings["alchemy_enqueue_on_commit"] = any(db.settings.enqueue_on_commit for db in alchemies)
+        settings["alchemy_on_commit_outside"] = alchemies[0].settings.on_commit_outside
+        settings["alchemy_reset_on_return"] = not kept
+        settings["alchemy_commit_on_success"] = alchemies[0].settings.commit_on_success
+    shares = any(db.shared for db in alchemies) if alchemies else None
+    project = read_files(files_of(app))
+    return read(project, app.main or "the app", pools={worker_pool.name}, settings=settings, shares=shares).findings
 
 
 def _worker_pool(app: Celery, pool: str | None, concurrency: int | None) -> WorkerPool:
@@ -87,7 +102,7 @@ def _start(app: Celery, db: Alchemy | None, worker_pool: WorkerPool, diagnosis: 
             if one is not db:
                 one.start_worker(worker_pool)
         check_two_phase(databases)
-        refuse_unknown_databases(app, databases)
+        refuse_mistakes(app, databases)
     except ConfigurationError as refused:
         diagnosis.findings.append(
             error("configuration", f"A worker does not start: {refused}", "See the message.", "the settings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 CONNECTED_S = 5
@@ -21,22 +21,18 @@ class Server:
     """The connections that this user may open, and the name of what says so."""
     pooler: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    tables: frozenset[str] = frozenset()
 
 
-def ask(engine: Engine, tables: tuple[str, ...] = ()) -> Server:
+def ask(engine: Engine) -> Server:
     """Connect, and ask the server.
 
-    Args:
-        tables: Names of tables to look for.
     Raises:
         sqlalchemy.exc.DBAPIError: it cannot be reached, or refuses.
     """
     with engine.connect() as connection:
         name = engine.dialect.name
         found = {"postgresql": _postgresql, "mysql": _mysql, "mariadb": _mysql}.get(name, _unknown)(connection)
-        existing = frozenset(table for table in tables if inspect(connection).has_table(table))
-        return Server(**found, tables=existing)
+        return Server(**found)
 
 
 def _postgresql(connection: Connection) -> dict[str, Any]:

@@ -1,151 +1,240 @@
 """Sending a task once the transaction that it belongs to is committed.
 
-Everything that Celery sends goes through `app.send_task`: `delay`, `apply_async`, a canvas, a task by its name. There,
-and nowhere else, a message is sent at once or registered for the COMMIT. By then Celery has checked the arguments; they
-are serialised here too, so that what cannot be sent fails where it was asked for and what changes later is not seen.
+Everything that Celery sends goes through `app.send_task`: `delay`, `apply_async`, a canvas, a task by its name. There
+a message is sent at once or registered for the COMMIT. By then Celery has checked the arguments; they are serialised
+here too, so that what cannot be sent fails where it was asked for and what changes later is not seen. A task class that
+overrides `apply_async` is asked before that: `calls`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
+from celery.app.routes import MapRoute
 from celery.result import denied_join_result
+from celery.signals import after_task_publish, before_task_publish
 from celery.utils import uuid
-from kombu import serialization
 from sqlalchemy.orm import Session
 
+from ...strategies.errors import UnseenBlock
 from ...strategies.features.foreign_sessions import on_commit_of, plain_session
+from ...strategies.place import is_strange
 from ...strategies.registry import open_entries
+from ...strategies.scope import SCOPE, current_scope
 from ...strategies.sessions import owner_of
 from ...strategies.unit_of_work import UnitOfWork
 from .. import apps
-from .._celery import known_task, running_request
-from ..request import is_over
+from .._celery import DirectApp, known_task
 from ..settings import DEFAULT
-from . import outbox, recording
+from . import orders, outbox, recording, waiting_results
+from .arguments import PLAIN, are_plain, explaining, snapshot, warn_of_none
+from .celerys_own import is_celerys_own
+from .following import open_session, session_to_wait_for
+from .orders import ordered
 
 OPTION = "enqueue_on_commit"
 """Of one call, and as an attribute of a task: wait for the commit (True) or send at once (False)."""
 _OURS = "_celery_alchemy_send_task"
-_FLAT = frozenset({type(None), bool, int, float, str})
-_SEQUENCES = frozenset({tuple, list, type({}.values())})
-
-
-class on_commit:  # noqa: N801 - used as a function is
-    """Let what the block sends wait for the COMMIT: of `session`, or of the unit of work that is running.
-
-    Args:
-        raises: As of `apply_async_on_commit`.
-    """
-
-    __slots__ = ("_token", "raises", "session")
-
-    def __init__(self, session: Session | None, *, raises: bool) -> None:
-        self.session, self.raises = session, raises
-
-    def __enter__(self) -> None:
-        self._token = _ordered.set(self)
-
-    def __exit__(self, *exc_info: object) -> None:
-        _ordered.reset(self._token)
-
-
-#: Set for the duration of one call: whatever it sends waits.
-_ordered: ContextVar[on_commit | None] = ContextVar("celery_alchemy_on_commit", default=None)
-
-
-class sending:  # noqa: N801 - used as a function is
-    """Tell `sends` that the block sends `task`: to look at `task_always_eager` costs as much as half a SELECT."""
-
-    __slots__ = ("_task", "_token")
-
-    def __init__(self, task: Any) -> None:
-        self._task = task
-
-    def __enter__(self) -> None:
-        self._token = _sent.set(self._task)
-
-    def __exit__(self, *exc_info: object) -> None:
-        _sent.reset(self._token)
-
-
-#: The task that is being sent.
-_sent: ContextVar[Any] = ContextVar("celery_alchemy_sent", default=None)
-
-
-def sends(task: Any) -> bool:
-    """Tell whether `task` is being sent now, and does not only run."""
-    return _sent.get() is task
-
-
-#: Set while Celery itself sends.
-_celerys_own: ContextVar[bool] = ContextVar("celery_alchemy_celerys_own", default=False)
+_DIRECT = "_celery_alchemy_direct"
 
 
 class Sending:
     """A message that waits for a COMMIT; calling it sends."""
 
-    __slots__ = ("_name", "_send", "_task_id")
+    __slots__ = ("_name", "_send", "task_id")
+    task_id: str
 
     def __init__(self, name: str, task_id: str, send: Callable[[], object]) -> None:
-        self._name, self._task_id, self._send = name, task_id, send
+        self._name, self.task_id, self._send = name, task_id, send
 
     def __call__(self) -> Any:
-        token = _ordered.set(None)  # an eager task runs now, and what it sends is its own business
-        try:
+        with orders.without_order():
             return self._send()
-        finally:
-            _ordered.reset(token)
 
     def __repr__(self) -> str:
-        return f"sending {self._name}[{self._task_id}]"
+        return f"sending {self._name}[{self.task_id}]"
+
+
+class PlainSending(Sending):
+    """The same for a call of `delay_on_commit` whose arguments are few and plain: the whole `apply_async` is made after
+    the COMMIT, as it would be by hand."""
+
+    __slots__ = ("_args", "_db", "_direct", "_kwargs", "_result", "_task")
+    task_id: str
+
+    def __init__(self, task: Any, db: apps.Served, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._task, self._db, self._result, self._args, self._kwargs = task, db, result, args, kwargs
+        self.task_id = result.id
+        self._direct: DirectApp | None = None
+
+    @property
+    def needs_unit(self) -> bool:
+        """Whether code of the user's runs in it, which may use the database and send: a receiver, a router, a
+        `send_task` that somebody has put over ours."""
+        app = self._db.app
+        own = app.__dict__
+        direct = own.get(_DIRECT)
+        if (
+            direct is None
+            or own.get("send_task") is not direct.replacement
+            or recording.ATTRIBUTE in own
+            or before_task_publish.receivers
+            or after_task_publish.receivers
+        ):
+            return True
+        amqp = own.get("amqp") or app.amqp  # `cached_property` of kombu costs as much as all of this
+        for route in amqp.routes:  # no generator
+            if type(route) is not MapRoute:
+                return True
+        self._direct = direct
+        return False
+
+    def __call__(self) -> Any:
+        direct = self._direct
+        if direct is None:
+            with orders.at_once(self._result), orders.sending(self._task):
+                return Task.apply_async(self._task, self._args, self._kwargs, task_id=self.task_id)
+        task = direct.task(self._task, self._made, self._apply)
+        return Task.apply_async(task, self._args, self._kwargs, task_id=self.task_id)
+
+    def __repr__(self) -> str:
+        return f"sending {self._task.name}[{self.task_id}]"
+
+    def _made(self, task_id: str) -> Any:
+        return self._result
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        with orders.at_once(), orders.sending(self._task):
+            return self._task.apply(*args, **options)
+
+
+def send_plain(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Send `task` after the COMMIT of the unit of work that runs here, where nothing else has a say.
+
+    Returns:
+        The result; None, and nothing has happened, where arguments, task or settings want more to be looked at.
+    """
+    scope = getattr(current_scope(), SCOPE, None)
+    entry = scope.units[-1] if scope is not None and scope.units else None
+    if (
+        entry is None
+        or entry.coroutine is not None  # a block, which may be of other code
+        or entry.has_parts
+        or task.serializer != "json"
+        or (args and not PLAIN.issuperset(map(type, args)))
+        or (kwargs and not PLAIN.issuperset(map(type, kwargs.values())))
+    ):
+        return None
+    db = getattr(task.app, apps.ATTRIBUTE, None)
+    if db is None or db.units is not entry.registry or db.settings.outbox:
+        return None
+    if task.typing:
+        task.__header__(*args, **kwargs)
+    result = task.AsyncResult(uuid())
+    result.ignored = task.ignore_result
+    entry.unit.on_commit(PlainSending(task, db, result, args, kwargs))
+    return result
 
 
 def attach(app: Celery) -> None:
     """Let the messages of `app` wait for a COMMIT where they are to."""
-    original = app.send_task
-    if getattr(original, _OURS, False):
+    if getattr(app.send_task, _OURS, False):
         return
-    places = _places(original)
+    before = app.__dict__.get("send_task")  # of this app alone
+    places = _places(app.send_task)
+
+    def original(name: str, args: Any, kwargs: Any, **options: Any) -> Any:
+        if before is not None:
+            return before(name, args, kwargs, **options)
+        # As its class has it now: tracing agents wrap that, and may do so later than this.
+        return type(app).send_task(app, name, args, kwargs, **options)
 
     def send(name: str, args: Any, kwargs: Any, **options: Any) -> Any:
         if recording.ATTRIBUTE in app.__dict__ and recording.kept(app, name, args, kwargs, options):
             return recording.result_of(app, options.get("task_id") or uuid(), options)
         return original(name, args, kwargs, **options)
 
-    @functools.wraps(original)
+    @functools.wraps(app.send_task)
     def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         asked = options.pop(OPTION, None)
-        db = _innermost(app)
         if more:
             options |= zip(places, more, strict=False)
-        if db is None or not waits(
-            db, asked, options.get("task_type") or known_task(app, name), options.get("parent_id")
-        ):
+        collecting, order = outbox.collecting.get(), ordered()
+        if collecting is None and order is not None and order.at_once:
+            if order.result is not None:
+                options["result_cls"] = order.result_of
+            if before is None and recording.ATTRIBUTE not in app.__dict__:  # each call costs 20 keywords
+                return type(app).send_task(app, name, args, kwargs, **options)
+            return send(name, args, kwargs, **options)
+        db = innermost(app)
+        if collecting is not None and db is not None:
+            return _store(app, db, original, collecting.append, name, args, kwargs, options)
+        task = options.get("task_type") or known_task(app, name)
+        if db is None or not waits(db, asked, task, options):
+            if db is not None and (found := implied_session(db, asked, task, options)) is not None:
+                with orders.on_commit(found, unasked=True):
+                    return send_task(name, args, kwargs, **options)
             return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
-        result = (options.get("result_cls") or app.AsyncResult)(task_id)
-        result.ignored = options.get("ignore_result")
-        args, kwargs = snapshot(app, args, kwargs, options)
+        plain = are_plain(args, kwargs)
+        if not plain:
+            warn_of_none(waited_session(db), name, task, args, kwargs)
+        session = session_with_outbox(db)
+        if session is not None:
+            result = _store(app, db, original, functools.partial(register, db), name, args, kwargs, options)
+            outbox.watch(db, session)
+            return result
+        result = _result(app, options)
+        args, kwargs = snapshot(app, args, kwargs, options, plain)
         # Whatever it is that sends now, a group or a `with` of the caller, gives its producer back before the COMMIT.
         for producer in ("producer", "publisher"):
             options.pop(producer, None)
-        if (session := _session_with_outbox(db)) is not None:
-            register(db, outbox.Stored(app, name, args, kwargs, options))
-            outbox.watch(db, session)
-        else:
-            options["result_cls"] = lambda task_id: result
-            register(db, Sending(name, task_id, functools.partial(send, name, args, kwargs, **options)))
+        options["result_cls"] = lambda task_id: result
+        register(db, Sending(name, task_id, functools.partial(send, name, args, kwargs, **options)))
         return result
 
+    _put_in_place(app, send_task, before)
+    waiting_results.attach(app)
+
+
+def _put_in_place(app: Celery, send_task: Any, before: object) -> None:
+    """Let `app` send by `send_task`. Messages whose COMMIT has come may go past it, where the app had none `before` of
+    its own."""
     setattr(send_task, _OURS, True)
     app.send_task = send_task
+    if before is None:
+        setattr(app, _DIRECT, DirectApp(app, send_task))
+
+
+def _store(
+    app: Celery,
+    db: apps.Served,
+    send: Callable[..., Any],
+    add: Callable[[Any], object],
+    name: str,
+    args: Any,
+    kwargs: Any,
+    options: dict[str, Any],
+) -> Any:
+    """Give `add` a message that is written into the outbox; return what `send_task` would return."""
+    options["task_id"] = options.get("task_id") or uuid()
+    result = _result(app, options)
+    kept = result if options.get("add_to_parent", True) else None
+    with explaining(args, kwargs):
+        message = outbox.Stored(db, app, send, name, args, kwargs, options, kept)
+    add(message)
+    return result
+
+
+def _result(app: Celery, options: dict[str, Any]) -> Any:
+    """Return what `send_task` would return."""
+    result = (options.get("result_cls") or app.AsyncResult)(options["task_id"])
+    result.ignored = options.get("ignore_result")
+    return result
 
 
 def eagerly(task: Any, apply: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
@@ -154,33 +243,34 @@ def eagerly(task: Any, apply: Callable[..., Any], args: Any, kwargs: Any, option
     task_id = options["task_id"] = options.get("task_id") or uuid()
     app = task.app
     message = Sending(task.name, task_id, functools.partial(_run_now, apply, app, task.name, args, kwargs, options))
-    db = _innermost(app)
-    if db is None or not waits(db, asked, task):
+    db = innermost(app)
+    session = implied_session(db, asked, task, options) if db is not None else None
+    if session is not None:
+        with orders.on_commit(session, unasked=True):
+            register(db, message)
+            return task.AsyncResult(task_id)
+    if db is None or not waits(db, asked, task, options):
         return message()
     register(db, message)
     return task.AsyncResult(task_id)
 
 
-def _innermost(app: Celery) -> apps.Served | None:
+def innermost(app: Celery) -> apps.Served | None:
     """Return the Alchemy whose unit of work is the innermost one here; that of the default database where there is
     none, or one over all."""
     known: dict[str, apps.Served] = app.__dict__.get(apps.ALL, {})
     if len(known) > 1:
         for entry in reversed(open_entries()):
             for db in known.values():
-                if entry.registry is db.units:
+                if entry.registry is db.units and not is_strange(entry.coroutine):
                     return db
     return getattr(app, apps.ATTRIBUTE, None) or apps.find(app)
 
 
 def _run_now(apply: Callable[..., Any], app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     recording.kept(app, name, args, kwargs, options)
-    token = _sent.set(None)  # it runs now, and what its code runs by `apply` is not sent
-    try:
-        with denied_join_result():
-            return apply(args, kwargs, **options)
-    finally:
-        _sent.reset(token)
+    with orders.sending(None), denied_join_result():  # it runs now, and what its code runs by `apply` is not sent
+        return apply(args, kwargs, **options)
 
 
 def _places(function: Callable[..., Any]) -> list[str]:
@@ -189,88 +279,94 @@ def _places(function: Callable[..., Any]) -> list[str]:
     return names[names.index("kwargs") + 1 :]
 
 
-def waits(db: apps.Served, asked: bool | None, task: Any, parent_id: str | None = None) -> bool:
+def waits(db: apps.Served, asked: bool | None, task: Any, options: Mapping[str, Any]) -> bool:
     """Tell whether what is sent now is to wait: as the call says, else the task, else the setting.
 
     Args:
-        parent_id: The option of that name, as the caller has given it.
+        asked: The option `enqueue_on_commit` of the call.
+        options: The others, as the caller has given them.
     """
-    order = _ordered.get()
-    if order is not None and order.session is not None:
-        return True
-    if not db.units.is_open():
-        return (
-            False  # first, for most of what is sent is sent outside, and by programs that may read no setting of ours
-        )
+    order = ordered()
     if order is not None:
-        return True
+        if order.at_once:
+            return False
+        if order.session is not None:
+            return True
+    if not db.units.is_open():
+        # First, for most of what is sent is sent outside, and by programs that may read no setting of ours.
+        return order is not None and _waits_outside(db, order, task)
+    return order is not None or _is_wished(db, asked, task, options)
+
+
+def _is_wished(db: apps.Served, asked: bool | None, task: Any, options: Mapping[str, Any]) -> bool:
     wish = asked if asked is not None else getattr(task, OPTION, None)
     if wish is None:
         wish = db.settings.enqueue_on_commit
-    return bool(wish) and not _is_celerys_own(parent_id)
+    return bool(wish) and not is_celerys_own(options)
 
 
-def _session_with_outbox(db: apps.Served) -> Session | None:
+def _waits_outside(db: apps.Served, order: orders.Order, task: Any) -> bool:
+    """Let `order` wait for the Session of a web request; where there is none, all that it sends goes at once."""
+    assert db.app is not None
+    order.session = session_outside(db.app, task)
+    order.at_once = order.session is None
+    return not order.at_once
+
+
+def session_outside(app: Celery, task: Any) -> Any:
+    """Return the Session that a message of `task`, sent outside a unit of work, is to wait for; None: nothing."""
+    name = getattr(task, "name", None)
+    return session_to_wait_for(app, f"{name}.delay_on_commit()" if name else "db.delay_on_commit()")
+
+
+def implied_session(db: apps.Served, asked: bool | None, task: Any, options: Mapping[str, Any]) -> Any:
+    """Return the Session of a web request that an ordinary `delay()` is to wait for; None: of none."""
+    if ordered() is not None or asked is False or db.units.is_open():
+        return None
+    try:
+        session = open_session(db.app)
+    except UnseenBlock:
+        if _is_wished(db, asked, task, options):
+            raise
+        return None
+    return session if session is not None and _is_wished(db, asked, task, options) else None
+
+
+def waited_session(db: apps.Served) -> Session | None:
+    """Return the Session whose COMMIT is waited for; None where it has not been used yet."""
+    order = ordered()
+    if order is not None and order.session is not None:
+        return plain_session(order.session)
+    opened: Session | None = db.units.current().opened
+    return opened
+
+
+def session_with_outbox(db: apps.Served) -> Session | None:
     """Return the Session whose transaction the message is to be written into; None where there is no outbox for it."""
     if not db.settings.outbox:
         return None
-    order = _ordered.get()
+    order = ordered()
     if order is not None and order.session is not None:
         session = plain_session(order.session)
         owner = owner_of(session)
-        return None if isinstance(owner, UnitOfWork) and owner.database != DEFAULT else session
+        if isinstance(owner, UnitOfWork):
+            return session if owner.database == DEFAULT else None
+        outbox.refuse_other_database(db, session)
+        return session
     unit = db.units.current()
-    return None if unit.read_only or not unit.commits or unit.database != DEFAULT else unit.session
+    return None if unit.read_only or unit.database != DEFAULT else unit.session
 
 
-def register(db: apps.Served, sending: Sending | outbox.Stored) -> None:
-    """Send after the COMMIT of the Session that was named, or of the current unit of work."""
-    order = _ordered.get()
-    raises = order is not None and order.raises
+def register(db: apps.Served, sending: Any, *, raises: bool = False) -> None:
+    """Send after the COMMIT of the Session that was named, or of the current unit of work.
+
+    Args:
+        sending: Is called after it; has the `task_id` of its message.
+        raises: Its error is raised to whoever commits, even where the order does not ask for that.
+    """
+    order = ordered()
+    raises = raises or (order is not None and order.raises)
     if order is not None and order.session is not None:
-        on_commit_of(order.session, sending, raises=raises)
+        on_commit_of(order.session, sending, raises=raises, unasked=order.unasked)
     else:
         db.units.current().on_commit(sending, raises=raises)
-
-
-def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the arguments as the receiver will see them.
-
-    Raises:
-        kombu.exceptions.EncodeError: they cannot be serialised.
-    """
-    serializer = options.get("serializer") or app.conf.task_serializer
-    if serializer == "json" and _is_flat(args) and _is_flat(kwargs.values() if kwargs else None):
-        return (tuple(args) if args is not None else None), (dict(kwargs) if kwargs is not None else None)
-    content_type, encoding, data = serialization.dumps((args, kwargs), serializer)
-    copied_args, copied_kwargs = serialization.loads(data, content_type, encoding, accept=[content_type])
-    return (tuple(copied_args) if copied_args is not None else None), copied_kwargs
-
-
-def _is_flat(values: Any) -> bool:
-    """Tell whether `values` are such that JSON gives them back as they are, and nobody can change them meanwhile."""
-    return not values or (type(values) in _SEQUENCES and all(type(value) in _FLAT for value in values))
-
-
-@contextmanager
-def sent_by_celery() -> Iterator[None]:
-    """Let what the block sends go at once: it is a retry or a replacement, which Celery sends itself."""
-    token = _celerys_own.set(True)
-    try:
-        yield
-    finally:
-        _celerys_own.reset(token)
-
-
-def _is_celerys_own(parent_id: str | None) -> bool:
-    """Tell whether Celery itself sends: a retry, a replacement, links, chain, chord and error callbacks never wait.
-
-    The last four are sent by the tracer, when the request that it runs has left its unit of work. It names this request
-    as their parent, where user code leaves that to Celery.
-    """
-    if _celerys_own.get():
-        return True
-    request = running_request()
-    if request is None or any(entry.request is request for entry in open_entries()):
-        return False
-    return is_over(request) or (parent_id is not None and parent_id == request.id)

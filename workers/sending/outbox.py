@@ -1,99 +1,289 @@
 """Messages that wait for a COMMIT, in the database instead of in memory.
 
-The walk: `delay()` in a unit of work registers a message for its COMMIT, as without an outbox. Before the COMMIT all
-those of the transaction are written into one row; after it, the process that committed sends that row. Whatever it does
-not get to send, `celery alchemy outbox run` sends, or any process that sends something of its own later.
+The walk: `delay()` in a unit of work registers a message for its COMMIT, as without an outbox; it is captured as Celery
+would publish it. Right before the COMMIT all those of the transaction are written, a row each. After it, the process
+that committed sends them, its connection given back, and deletes their rows. Whatever it does not get to send,
+`celery alchemy outbox run` sends, or any process that sends something of its own later.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import logging
+import os
+import sys
 import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery
-from kombu import Queue, serialization
-from kombu.exceptions import OperationalError
-from kombu.utils import json
-from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox
-from ...strategies.on_commit import CommitCallbacks
-from ...strategies.sessions import waiting_of
-from ..apps import Served
+from ...strategies.features.outbox_place import Place
+from ...strategies.features.outbox_writing import Commit, Writer, explained, follow
+from ...strategies.hooks import OpenUnit, UnitHook
+from ...strategies.sessions import owner_of, waiting_of
+from ...strategies.unit_of_work import UnitOfWork
+from ..apps import Served, find
+from ..errors import BrokerGone, ConfigurationError, as_configuration_error
+from ..settings import Settings
+from . import recording
+from .broker import breaker_of, close_idle
+from .capturing import Capture, capture
+from .sender import Item, in_transaction, send_items, send_waiting, sends_until, table_of
 
-logger = logging.getLogger(__name__)
+__all__ = ["Delivery", "Outgoing", "Stored", "close_idle", "collected", "collecting", "send_waiting", "watch"]
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 LEFTOVERS_EVERY_S = 10.0
 """A process that sends something of its own looks for what others have left this often."""
-BATCH = 50
-_WATCHED = "celery_alchemy.outbox"
-#: Of the sending process, and of no use to another.
-_LOCAL_OPTIONS = frozenset(
-    {"task_type", "result_cls", "add_to_parent", "connection", "router", "producer", "publisher", "retry_policy"}
-)
+RELAY = "relay"
+"""The value of `alchemy_outbox` with which only `celery alchemy outbox run` talks to the broker."""
+#: Options of a call that are ours, or of no use any more when its message is sent.
+_OURS = frozenset({"producer", "publisher", "connection", "result_cls", "add_to_parent"})
 
 
-class Stored:
-    """A message that waits for a COMMIT and is to be written down before it."""
+class Outgoing:
+    """Waits for a COMMIT, and is written into the outbox right before it."""
 
-    __slots__ = ("_app", "message", "name", "task_id")
+    __slots__ = ()
 
-    def __init__(self, app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-        self._app, self.name, self.task_id = app, name, options["task_id"]
-        self.message = _to_message(app, name, args, kwargs, options)
+    def stored(self) -> Iterable[Stored]:
+        """Return the messages to write, in their order; called once, in the COMMIT. What it raises fails the COMMIT."""
+        raise NotImplementedError
 
     def __call__(self) -> None:
         """Send it: there was no transaction to write it into."""
-        _send_message(self._app, self.message)
+        raise NotImplementedError
+
+
+class Stored(Outgoing):
+    """A message that waits for a COMMIT and is to be written down before it.
+
+    Args:
+        send: Celery's own `app.send_task`.
+    """
+
+    __slots__ = ("__weakref__", "_db", "call", "capture", "result", "row")
+
+    def __init__(
+        self, db: Served, app: Celery, send: Callable[..., Any], name: str, args: Any, kwargs: Any,
+        options: dict[str, Any], result: Any = None,
+    ) -> None:  # fmt: skip
+        options = {key: value for key, value in options.items() if key not in _OURS}
+        self._db = _home(db)
+        self.capture: Capture = capture(app, send, name, args, kwargs, options)
+        publication = self.capture.publication
+        self.row: outbox.Message = outbox.Message(self.task_id, name, publication.to_text(name), publication.expires_at)
+        self.result: Any = result
+        self.call: tuple[Any, Any, dict[str, Any]] | None = (
+            (args, kwargs, options) if recording.ATTRIBUTE in app.__dict__ else None
+        )
+
+    @property
+    def task_id(self) -> str:
+        """The id that the task will have."""
+        return self.capture.task_id
+
+    def stored(self) -> Iterable[Stored]:
+        return (self,)
+
+    def __call__(self) -> None:
+        with as_configuration_error(), self._db.unit_of_work() as session:
+            self._db.units.current().on_commit(self)
+            watch(self._db, session)
+            session.begin()
 
     def __repr__(self) -> str:
-        return f"sending {self.name}[{self.task_id}]"
+        return f"sending {self.capture.name}[{self.task_id}]"
+
+
+#: Set for the duration of `collected`: takes the messages that would be sent.
+collecting: ContextVar[list[Stored] | None] = ContextVar("celery_alchemy_collecting", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[Stored]]:
+    """Yield a list that takes what the block sends, in place of the broker: for `Outgoing.stored`."""
+    found: list[Stored] = []
+    token = collecting.set(found)
+    try:
+        yield found
+    finally:
+        collecting.reset(token)
+
+
+#: Which Engines are known to be of the database of an outbox, or not.
+_places: weakref.WeakKeyDictionary[Any, Place] = weakref.WeakKeyDictionary()
+
+
+def _place_of(db: Served) -> Place:
+    table = table_of(db)
+    place = _places.get(db)
+    if place is None or place.table is not table:
+        place = _places[db] = Place(table)
+    return place
+
+
+def _home(db: Served) -> Served:
+    """Return the Alchemy of the database that the outbox is in: the app's default one."""
+    return find(db.app) or db
+
+
+def refuse_other_database(db: Served, session: Session) -> None:
+    """Refuse a Session that is not of the outbox's database; one of asyncio that is not known yet, in its COMMIT.
+
+    Raises:
+        CeleryAlchemyError: a message could not be committed together with it.
+    """
+    db = _home(db)
+    with as_configuration_error():
+        place = _place_of(db)
+        engine = place.engine_of(session)
+        if not engine.dialect.is_async or place.is_known(session, db.engine):
+            place.refuse_other(session, db.engine)
 
 
 def watch(db: Served, session: Session) -> None:
-    """Write what waits for the COMMIT of `session` into the outbox before it; begin a transaction if there is none."""
-    if not session.in_transaction():
-        session.begin()
-    if _WATCHED not in session.info:
-        session.info[_WATCHED] = True
-        event.listen(session, "before_commit", lambda session: _write(db, session))
+    """Write what waits for the COMMIT of `session` into the outbox, last before it. Begins nothing."""
+    db = _home(db)
+
+    def waits() -> bool:
+        waiting = waiting_of(session)
+        return waiting is not None and waiting.has(Outgoing)
+
+    def make() -> Writer:
+        def write(connection: Connection, how: Commit) -> None:
+            _write(db, session, connection, how)
+
+        return Writer(session, table_of(db), write, waits)
+
+    with as_configuration_error():
+        writer = follow(session, make)
+    writer.registered()
 
 
-def _write(db: Served, session: Session) -> None:
-    if session.in_nested_transaction():
-        return  # a savepoint is released, nothing is committed
-    waiting: CommitCallbacks | None = waiting_of(session)
-    messages = waiting.take(Stored) if waiting is not None else []
-    if waiting is not None and messages:
-        row_id = outbox.write(session, json.dumps([stored.message for stored in messages]))
-        waiting.add(Delivery(db, row_id, len(messages)), None)
+def _write(db: Served, session: Session, connection: Connection, how: Commit) -> None:
+    """Write what waits for the COMMIT of `session`, in the transaction of `connection`."""
+    waiting = waiting_of(session)
+    assert waiting is not None
+    stored = [one for outgoing in waiting.take(Outgoing) for one in outgoing.stored()]
+    if not stored:
+        return
+    if not isinstance(owner_of(session), UnitOfWork):
+        _place_of(db).refuse_other(session, db.engine, connection)
+    app = db.app
+    assert app is not None
+    relays = db.settings.outbox == RELAY or not breaker_of(app).lets_through
+    delivers = how is not Commit.OTHERS or _is_of_test(session)
+    lease_s = 0.0 if relays or not delivers else outbox.LEASE_S
+    notify = not lease_s and how is not Commit.PREPARED
+    table = table_of(db)
+    with as_configuration_error():
+        try:
+            batch = outbox.write(connection, table, [one.row for one in stored], lease_s=lease_s, notify=notify)
+        except DBAPIError as error:
+            known = explained(error, connection, table)
+            raise known from (error if known is not error else error.__cause__)
+    if delivers:
+        waiting.add(Delivery(db, batch, stored, sends=bool(lease_s)), None)
+
+
+def _is_of_test(session: Session) -> bool:
+    owner = owner_of(session)
+    return isinstance(owner, UnitOfWork) and owner.strategy.shares_connection
+
+
+class BeginForMessages(UnitHook):
+    """Lets a unit of work that has done nothing in the database have a transaction, where messages wait for its
+    COMMIT."""
+
+    __slots__ = ()
+
+    def before_commit(self, unit: OpenUnit) -> None:
+        assert isinstance(unit, UnitOfWork)
+        waiting = unit.waiting
+        if waiting is not None and unit.commits and waiting.has(Outgoing) and not unit.session.in_transaction():
+            unit.session.begin()
+
+
+def hooks(settings: Settings) -> tuple[UnitHook, ...]:
+    """Return what follows units of work for the outbox; nothing where it is off."""
+    return (_BEGIN,) if settings.outbox else ()
+
+
+_BEGIN = BeginForMessages()
 
 
 class Delivery:
-    """Sends a row of the outbox once it is committed."""
+    """Sends the messages of a transaction once it is committed.
 
-    __slots__ = ("_count", "_db", "_row_id")
+    Args:
+        sends: False: a sender does, and this only tells who listens that they are on their way.
+    """
 
-    def __init__(self, db: Served, row_id: int, count: int) -> None:
-        self._db, self._row_id, self._count = db, row_id, count
+    __slots__ = ("_batch", "_db", "_sends", "_stored", "_until")
+
+    def __init__(self, db: Served, batch: str, stored: list[Stored], *, sends: bool = True) -> None:
+        self._db, self._batch, self._stored, self._sends = db, batch, stored, sends
+        self._until = sends_until()
 
     def __call__(self) -> None:
         app = self._db.app
-        assert app is not None
+        for stored in self._stored:
+            if stored.result is not None and (parent := app.current_worker_task):
+                parent.add_trail(stored.result)
+        if not self._sends:
+            for stored in self._stored:
+                stored.capture.published(app, None)
+        elif recording.ATTRIBUTE in app.__dict__:
+            self._record()
+        elif _loop_runs():
+            _background().submit(self._send_logged)  # the loop of a web application does not wait for the broker
+        else:
+            self.send()
+
+    def _record(self) -> None:
+        """Keep what would be sent, for a test that asks for it."""
+        for stored in self._stored:
+            args, kwargs, options = stored.call or ((), {}, {})
+            recording.kept(self._db.app, stored.capture.name, args, kwargs, options)
+        table = table_of(self._db)
+        in_transaction(self._db, lambda session: outbox.drop(session, table, [table.c.batch == self._batch]))
+
+    def send(self) -> None:
+        """Send, and delete what was sent; no database connection is held while the broker is talked to."""
+        items = [
+            Item(
+                (self._batch, position), stored.task_id, stored.capture.name, stored.capture.publication, stored.capture
+            )
+            for position, stored in enumerate(self._stored)
+        ]
         try:
-            with self._db.unit_of_work() as session:
-                outbox.send_row(session, self._row_id, lambda messages: send_messages(app, messages))
-        except OperationalError as error:
-            logger.warning("%r could not be sent, and stays in the outbox: %s", self, error)
-            return
-        _send_leftovers(self._db)
+            send_items(self._db, items, self._until)
+        except BrokerGone as error:
+            logger.warning("%r could not be sent, and stay in the outbox: %s", self, error)
+        except (DBAPIError, ConfigurationError) as error:
+            logger.warning("%r: what was sent could not be deleted, and may be sent again: %s", self, error)
+        else:
+            _send_leftovers(self._db)
+
+    def _send_logged(self) -> None:
+        try:
+            self.send()
+        except Exception:
+            logger.exception("%r could not be sent, and stay in the outbox", self)
 
     def __repr__(self) -> str:
-        return f"row {self._row_id} of the outbox ({self._count} messages)"
+        return f"batch {self._batch} of the outbox ({len(self._stored)} messages)"
 
 
 _last_look = 0.0
@@ -104,68 +294,29 @@ def _send_leftovers(db: Served) -> None:
     now = time.monotonic()
     if now - _last_look >= LEFTOVERS_EVERY_S:
         _last_look = now
-        send_waiting(db)
+        try:
+            send_waiting(db)
+        except BrokerGone as error:
+            logger.warning("What waits in the outbox could not be sent, and stays there: %s", error)
 
 
-def send_waiting(db: Served, count: int = BATCH) -> tuple[int, int]:
-    """Send up to `count` rows that wait in the outbox; return how many were sent, and how many could not be.
-
-    Raises:
-        kombu.exceptions.OperationalError: the broker cannot be reached; nothing is deleted.
-    """
-    app = db.app
-    assert app is not None
-    sent = failed = 0
-    with db.unit_of_work() as session:
-        for error in outbox.send_some(session, count, lambda messages: send_messages(app, messages)):
-            if isinstance(error, OperationalError):
-                raise error
-            if error is not None:
-                failed += 1
-                logger.error("A row of the outbox could not be sent, and stays: %s: %s", type(error).__name__, error)
-            else:
-                sent += 1
-    return sent, failed
-
-
-def send_messages(app: Celery, messages: str) -> None:
-    """Send the messages of one row, in their order."""
-    for message in json.loads(messages):
-        _send_message(app, message)
-
-
-def _to_message(app: Celery, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
-    serializer = options.get("serializer") or app.conf.task_serializer
-    content_type, encoding, data = serialization.dumps((args, kwargs), serializer)
-    binary = isinstance(data, bytes)
-    kept = {key: value for key, value in options.items() if key not in _LOCAL_OPTIONS and value is not None}
-    if isinstance(kept.get("queue"), Queue):
-        kept["queue"] = kept["queue"].name
-    parent = app.current_worker_task
-    if parent is not None and parent.request.id:
-        kept.setdefault("parent_id", parent.request.id)
-        kept.setdefault("root_id", parent.request.root_id or parent.request.id)
-    message = {
-        "name": name,
-        "content_type": content_type,
-        "encoding": encoding,
-        "body": base64.b64encode(data).decode() if binary else data,
-        "binary": binary,
-        "options": kept,
-    }
+def _loop_runs() -> bool:
+    """Tell whether this thread runs an event loop, which must not wait."""
+    if "asyncio" not in sys.modules:
+        return False
     try:
-        json.dumps(message)
-    except TypeError as error:
-        raise CeleryAlchemyError(
-            f"{name} cannot be put into the outbox, for an option of this call cannot be written as JSON: {error}. "
-            f"Options: {', '.join(sorted(kept))}. Leave it out, or send at once with enqueue_on_commit=False."
-        ) from error
-    return message
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
-def _send_message(app: Celery, message: dict[str, Any]) -> None:
-    data = base64.b64decode(message["body"]) if message["binary"] else message["body"]
-    content_type = message["content_type"]
-    args, kwargs = serialization.loads(data, content_type, message["encoding"], accept=[content_type])
-    # At once: this message has waited already. JSON has made a list of the tuple, which its `argsrepr` would show.
-    app.send_task(message["name"], tuple(args or ()), kwargs, **message["options"], enqueue_on_commit=False)
+_executor: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _background() -> ThreadPoolExecutor:
+    """Return what sends for event loops: one thread of this process."""
+    global _executor  # noqa: PLW0603 - once for all of the process
+    if _executor is None or _executor[0] != os.getpid():
+        _executor = os.getpid(), ThreadPoolExecutor(1, "celery-alchemy-outbox")
+    return _executor[1]

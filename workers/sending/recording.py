@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from celery import Celery, Task
 from celery.result import AsyncResult
 
+from ...strategies.names import counted
+
 ATTRIBUTE = "_celery_alchemy_recorder"
 """Of an app: takes what would be sent; not there outside of tests."""
 _ANY = object()
@@ -40,13 +42,19 @@ class Enqueued:
         """Forget what was sent so far."""
         self.messages.clear()
 
-    def of(self, task: Task | str) -> list[Message]:
+    def of(self, task: Task[..., Any] | str) -> list[Message]:
         """Return the messages of one task."""
         name = task if isinstance(task, str) else task.name
         return [message for message in self.messages if message.name == name]
 
     def assert_enqueued(
-        self, task: Task | str, args: Any = _ANY, kwargs: Any = _ANY, *, count: int | None = None, **options: Any
+        self,
+        task: Task[..., Any] | str,
+        args: Any = _ANY,
+        kwargs: Any = _ANY,
+        *,
+        count: int | None = None,
+        **options: Any,
     ) -> Message:
         """Fail unless the task was sent with these arguments; return the last such message.
 
@@ -55,6 +63,7 @@ class Enqueued:
             count: Exactly so many times; left out, at least once.
             options: What the message has of `apply_async`'s options, for example `queue="slow"`.
         """
+        __tracebackhide__ = True  # pytest shows the line of the test
         found = [
             message
             for message in self.of(task)
@@ -68,12 +77,15 @@ class Enqueued:
             if value is not _ANY
         )
         if not found or (count is not None and len(found) != count):
-            times = "at least once" if count is None else f"{count} times"
-            raise AssertionError(f"{wanted} was to be sent {times}, and was {len(found)} times.{self._what_was()}")
+            times = "at least once" if count is None else counted(count, "time")
+            raise AssertionError(
+                f"{wanted} was to be sent {times}, and was sent {counted(len(found), 'time')}.{self._what_was()}"
+            )
         return found[-1]
 
-    def assert_not_enqueued(self, task: Task | str) -> None:
+    def assert_not_enqueued(self, task: Task[..., Any] | str) -> None:
         """Fail if the task was sent."""
+        __tracebackhide__ = True
         if self.of(task):
             name = task if isinstance(task, str) else task.name
             raise AssertionError(f"{name} was not to be sent.{self._what_was()}")

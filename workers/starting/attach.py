@@ -12,7 +12,7 @@ from celery import Celery
 from ...strategies.interrupts import register_interrupt
 from ..secrecy import mask_reports
 from ..selection import OPTION
-from ..sending import enqueue
+from ..sending.attach import attach as attach_sending
 from . import signals
 
 BOOTSTEP = "celery_alchemy.workers.starting.bootstep:SessionStrategyStep"
@@ -22,8 +22,8 @@ BOOTSTEP = "celery_alchemy.workers.starting.bootstep:SessionStrategyStep"
 def attach(app: Celery) -> None:
     """Add the bootstep, the command-line option and the sending on commit to `app`, once, and connect the signals, once
     per process."""
-    enqueue.attach(app)
-    mask_reports()
+    attach_sending(app)
+    mask_reports(app)
     if "celery.worker.control" in sys.modules:  # a worker, or `celery inspect`, which refuses what it does not know
         importlib.import_module("..watching.control", __package__)
     app.steps["worker"].add(BOOTSTEP)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from celery import bootsteps
 
 from ...strategies import SessionStrategy
+from ...strategies.features import outbox
 from .. import apps
 from ..databases import check_two_phase
-from ..errors import ConfigurationError
-from ..watching import control, processes  # `control` registers the remote-control commands
+from ..errors import ConfigurationError, as_configuration_error
+from ..sending.outbox import RELAY
+from ..watching import control, growth, processes  # `control` registers the remote-control commands
 from ..watching.idle_watch import IdleWatch
 from . import checks, detection, signals
 
 __all__ = ["SessionStrategyStep", "control"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -28,8 +31,8 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
     non-zero exit code; one in a signal handler would only be logged.
     """
 
-    label = "SessionStrategy"
-    requires = ("celery.worker.components:Pool",)
+    label: str = "SessionStrategy"
+    requires: tuple[str, ...] = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, session_strategy: str | None = None, **options: Any) -> None:
         self._strategy_name = session_strategy
@@ -40,8 +43,9 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             self._create(worker)
         except ConfigurationError as error:
-            # The traceback that follows is long: say it first, and alone.
+            # A detached worker has a log and no terminal.
             logger.critical("%s", error)
+            error.logged = _logs_to_terminal()
             raise
 
     def _create(self, worker: Any) -> None:
@@ -60,7 +64,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         for strategy in strategies.values():
             strategy.reads_apart = reads
         check_two_phase(databases)
-        checks.refuse_unknown_databases(worker.app, databases)
+        checks.refuse_mistakes(worker.app, databases)
         if worker_pool.forks:
             detection.publish(
                 worker_pool,
@@ -73,6 +77,9 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
         if len(strategies) > 1:
             logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
+        if db.settings.outbox:
+            _tell_of_outbox(db)
+        growth.watch(db, worker)
         if db.settings.warn_idle_s is not None:
             self._watch = IdleWatch(db.settings.warn_idle_s)
 
@@ -90,6 +97,32 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Close what is idle: worker_shutdown is not sent after a cold shutdown."""
         self.stop(worker)
         signals.stop(worker.app)
+
+
+def _tell_of_outbox(db: apps.Served) -> None:
+    """Say what the outbox needs and does not have by itself: its table, and with "relay" a sender."""
+    with as_configuration_error():
+        why = outbox.undeclared(db.settings.outbox_table)
+    if why is not None:
+        logger.warning(
+            "alchemy_outbox is on, but %s. If the database has no such table, every transaction that sends "
+            "something fails: create it (%s). `celery alchemy doctor` looks.", why, outbox.HOW_TO_CREATE
+        )  # fmt: skip
+    if db.settings.outbox == RELAY:
+        logger.info(
+            "alchemy_outbox = 'relay': what waits for a COMMIT is sent by `celery -A ... alchemy outbox run` alone. "
+            "Run it beside the workers; `celery -A ... inspect sessions` shows for how long the oldest message waits."
+        )
+
+
+def _logs_to_terminal() -> bool:
+    """Tell whether what is logged here is seen by whoever has typed the command."""
+    at: logging.Logger | None = logger
+    while at is not None:
+        if any(getattr(handler, "stream", None) in {sys.__stderr__, sys.__stdout__} for handler in at.handlers):
+            return True
+        at = at.parent if at.propagate else None
+    return False
 
 
 def _together(strategies: dict[str, SessionStrategy], *, two_phase: bool) -> str:

@@ -9,7 +9,7 @@ from celery import Celery, signals
 
 from .. import apps
 from .._celery import is_spawned
-from ..watching import processes
+from ..watching import growth, processes
 from . import detection
 
 
@@ -44,6 +44,7 @@ def _on_process_init(**_: Any) -> None:
 
 
 def _on_before_create_process(**_: Any) -> None:
+    growth.look()
     processes.before_fork()
     for db in apps.every():
         db.close_before_fork()

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ...strategies.names import counted
 from .processes import reports
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ONE_TASK_EVERY_S = 60.0
 """Of one task, whatever its requests do, there is one warning in this time."""
@@ -28,7 +29,7 @@ class IdleWatch:
     """
 
     def __init__(self, limit_s: float, read: Callable[[], Iterable[Report]] | None = None) -> None:
-        self.interval_s = min(max(limit_s / 3, _SHORTEST_S), _LONGEST_S)
+        self.interval_s: float = min(max(limit_s / 3, _SHORTEST_S), _LONGEST_S)
         self._limit_s = limit_s
         self._read = read or read_open
         self._warned: set[tuple[Any, ...]] = set()
@@ -72,12 +73,12 @@ class IdleWatch:
         name = f"{one['task']}[{one['id']}]" if one["id"] else one["task"]
         more = f" (and {suppressed} more of this task since the last warning)" if suppressed else ""
         logger.warning(
-            "%s in pid %s has been idle in its transaction for %.3g s, after %s statement(s), the last: %s%s. Its "
+            "%s in pid %s has been idle in its transaction for %.3g s, after %s, the last: %s%s. Its "
             "connection and its locks are held meanwhile: commit, or call self.db.rollback(), before slow work.",
-            name, pid, one["since_s"], one["statements"], one["statement"], more,
+            name, pid, one["since_s"], counted(one["statements"] or 0, "statement"), one["statement"], more,
         )  # fmt: skip
 
 
 def read_open() -> Iterable[Report]:
     """Return what is open in this process, or in prefork's pool processes."""
-    return [(process["pid"], one) for process in reports() for one in process["open"]]
+    return [(process["pid"], one) for process in reports() for one in process.get("open", ())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from kombu.utils.imports import symbol_by_name
@@ -18,6 +19,7 @@ from ...strategies.watching.open_telemetry import OpenTelemetryObserver
 from ...strategies.watching.statements import watch_statements, watch_where_wanted
 from .. import apps
 from ..errors import ConfigurationError
+from ..sending.sender import tally
 from ..settings import Settings
 
 OPENTELEMETRY = "opentelemetry"
@@ -68,7 +70,7 @@ def start(setting: str) -> None:
     """
     if setting == OPENTELEMETRY:
         try:
-            use(OpenTelemetryObserver(in_use))
+            use(OpenTelemetryObserver(in_use, sent))
         except ImportError as error:
             raise ConfigurationError(
                 "alchemy_metrics is 'opentelemetry', but opentelemetry-api is not installed: "
@@ -87,6 +89,11 @@ def start(setting: str) -> None:
     if missing:
         raise ConfigurationError(f"alchemy_metrics is {setting!r}, but that has no method {', '.join(missing)}.")
     use(observer)
+
+
+def sent() -> Iterable[tuple[str, int]]:
+    """Return what this process has done with messages of the outbox, since it began."""
+    return asdict(tally).items()
 
 
 def in_use() -> Iterable[tuple[str, int]]:

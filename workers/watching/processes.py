@@ -78,5 +78,7 @@ def _answer(question: bytes) -> dict[str, Any]:
     engines = [engine for db in started for engine in db.units.strategy.engines_made()]
     found = {"pid": os.getpid(), **report(db.units for db in started)}
     watch_now(engines)
-    found["connections"] = {db.database: connections(db.units.strategy.engines_made()) for db in started}
+    found["connections"] = {
+        db.database: connections(db.units.strategy.engines_made() if db in started else ()) for db in apps.every()
+    }
     return found

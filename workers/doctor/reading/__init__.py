@@ -1,0 +1,1 @@
+"""The project's code, read without importing it: modules, what names stand for, and what Sessions go through."""
