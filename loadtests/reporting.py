@@ -9,6 +9,7 @@ LOADTEST_REPLY_URL: it then answers for every task that carries the header `load
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,15 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 from celery.signals import task_failure, task_prerun, task_retry, task_success, worker_init, worker_ready
 
 from celery_alchemy.workers import apps
 from celery_alchemy.workers.starting import detection
 
-from . import phases
-from .patterns import Pattern
-from .replies import Outcome, Reply, ReplyList
+from .tasks import phases
+from .tasks.patterns import Pattern
+from .tasks.replies import Outcome, Reply, ReplyList
 
 _LIMIT = getattr(signal, "SIGUSR1", None)
 ERROR_LENGTH = 300
@@ -52,57 +53,61 @@ def connect(
         reply_key: The list for replies to tasks without the header `loadtest_reply`; None: they get none.
         pattern: How tasks get their Session, if it is known and not ours.
     """
-    reporter = Reporter(reply_url, ready_key, reply_key, pattern)
-    for sent, receiver in (
-        (worker_init, reporter.instrument),
-        (worker_ready, reporter.announce),
-        (task_prerun, reporter.started),
-        (task_success, reporter.succeeded),
-        (task_failure, reporter.failed),
-        (task_retry, reporter.retried),
-    ):
+    replies = Replies(reply_url, reply_key)
+
+    def instrument(sender: Any, **_: Any) -> None:
+        db = apps.find(sender.app)
+        if db is not None:
+            db.on_engine(phases.instrument)  # before pool processes are forked
+
+    def ready(sender: Any, **_: Any) -> None:
+        if ready_key:
+            announce(reply_url, ready_key, **_described(sender, pattern))
+
+    def started(task: Task, **_: Any) -> None:
+        task.request.loadtest = phases.begin()
+
+    def succeeded(sender: Task, **_: Any) -> None:
+        replies.answer(sender.request, sender.request.id, Outcome.SUCCESS)
+
+    def failed(sender: Task, task_id: str, exception: BaseException, **_: Any) -> None:
+        # Also where the parent of a lost pool process tells of it.
+        replies.answer(sender.request, task_id, Outcome.FAILURE, exception)
+
+    def retried(request: Any, reason: Any, **_: Any) -> None:
+        error = reason if isinstance(reason, BaseException) else None
+        replies.answer(request, request.id, Outcome.RETRY, error)
+
+    receivers: dict[Any, Any] = {worker_init: instrument, worker_ready: ready, task_prerun: started}
+    for sent, receiver in {**receivers, task_success: succeeded, task_failure: failed, task_retry: retried}.items():
         sent.connect(receiver, weak=False)
 
 
-class Reporter:
-    """The receivers of the signals."""
+def announce(reply_url: str, ready_key: str, **described: Any) -> None:
+    """Tell that a worker consumes; `described` are fields of its ReadyMessage."""
+    with contextlib.closing(ReplyList(reply_url, ready_key)) as ready:
+        ready.push(json.dumps({"pid": os.getpid(), "strategy": "", "reason": "", **described}))
 
-    def __init__(self, reply_url: str, ready_key: str | None, reply_key: str | None, pattern: Pattern | None) -> None:
-        self._reply_url, self._ready_key, self._reply_key = reply_url, ready_key, reply_key
-        self._pattern = pattern
-        self._replies = ReplyList(reply_url, reply_key or "")
 
-    def instrument(self, sender: Any, **_: Any) -> None:
-        """Measure the Engines of the app's Alchemy: before pool processes are forked."""
-        db = apps.find(sender.app)
-        if db is not None:
-            db.on_engine(phases.instrument)
+def _described(consumer: Any, pattern: Pattern | None) -> dict[str, Any]:
+    db = apps.find(consumer.app)
+    if db is not None:
+        used = db.strategy
+        return {"strategy": used.name, "reason": used.reason, "max_connections": used.max_connections}
+    if pattern is None:
+        return {"max_connections": None}
+    worker_pool = detection.detect(consumer.controller)
+    return {"max_connections": pattern.connections(worker_pool.tasks_per_process) * worker_pool.process_count}
 
-    def announce(self, sender: Any, **_: Any) -> None:
-        """Tell that the worker consumes, and what it is, if somebody waits for that."""
-        if not self._ready_key:
-            return
-        ready = ReplyList(self._reply_url, self._ready_key)
-        ready.push(json.dumps({"pid": os.getpid(), **self._described(sender.app, sender.controller)}))
-        ready.close()
 
-    def started(self, task: Task, **_: Any) -> None:
-        """Begin to measure an attempt."""
-        task.request.loadtest = phases.begin()
+class Replies:
+    """Answers for attempts of tasks."""
 
-    def succeeded(self, sender: Task, **_: Any) -> None:
-        """Answer for a task that returned."""
-        self._answer(sender.request, sender.request.id, Outcome.SUCCESS)
+    def __init__(self, reply_url: str, reply_key: str | None) -> None:
+        self._reply_key, self._replies = reply_key, ReplyList(reply_url, reply_key or "")
 
-    def failed(self, sender: Task, task_id: str, exception: BaseException, **_: Any) -> None:
-        """Answer for a task that failed; also where the parent of a lost pool process does so in its stead."""
-        self._answer(sender.request, task_id, Outcome.FAILURE, exception)
-
-    def retried(self, sender: Task, request: Any, reason: Any, **_: Any) -> None:
-        """Answer for an attempt that is not the last."""
-        self._answer(request, request.id, Outcome.RETRY, reason if isinstance(reason, BaseException) else None)
-
-    def _answer(self, request: Any, task_id: str, outcome: Outcome, error: BaseException | None = None) -> None:
+    def answer(self, request: Any, task_id: str, outcome: Outcome, error: BaseException | None = None) -> None:
+        """Push the reply to one ended attempt."""
         ended = time.monotonic()
         # The parent of a lost pool process never saw the start.
         measurement = getattr(request, "loadtest", None)
@@ -128,24 +133,6 @@ class Reporter:
         shared = known.partial or reply.task_id != task_id
         with _undisturbed():
             self._replies.push(reply.to_json(), key, once_for=reply.task_id if shared else None)
-
-    def _described(self, app: Celery, worker: Any) -> dict[str, Any]:
-        db = apps.find(app)
-        if db is not None:
-            strategy = db.strategy
-            return {
-                "strategy": strategy.name,
-                "reason": strategy.reason,
-                "max_connections": strategy.max_connections,
-            }
-        return {"strategy": "", "reason": "", "max_connections": self._promised(detection.detect(worker))}
-
-    def _promised(self, worker_pool: Any) -> int | None:
-        if self._pattern is None:
-            return None
-        # Without a connection pool the server can still be ending a connection when the task's next one is there.
-        per_process = self._pattern.connections_per_process or 2 * worker_pool.tasks_per_process
-        return int(per_process * worker_pool.process_count)
 
 
 @contextmanager

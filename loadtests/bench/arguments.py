@@ -1,20 +1,24 @@
-"""Arguments of the bench commands, checked before anything starts."""
+"""What the commands of the benchmark and of Locust accept, checked before anything starts.
+
+Each function takes what was written and returns its value, or raises ValueError with a sentence.
+"""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..patterns import OURS, PATTERNS, POOLS
-from ..workloads import WORKLOADS
-from .contests import AUTO, STRATEGIES
-from .objective import Objective
+from ..tasks.patterns import OURS, PATTERNS, POOLS
+from ..tasks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -22,8 +26,32 @@ else:
     # Generic only since click 8.4.
     _ParamType = click.ParamType
 
-BASELINES = tuple(name for name in PATTERNS if name != OURS)
-CONTESTS = ("patterns", "pools", "round-trips")
+Parse = Callable[[str], Any]
+AUTO = "auto"
+
+
+class Parsed(_ParamType):
+    """The type of an option of click whose text one of these functions takes."""
+
+    name: str
+
+    def __init__(self, name: str, parse: Parse) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value; a default can be a value already."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def for_argparse(parse: Parse, value: Any) -> Any:
+    """Take a value for argparse, which shows no message but that of an ArgumentTypeError."""
+    try:
+        return parse(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def suggest(value: str, known: Sequence[str]) -> str:
@@ -32,167 +60,89 @@ def suggest(value: str, known: Sequence[str]) -> str:
     return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}."
 
 
-class Names(_ParamType):
-    """Some of the known names, separated by commas; `all`, or `none` where nothing will do."""
-
-    name = "names"
-
-    def __init__(
-        self, what: str, known: Sequence[str], *, none: bool = False, check: Callable[[str], str] | None = None
-    ) -> None:
-        self._what, self._known, self._none, self._check = what, known, none, check
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what the help shows."""
-        return f"{'|'.join((*self._known[:3], '...') if len(self._known) > 4 else self._known)}|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """Return the names, each once, in the order given."""
-        if isinstance(value, list):
-            return value
-        names = list(dict.fromkeys(name.strip() for name in str(value).split(",") if name.strip()))
-        if names == ["all"]:
-            names = list(self._known)
-        elif names == ["none"] and self._none:
-            names = []
-        elif not names:
-            self.fail(f"{value!r} names no {self._what}. Known: {', '.join(self._known)}.", param, ctx)
-        for name in names:
-            if name not in self._known:
-                self.fail(f"{name!r} is not a {self._what}. {suggest(name, self._known)}", param, ctx)
-            if refusal := self._check(name) if self._check else "":
-                self.fail(refusal, param, ctx)
-        return names
+def missing(name: str) -> str:
+    """Return what a worker pool or a pattern needs and is not installed, in a sentence; empty if it can be used."""
+    package = {"gevent": "gevent", "eventlet": "eventlet", "flask": "Flask-SQLAlchemy", "taskiq": "taskiq-redis"}.get(
+        name
+    )
+    installed = package is None or find_spec(package.lower().replace("-", "_"))
+    return "" if installed else f"{name} needs {package}: pip install {package}."
 
 
-def _pool_refusal(name: str) -> str:
-    missing = name in {"gevent", "eventlet"} and find_spec(name) is None
-    return f"{name} is not installed: pip install 'celery-alchemy[{name}]'." if missing else ""
+def one_of(what: str, known: Sequence[str], value: str) -> str:
+    """Take one of the known names, if what it needs is installed."""
+    if value not in known:
+        raise ValueError(f"{value!r} is not a {what}. {suggest(value, known)}")
+    if wrong := missing(value):
+        raise ValueError(wrong)
+    return value
 
 
-def _pattern_refusal(name: str) -> str:
-    missing = name == "flask" and find_spec("flask_sqlalchemy") is None
-    return "flask needs Flask-SQLAlchemy: pip install 'celery-alchemy[loadtest]'." if missing else ""
+def several(what: str, known: Sequence[str], one: Parse, value: str, *, none: bool = False) -> list[str]:
+    """Take names separated by commas, each once; `all` that are installed, or `none` where nothing will do."""
+    names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if names == ["none"] and none:
+        return []
+    if not names:
+        raise ValueError(f"{value!r} names no {what}. Known: {', '.join(known)}.")
+    return [name for name in known if not missing(name)] if names == ["all"] else [one(name) for name in names]
 
 
-POOL_NAMES = Names("worker pool", POOLS, check=_pool_refusal)
-WORKLOAD_NAMES = Names("workload", tuple(WORKLOADS))
-BASELINE_NAMES = Names("hand-written pattern", BASELINES, none=True, check=_pattern_refusal)
-CONTEST_NAMES = Names("kind of contest", CONTESTS)
+def numbers(low: float, high: float, kind: type, message: str, value: str) -> tuple[Any, ...]:
+    """Take numbers separated by commas, each once, in the order given."""
+    try:
+        found = tuple(dict.fromkeys(kind(part) for part in value.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(low <= number <= high for number in found):
+        raise ValueError(f"{value!r}: {message}")
+    return found
 
 
-class StrategyNames(Names):
-    """Session strategies: ours, registered ones, or `package.module:Class`."""
-
-    def __init__(self) -> None:
-        registered = (point.name for point in entry_points(group="celery_alchemy.strategies"))
-        super().__init__("session strategy", (AUTO, *dict.fromkeys((*STRATEGIES, *sorted(registered)))))
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """Return the names; classes are looked up by the worker."""
-        if isinstance(value, list):
-            return value
-        given = [name.strip() for name in str(value).split(",")]
-        classes = [name for name in given if ":" in name]
-        names = [name for name in given if name and ":" not in name]
-        return (super().convert(",".join(names), param, ctx) if names or not classes else []) + classes
+def number(low: float, high: float, kind: type, what: str, value: str) -> Any:
+    """Take one number from `low` to `high`."""
+    try:
+        found = kind(value)
+    except ValueError:
+        found = math.nan
+    if not low <= found <= high:
+        raise ValueError(f"{value!r} is not {what}.")
+    return found
 
 
-class Concurrencies(_ParamType):
-    """Whole numbers from 1 to 256, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Return the numbers, each once, in the order given."""
-        if isinstance(value, list):
-            return value
-        try:
-            numbers = list(dict.fromkeys(int(part) for part in str(value).split(",")))
-        except ValueError:
-            numbers = []
-        if not numbers or not all(1 <= number <= 256 for number in numbers):
-            self.fail(f"{value!r}: write one or more whole numbers from 1 to 256, such as 4 or 4,16.", param, ctx)
-        return numbers
+def seconds(low: float, high: float, value: str) -> float:
+    """Take a duration, such as `1s` or `500ms`."""
+    text, unit = (value[:-2], 0.001) if value.endswith("ms") else (value.removesuffix("s"), 1.0)
+    try:
+        found = float(text) * unit
+    except ValueError:
+        found = -1.0
+    if not low <= found <= high:
+        raise ValueError(f"{value!r}: write a duration from {low:g}s to {high:g}s, such as 1s.")
+    return found
 
 
-class Rates(_ParamType):
-    """Tasks per second, rising, separated by commas; `auto` looks for the knee."""
-
-    name = "rates"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the rates; none for `auto`."""
-        if isinstance(value, tuple):
-            return value
-        if value == "auto":
-            return ()
-        try:
-            rates = tuple(sorted({float(part) for part in str(value).split(",")}))
-        except ValueError:
-            rates = (0.0,)
-        if not all(0 < rate <= 100_000 for rate in rates):
-            self.fail(f"{value!r}: write tasks per second, such as 10,20,40, or auto.", param, ctx)
-        return rates
+def json_of(kind: type, value: str) -> Any:
+    """Take a JSON list or object."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, kind):
+        what = "list, such as '[1]'" if kind is list else "object, such as '{\"key\": 1}'"
+        raise ValueError(f"{value!r} is not a JSON {what}.")
+    return found
 
 
-class Seconds(_ParamType):
-    """A duration, such as `1s` or `500ms`."""
-
-    name = "duration"
-
-    def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        if isinstance(value, int | float):
-            return float(value)
-        text, unit = str(value).strip(), 1.0
-        if text.endswith("ms"):
-            text, unit = text[:-2], 0.001
-        elif text.endswith("s"):
-            text = text[:-1]
-        try:
-            seconds = float(text) * unit
-        except ValueError:
-            seconds = -1.0
-        if not self._low <= seconds <= self._high:
-            self.fail(f"{value!r}: write a duration from {self._low:g}s to {self._high:g}s, such as 1s.", param, ctx)
-        return seconds
+REGISTERED = (point.name for point in entry_points(group="celery_alchemy.strategies"))
+STRATEGIES = (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *sorted(REGISTERED))))
+BASELINES = tuple(name for name in PATTERNS if name != OURS)
+pool: partial[str] = partial(one_of, "worker pool", POOLS)
+workload: partial[str] = partial(one_of, "workload", tuple(WORKLOADS))
+pattern: partial[str] = partial(one_of, "pattern", tuple(PATTERNS))
+baseline: partial[str] = partial(one_of, "hand-written pattern", BASELINES)
 
 
-class ObjectiveType(_ParamType):
-    """A latency objective, such as `p95=50ms`."""
-
-    name = "objective"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Objective:
-        """Return the objective."""
-        if isinstance(value, Objective):
-            return value
-        try:
-            return Objective.parse(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Json(_ParamType):
-    """A JSON value of one type."""
-
-    name = "json"
-
-    def __init__(self, wanted: type, words: str) -> None:
-        self._wanted, self._words = wanted, words
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value."""
-        if isinstance(value, self._wanted):
-            return value
-        try:
-            found = json.loads(value)
-        except (TypeError, ValueError):
-            found = None
-        if not isinstance(found, self._wanted):
-            self.fail(f"{value!r} is not {self._words}.", param, ctx)
-        return found
+def strategy(value: str) -> str:
+    """Take a session strategy: ours, a registered one, or `package.module:Class`, which the worker looks up."""
+    return value if ":" in value else one_of("session strategy", STRATEGIES, value)

@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL
 
-from ..brokers import Broker, queue_of
-from ..databases import DatabaseServer, create_tables
-from ..environment import WorkerEnvironment
+from ..client.percentiles import Percentiles
 from ..errors import WorkerError
-from ..patterns import OURS
-from ..percentiles import Percentiles
-from ..processes import StopStep
-from ..rows import TaskRow
-from ..rundir import RunDirectory
-from ..sampler import Connections, Observer
-from ..worker import OWN_APP, Worker, running_worker
-from ..workloads import ACCOUNTS, PREFLIGHT, WORKLOADS
+from ..services.brokers import Broker, queue_of
+from ..services.databases import DatabaseServer, create_tables
+from ..services.environment import WorkerEnvironment
+from ..services.processes import StopStep
+from ..services.rundir import RunDirectory
+from ..services.sampler import Observer, Sampler
+from ..services.worker import OWN_APP, Worker, running_worker
+from ..tasks.patterns import OURS
+from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .generator import Generator
-from .measure import memory_bytes
-from .results import Arm, Cell, Verdict
+from .measure import CpuClock, Spent, memory_bytes, spent
+from .results import Arm, Cell, Counted, Verdict
+from .rows import UNANSWERED, TaskRow
 from .user_task import UserTask
 
 START_S = 90.0
-SETTLE_S = 1.0
+SETTLE_S, END_S = 1.0, 3.0
+"""How long tasks may take to give their connections back, and a server to notice that a client is gone."""
 # A worker whose sessions are broken can ignore both; each batch waits for its slowest.
 STOP_STEPS = (StopStep(signal.SIGTERM, 8.0), StopStep(signal.SIGQUIT, 2.0))
-DRAIN_S = 5.0
-"""How long to wait for the next reply. A task of ours takes well under a second; one that takes longer hangs."""
-USER_DRAIN_S = 60.0
-"""The same for a task of the user's, which may take long."""
-BACKLOG_S = 120.0
-"""The longest a backlog can take after a load, however steadily it is worked off."""
+DRAIN_S, USER_DRAIN_S = 5.0, 60.0
+"""How long to wait for the next reply of a task of ours, which takes well under a second, and of the user's."""
 LOG_LINES = 40
 GREEN = ("gevent", "eventlet")
-STARTED = "the worker started"
+STARTED, PREFLIGHT_HELD = "the worker started", "the driver does not block the green hub"
 
 _numbers = itertools.count(1)
 
@@ -55,157 +53,183 @@ class Bench:
     server: DatabaseServer | None
     """None if the task is somebody else's and its database is not known."""
     broker: Broker
-    generator: Generator
+    generator: Generator | None
+    """None where the load comes from elsewhere."""
     user_task: UserTask | None = None
+
+    def sampler(self, cells: Sequence[RunningCell]) -> Sampler | None:
+        """Return what counts the connections of some cells; None if they cannot be told from others."""
+        names = [cell.connections_name for cell in cells if cell.connections_name]
+        return Sampler(self.server.url, names, by=self.counted_by) if self.server and names else None
+
+    @property
+    def counted_by(self) -> str:
+        """What tells the connections of a cell: its own database, or in the user's its program's name."""
+        return "application_name" if self.user_task else "datname"
 
 
 class RunningCell:
     """A cell whose worker is up, or was meant to be."""
 
+    arm: Arm
+    bench: Bench
+    workload: Workload | None
+
     def __init__(self, bench: Bench, arm: Arm, workload: str) -> None:
-        self.arm = arm
+        self.bench, self.arm, self.workload = bench, arm, WORKLOADS.get(workload)
         self.rows: list[TaskRow] = []
-        self.out = False
+        self.out: bool = False
         """Broken, or hanging: it gets no more load."""
-        self._bench = bench
-        self._workload = workload
+        self.failed_start: str = ""
+        self.connections_name: str = ""
+        """What the server knows its connections by; empty if it does not."""
+        self.counted: list[Spent] = []
+        """What each load of a demo has cost."""
+        self.worker: Worker | None = None
+        self.environment: WorkerEnvironment | None = None
+        self.database: URL | None = None
+        self._subject: dict[str, Any] = {"workload": workload}
         self._number = next(_numbers)
         self._stack = ExitStack()
-        self._worker: Worker | None = None
-        self._environment: WorkerEnvironment | None = None
-        self._failed_start = ""
         self._preflight: list[Verdict] = []
         self._memory = 0
         self._abandoned: list[Verdict] = []
-        self.database: URL | None = None
 
     @property
     def worker_pid(self) -> int:
         """The worker's main process; 0 if it did not start."""
-        return self._worker.process.pid if self._worker else 0
+        return self.worker.process.pid if self.worker else 0
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it has left a task unanswered: it would not stop when it is told to, either."""
+        return any(not row.finals for row in self.rows)
 
     def start(self) -> None:
         """Create the database and the queue, start the worker and wait until it is ready; remember if that fails."""
-        bench = self._bench
+        bench, task = self.bench, self.bench.user_task
+        name = f"celery-alchemy-{bench.run.id}-{self._number}"
+        if task:
+            self.database, app, environ = task.database_url, task.app, {**task.environ, "PGAPPNAME": name}
+            self._subject = {"task": task.task, "args": task.args, "kwargs": task.kwargs}
+            if self.database is not None and self.database.get_backend_name() == "postgresql":
+                self.connections_name = name
+        else:
+            assert bench.server is not None
+            self.database = self._stack.enter_context(bench.server.fresh_database(bench.run, f"c{self._number}"))
+            create_tables(self.database, ACCOUNTS)
+            self.connections_name, app, environ = str(self.database.database), OWN_APP, None
+        self.environment = WorkerEnvironment(
+            database_url=self.database.render_as_string(hide_password=False) if self.database else "",
+            broker_url=bench.broker.url,
+            reply_url=bench.broker.reply_url,
+            queue=name,
+            pattern=self.arm.pattern,
+        )
+        self._stack.enter_context(queue_of(bench.run, self.environment))
         try:
-            if bench.user_task:
-                self.database = bench.user_task.database_url
-            else:
-                assert bench.server is not None
-                self.database = self._stack.enter_context(bench.server.fresh_database(bench.run, f"c{self._number}"))
-                create_tables(self.database, ACCOUNTS)
-            self._environment = WorkerEnvironment(
-                database_url=self.database.render_as_string(hide_password=False) if self.database else "",
-                broker_url=bench.broker.url,
-                reply_url=bench.broker.reply_url,
-                queue=f"celery-alchemy-{bench.run.id}-{self._number}",
-                pattern=self.arm.pattern,
-            )
-            self._stack.enter_context(queue_of(bench.run, self._environment))
-            self._worker = self._stack.enter_context(
-                running_worker(
-                    bench.run,
-                    self._environment,
-                    pool=self.arm.pool,
-                    concurrency=self.arm.concurrency,
-                    strategy=self.arm.strategy or None,
-                    name=f"{self._number}-{self.arm.name}",
-                    app=bench.user_task.app if bench.user_task else OWN_APP,
-                    app_environ=bench.user_task.environ if bench.user_task else None,
-                    # All the workers of a contest start at once.
-                    start_timeout_s=START_S,
-                    stop_steps=STOP_STEPS,
-                )
-            )
+            # All the workers of a contest start at once.
+            worker = running_worker(
+                bench.run, self.environment, pool=self.arm.pool, concurrency=self.arm.concurrency,
+                strategy=self.arm.strategy or None, name=f"{self._number}-{self.arm.name}", app=app,
+                app_environ=environ, start_timeout_s=START_S, stop_steps=STOP_STEPS,
+            )  # fmt: skip
+            self.worker = self._stack.enter_context(worker)
         except WorkerError as error:
-            self._failed_start, self.out = str(error), True
+            self.failed_start, self.out = str(error), True
 
     def connect(self) -> None:
         """Let the load generator know this arm, and see to it that its driver does not block the green hub."""
-        if self._environment is None or self.out:
+        generator = self.bench.generator
+        if generator is None or self.environment is None or self.out:
             return
-        self._bench.generator.open(self.arm.name, self._environment)
-        if self.arm.pool in GREEN and self._bench.user_task is None:
-            command = {"number": 0, "arm": self.arm.name, "task": PREFLIGHT.task_name, "args": [1], "kwargs": {}}
-            _, rows = self._bench.generator.slice(within_s=DRAIN_S, tasks=1, users=1, drain_s=DRAIN_S, **command)
-            answered = rows[0] if rows else None
-            passed = answered is not None and answered.succeeded
-            wrong = "no answer" if answered is None else f"{answered.error_type or answered.outcome}: {answered.error}"
-            self._preflight = [Verdict("the driver does not block the green hub", passed, "" if passed else wrong)]
-            self.out = not passed
+        generator.open(self.arm.name, self.environment)
+        if self.arm.pool in GREEN and self.bench.user_task is None:
+            command = {"number": 0, "arm": self.arm.name, "task": PREFLIGHT.task_name, "args": [1]}
+            _, rows = generator.slice(within_s=DRAIN_S, tasks=1, drain_s=DRAIN_S, **command)
+            wrong = "" if rows and rows[0].succeeded else "no answer"
+            if wrong and rows:
+                wrong = f"{rows[0].error_type or rows[0].outcome}: {rows[0].error}"
+            self._preflight, self.out = [Verdict(PREFLIGHT_HELD, not wrong, wrong)], bool(wrong)
 
     def load(self, *, number: int, within_s: float, **command: Any) -> dict[str, Any]:
         """Put the worker under load; keep the rows, and return the load generator's summary."""
-        task = self._bench.user_task
-        subject: dict[str, Any] = (
-            {"task": task.task, "args": task.args, "kwargs": task.kwargs} if task else {"workload": self._workload}
-        )
-        answer, rows = self._bench.generator.slice(
-            within_s=within_s + BACKLOG_S,
-            number=number,
-            arm=self.arm.name,
-            first_number=len(self.rows),
-            drain_s=USER_DRAIN_S if task else DRAIN_S,
-            **subject,
-            **command,
-        )
+        assert self.bench.generator is not None
+        drain_s = USER_DRAIN_S if self.bench.user_task else DRAIN_S
+        asked = {"drain_s": drain_s, "first_number": len(self.rows), **self._subject, **command}
+        answer, rows = self.bench.generator.slice(within_s=within_s, number=number, arm=self.arm.name, **asked)
         self.rows += rows
-        if answer["unanswered"]:
-            self.out = True
+        self.out = self.out or bool(answer["unanswered"])
         return answer
 
-    def check(self, peak: Connections | None, sampling_error: str | None) -> list[Verdict]:
+    def measure(self, *, number: int, within_s: float, **command: Any) -> tuple[dict[str, Any], dict[str, Any], Spent]:
+        """Put the worker under load; return the summary, what of it every kind of measurement keeps, and the cost."""
+        begin, server = CpuClock.read(), self.bench.server
+        answer = self.load(number=number, within_s=within_s, **command)
+        cost = spent(begin, self.worker_pid, server.pid if server else None)
+        low, high = answer["window"]
+        latency = answer["latency_ms"]
+        kept = {name: answer[name] for name in ("failed", "unanswered", "send_lag_p99_ms")}
+        kept["seconds"], kept["foreign_cpus"] = round(high - low, 6), round(cost.foreign_cpus, 3)
+        return answer, {**kept, "latency": Percentiles(**latency) if latency else None}, cost
+
+    def check(self, sampler: Sampler | None) -> list[Verdict]:
         """Return what holds and what does not, now that nothing runs."""
-        if self._failed_start:
-            return [Verdict(STARTED, False, self._failed_start)]
-        workload = None if self._bench.user_task else WORKLOADS[self._workload]
-        verdicts = [
-            *self._preflight,
-            *checks.check_answers(self.rows, workload),
-            *checks.check_sessions(self.rows),
-        ]
-        # In a user's own database there are others, whose rows and connections say nothing of this worker.
-        if workload is not None:
-            assert self.database is not None
-            verdicts += checks.check_ledger(self.database, self.rows, workload)
-            with self._observing() as (observer, name):
-                left = observer.settle(name, idle_in_transaction=0, within_s=SETTLE_S)
-            facts = checks.ConnectionFacts(
-                peak=peak.total if peak else 0,
-                promised=self._worker.ready.max_connections if self._worker else None,
-                idle_in_transaction=left.idle_in_transaction,
-                sampling_error=sampling_error,
-            )
-            verdicts += checks.check_connections(facts)
+        if self.failed_start:
+            return [Verdict(STARTED, False, self.failed_start)]
+        # First: reading the ledger is a connection more.
+        connections = self.check_connections(sampler)
+        # In a user's own database there are others, whose rows say nothing of this worker.
+        found = checks.check_tasks(self.rows, self.workload, self.database if self.workload else None)
+        verdicts = [*self._preflight, *found.verdicts, *connections]
         self.out = self.out or not all(verdict.passed for verdict in verdicts)
         return verdicts
 
-    def abandon(self) -> None:
+    def check_connections(self, sampler: Sampler | None) -> list[Verdict]:
+        """Compare the connections with what was promised."""
+        idle, _ = self.left(idle_in_transaction=0)
+        peak = sampler.peaks[self.connections_name].total if sampler and self.connections_name else 0
+        unseen = sampler.error if sampler else "nobody looked all the time"
+        if self.bench.user_task and not peak:
+            unseen = f"no connection of the application name {self.connections_name!r} was seen on a PostgreSQL"
+        return checks.check_connections(peak, self.worker.ready.max_connections if self.worker else None, idle, unseen)
+
+    def left(self, *, total: float = math.inf, idle_in_transaction: float = math.inf) -> tuple[int, int]:
+        """Wait for connections to be given back or closed; return those idle in transaction, and all that are left."""
+        if not self.connections_name or self.bench.server is None:
+            return 0, 0
+        name, within_s = self.connections_name, END_S if total < math.inf else SETTLE_S
+        with closing(Observer(self.bench.server.url, name, by=self.bench.counted_by)) as observer:
+            seen = observer.settle(name, total=total, idle_in_transaction=idle_in_transaction, within_s=within_s)
+        return seen.idle_in_transaction, seen.total
+
+    def abandon(self, sampler: Sampler | None) -> None:
         """Kill the worker of a broken cell, so that it takes nothing from the others: a hanging one may be busy."""
-        if self._worker is not None:
-            self._abandoned = self.check(None, None)
-            self._worker.process.stop(at_once=True)
+        if self.worker is not None:
+            self._abandoned = self.check(sampler)
+            self.worker.process.stop(at_once=True)
 
     def measure_memory(self) -> None:
         """Note the worker's memory now."""
-        if self._worker is not None and not self._abandoned:
-            self._memory = memory_bytes(self._worker.process.pid)
+        if self.worker is not None and not self._abandoned and not self.counted:
+            self._memory = memory_bytes(self.worker.process.pid)
 
-    def finish(self, peak: Connections | None, sampling_error: str | None, *, at_once: bool = False) -> Cell:
+    def finish(self, sampler: Sampler | None, *, at_once: bool = False) -> Cell:
         """Check everything, stop the worker, and return what there is to keep.
 
         Args:
             at_once: Kill the worker, without seeing how it stops.
         """
-        verdicts = self._abandoned or self.check(peak, sampling_error)
-        worker = self._worker
+        peak = sampler.peaks.get(self.connections_name) if sampler else None
+        verdicts, worker = self._abandoned or self.check(sampler), self.worker
         if worker is None:
             return Cell(self.arm, verdicts)
-        if at_once:
+        counted = self._count() if self.counted else None
+        if at_once or self.hangs:
             worker.process.stop(at_once=True)
         elif not self._abandoned:
-            verdicts += self._stop(worker)
-        broken = not all(verdict.passed for verdict in verdicts)
+            verdicts += self.stop()
+        wrong = (row for row in self.rows if checks.failure(row, self.workload))
         return Cell(
             self.arm,
             verdicts,
@@ -217,52 +241,35 @@ class RunningCell:
             peak_idle_in_transaction=peak.idle_in_transaction if peak else 0,
             pss_bytes=self._memory,
             phases=phases([row for row in self.rows if row.slice] or self.rows),
-            errors=self._errors(),
+            errors=dict(Counter(row.error_type or row.outcome for row in wrong)),
             tasks=len(self.rows),
-            log=worker.process.log_tail(LOG_LINES) if broken else "",
+            log=worker.process.log_tail(LOG_LINES) if not all(verdict.passed for verdict in verdicts) else "",
+            counted=counted,
         )
 
-    def _stop(self, worker: Worker) -> list[Verdict]:
-        verdicts = [checks.stop(worker)]
-        if not self._bench.user_task:
-            with self._observing() as (observer, name):
-                verdicts.append(checks.check_end(observer, name))
-        return verdicts
+    def stop(self) -> list[Verdict]:
+        """Stop the worker, and see that none of its connections outlives it."""
+        assert self.worker is not None
+        return [checks.stop(self.worker), *([checks.outlived(self.left(total=0)[1])] if self.connections_name else [])]
 
-    def disconnect(self) -> None:
-        """Let the load generator forget this arm."""
-        if self._environment is not None and self._worker is not None:
-            self._bench.generator.close(self.arm.name)
+    def _count(self) -> Counted:
+        """Count the tasks of a demo one by one."""
+        wrong = len(checks.check_tasks(self.rows, self.workload, self.database).wrong)
+        unanswered = sum(row.outcome == UNANSWERED for row in self.rows)
+        right, (idle, _) = len(self.rows) - wrong - unanswered, self.left(idle_in_transaction=0)
+        seconds, cpu_s = (
+            round(sum(values), 3) for values in zip(*((one.wall_s, one.worker_s) for one in self.counted), strict=True)
+        )
+        return Counted(len(self.rows), right, wrong, unanswered, idle, seconds, cpu_s)
 
     def close(self) -> None:
         """Stop what still runs; drop the database and the queue."""
         self._stack.close()
 
-    @contextmanager
-    def _observing(self) -> Iterator[tuple[Observer, str]]:
-        assert self._bench.server is not None
-        assert self.database is not None
-        name = str(self.database.database)
-        observer = Observer(self._bench.server.url, name)
-        try:
-            yield observer, name
-        finally:
-            observer.close()
-
-    def _errors(self) -> dict[str, int]:
-        workload = None if self._bench.user_task else WORKLOADS[self._workload]
-        wrong = (row for row in self.rows if checks.failure(row, workload))
-        return dict(Counter(row.error_type or row.outcome for row in wrong))
-
 
 def phases(rows: list[TaskRow]) -> dict[str, Percentiles]:
     """Return where the time of successful tasks went, in milliseconds."""
     done = [row for row in rows if row.succeeded]
-    parts = {
-        "queue": [row.queue_ms for row in done],
-        "checkout": [row.checkout_ms for row in done],
-        "database": [row.database_ms for row in done],
-        "run": [row.run_ms for row in done],
-        "latency": [row.latency_ms for row in done],
-    }
-    return {name: found for name, values in parts.items() if (found := Percentiles.of(values))}
+    names = ("queue", "checkout", "database", "run", "latency")
+    parts = {name: Percentiles.of(getattr(row, f"{name}_ms") for row in done) for name in names}
+    return {name: found for name, found in parts.items() if found}

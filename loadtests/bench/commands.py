@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import runs
-from .arguments import (
-    BASELINE_NAMES,
-    CONTEST_NAMES,
-    POOL_NAMES,
-    WORKLOAD_NAMES,
-    Concurrencies,
-    Json,
-    ObjectiveType,
-    Rates,
-    Seconds,
-    StrategyNames,
-)
-from .contests import AUTO
-from .matrix import MatrixOptions
+from ..tasks import patterns
+from ..tasks.workloads import WORKLOADS
+from . import arguments, runs
+from .arguments import AUTO, Parsed, json_of, numbers, one_of, seconds, several
+from .batches import Schedule
 from .objective import Objective
 from .sweep import SweepOptions
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+CONTESTS = ("patterns", "pools", "round-trips")
 
-# What every command that starts workers takes.
-POOLS = click.option("--pools", default="all", type=POOL_NAMES, help="Worker pools, separated by commas.")
-STRATEGIES = click.option(
-    "--strategies", default="all", type=StrategyNames(), help="Session strategies; auto is always there."
-)
-BASELINES = click.option(
-    "--baselines", default="all", type=BASELINE_NAMES, help="Hand-written patterns to compare with, all or none."
-)
-WORKLOADS_OPTION = click.option("--workloads", default="all", type=WORKLOAD_NAMES, help="What the tasks do.")
-CONCURRENCY = click.option(
-    "--concurrency", default="4", type=Concurrencies(), help="Pool processes, threads or greenlets; solo has 1."
-)
-TASK = click.option("--task", help="Measure this task of the app given with `celery -A` instead of our workloads.")
-ARGS = click.option("--args", default="[]", type=Json(list, "a JSON list, such as '[1]'"), help="Its arguments.")
-KWARGS = click.option("--kwargs", default="{}", type=Json(dict, "a JSON object"), help="Its keyword arguments.")
-DATABASE_URL = click.option(
-    "--database-url", envvar="DATABASE_URL", help="Server to create databases on; an embedded PostgreSQL by default."
-)
-BROKER_URL = click.option("--broker-url", envvar="BROKER_URL", help="Broker; an embedded Valkey by default.")
-OUT = click.option(
-    "--out", default="report", type=click.Path(file_okay=False, path_type=Path), help="Where the results go."
+
+def _option(name: str, default: Any, parse: arguments.Parse, text: str, kind: str = "names") -> Any:
+    return click.option(name, default=default, type=Parsed(kind, parse), help=text)
+
+
+def _several(name: str, what: str, known: Sequence[str], one: arguments.Parse, text: str) -> Any:
+    return _option(name, "all", partial(several, what, known, one, none=name == "--baselines"), text)
+
+
+def _whole(name: str, default: int, low: int, high: int, text: str) -> Any:
+    names = {"--tasks": "checked_tasks", "--users": "users_per_slot"}
+    return click.option(name, names.get(name, name[2:]), default=default, type=click.IntRange(low, high), help=text)
+
+
+def _rates(value: str) -> tuple[float, ...]:
+    message = "write tasks per second, such as 10,20,40, or auto."
+    return () if value == "auto" else tuple(sorted(numbers(0.001, 100_000, float, message, value)))
+
+
+# What every command that starts workers takes. One line each, to be read as a table.
+# fmt: off
+CONCURRENCIES = partial(numbers, 1, 256, int, "write one or more whole numbers from 1 to 256, such as 4 or 4,16.")
+POOLS = _several("--pools", "worker pool", patterns.POOLS, arguments.pool, "Worker pools, separated by commas.")
+CONCURRENCY = _option("--concurrency", "4", CONCURRENCIES, "Pool processes, threads, greenlets; solo has 1.", "numbers")
+SERVICES = (
+    click.option("--database-url", envvar="DATABASE_URL", help="Server to create databases on; default: embedded."),
+    click.option("--broker-url", envvar="BROKER_URL", help="Broker; default: an embedded Valkey."),
+    click.option("--out", default="report", type=click.Path(file_okay=False, path_type=Path), help="Where results go."),
 )
 FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
-CHECKED = click.option(
-    "--tasks", "checked_tasks", default=50, type=click.IntRange(5, 100_000), help="Checked tasks per pool slot."
+CHOSEN = (
+    POOLS,
+    _several("--strategies", "session strategy", arguments.STRATEGIES, arguments.strategy,
+             "Session strategies; auto is always there."),
+    _several("--baselines", "hand-written pattern", arguments.BASELINES, arguments.baseline,
+             "Hand-written patterns to compare with, all or none."),
+    _several("--workloads", "workload", tuple(WORKLOADS), arguments.workload, "What the tasks do."),
+    CONCURRENCY,
+    _whole("--tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
+    _whole("--users", 2, 1, 100, "Tasks in flight per pool slot."),
+    click.option("--task", help="Measure this task of the app given with `celery -A` instead of our workloads."),
+    _option("--args", "[]", partial(json_of, list), "Its arguments: a JSON list.", "json"),
+    _option("--kwargs", "{}", partial(json_of, dict), "Its keyword arguments: a JSON object.", "json"),
 )
-USERS = click.option(
-    "--users", "users_per_slot", default=2, type=click.IntRange(1, 100), help="Tasks in flight per pool slot."
-)
+# fmt: on
 
 
-def options(*decorators: Decorator) -> Decorator:
+def options(*decorators: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
     """Return one decorator for several options, in the order the help shows them."""
 
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,20 +78,25 @@ def options(*decorators: Decorator) -> Decorator:
     return apply
 
 
-COMMON = options(
-    POOLS, STRATEGIES, BASELINES, WORKLOADS_OPTION, CONCURRENCY, CHECKED, USERS, TASK, ARGS, KWARGS, DATABASE_URL,
-    BROKER_URL, OUT, FRESH,
-)  # fmt: skip
+COMMON = options(*CHOSEN, *SERVICES, FRESH)
 
 
 @click.group(
     invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @COMMON
-@click.option("--contests", default="all", type=CONTEST_NAMES, help="What to compare: see below.")
-@click.option("--rounds", default=30, type=click.IntRange(1, 1000), help="Slices for each arm, over all restarts.")
-@click.option("--slice", "slice_s", default="1s", type=Seconds(0.1, 60), help="Length of a slice.")
-@click.option("--restarts", default=3, type=click.IntRange(1, 20), help="How often the workers start anew.")
+@_several(
+    "--contests",
+    "kind of contest",
+    CONTESTS,
+    partial(one_of, "kind of contest", CONTESTS),
+    "What to compare: see below.",
+)
+@_whole("--rounds", 40, 1, 1000, "Slices for each arm, over all restarts.")
+@click.option(
+    "--slice", "slice_s", default="500ms", type=Parsed("duration", partial(seconds, 0.1, 60)), help="Of what length."
+)
+@_whole("--restarts", 10, 1, 50, "How often the workers start anew.")
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Of these contests, such as 'pools/*', now; the rest another time."
 )
@@ -109,21 +121,14 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _bench(
-    ctx: click.Context,
-    contests: list[str],
-    rounds: int,
-    slice_s: float,
-    restarts: int,
-    only: tuple[str, ...],
+    ctx: click.Context, contests: list[str], rounds: int, slice_s: float, restarts: int, only: tuple[str, ...],
     **given: Any,
-) -> None:
-    matrix = MatrixOptions(
-        rounds, restarts, slice_s, min(0.1, slice_s / 5), given["checked_tasks"], given["users_per_slot"]
-    )
+) -> None:  # fmt: skip
     if rounds < restarts:
         raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
-    failed = runs.matrix_run(ctx, contests, matrix, only, **given)
-    sys.exit(1 if failed else 0)
+    load = (given["checked_tasks"], given["users_per_slot"])
+    schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), *load)
+    sys.exit(1 if runs.matrix_run(ctx, contests, schedule, only, **given) else 0)
 
 
 @bench.command()
@@ -131,28 +136,38 @@ def _bench(
 @click.pass_context
 def check(ctx: click.Context, /, **given: Any) -> None:
     """Check correctness only, for CI: a load for each worker, every invariant, no timing."""
-    matrix = MatrixOptions(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
-    sys.exit(1 if runs.matrix_run(ctx, ["patterns"], matrix, (), **given) else 0)
+    schedule = Schedule(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
+    sys.exit(1 if runs.matrix_run(ctx, ["patterns"], schedule, (), **given) else 0)
+
+
+@bench.command()
+@options(POOLS, CONCURRENCY, *SERVICES)
+def demo(**given: Any) -> None:
+    """Let the hand-written recipe and celery-alchemy do the same work, and count what came out right."""
+    sys.exit(1 if runs.demo_run(**given) else 0)
 
 
 @bench.command()
 @COMMON
-@click.option("--objective", default="p95=100ms", type=ObjectiveType(), help="The latency to keep.")
-@click.option("--rates", default="auto", type=Rates(), help="Tasks per second to offer, or auto.")
-@click.option("--step", "step_s", default="4s", type=Seconds(0.5, 600), help="Length of a step.")
+@_option("--objective", "p95=100ms", Objective.parse, "The latency to keep.", "objective")
+@_option("--rates", "auto", _rates, "Tasks per second to offer, or auto.", "rates")
+@click.option(
+    "--step", "step_s", default="4s", type=Parsed("duration", partial(seconds, 0.5, 600)), help="Length of a step."
+)
+@_whole("--sweeps", 5, 1, 100, "How often each knee is measured.")
 @click.pass_context
-def sweep(ctx: click.Context, /, objective: Objective, rates: tuple[float, ...], step_s: float, **given: Any) -> None:
+def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float, sweeps: int, **given: Any) -> None:
     """Offer more and more, whatever the worker does, until the latency objective breaks.
 
-    One sweep for each worker pool, concurrency and workload, with the strategy `auto` unless --strategies names
-    others; hand-written patterns only if --baselines names them.
+    Five sweeps for each worker pool, concurrency and workload, in random order, with the strategy `auto` unless
+    --strategies names others; hand-written patterns only if --baselines names them.
     """
     source = click.core.ParameterSource.DEFAULT
     if ctx.get_parameter_source("strategies") is source:
         given["strategies"] = [AUTO]
     if ctx.get_parameter_source("baselines") is source:
         given["baselines"] = []
-    chosen = SweepOptions(objective, step_s, rates, given["checked_tasks"], given["users_per_slot"])
+    chosen = SweepOptions(objective, step_s, rates, sweeps, given["checked_tasks"], given["users_per_slot"])
     sys.exit(1 if runs.sweep_run(ctx, chosen, **given) else 0)
 
 

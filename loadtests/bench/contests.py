@@ -1,18 +1,24 @@
-"""What is compared with what: arms, contests, and the order in which arms take their turns."""
+"""What is compared with what: arms, contests, their batches, and the order in which arms take their turns."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
-from ..patterns import OURS
+from ..tasks.patterns import OURS, PATTERNS
+from .arguments import AUTO
 from .results import Arm
+from .store import Store
+from .user_task import UserTask
 
-AUTO = "auto"
-STRATEGIES = ("local", "scoped", "per_process")
 ALONE = ("solo",)
 """Worker pools that run one task at a time, whatever the concurrency."""
+AS_IT_IS = "as-it-is"
+"""The pattern of a user's task whose app has no Alchemy: whatever it does."""
+RECIPE = "recipe"
+"""The hand-written pattern of the demo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,7 @@ class Contest:
     """Arms under one workload, compared in turns."""
 
     name: str
-    """`patterns/<worker pool>/<workload>` or `pools/<workload>`."""
+    """`patterns/<worker pool>/<workload>`, `pools/<workload>` or `demo/<worker pool>`."""
     workload: str
     arms: tuple[Arm, ...]
     reference: Arm
@@ -29,11 +35,6 @@ class Contest:
     def __post_init__(self) -> None:
         assert self.reference in self.arms
         assert len({arm.name for arm in self.arms}) == len(self.arms)
-
-
-def concurrency_of(pool: str, wanted: int) -> int:
-    """Return the concurrency a worker pool can have: 1 for solo."""
-    return 1 if pool in ALONE else wanted
 
 
 def patterns_contest(
@@ -62,6 +63,51 @@ def pools_contest(workload: str, arms: Sequence[Arm]) -> Contest:
     """Return the contest of worker pools and concurrencies; the first arm is the reference, and there twice."""
     reference, *others = dict.fromkeys(arms)
     return Contest(f"pools/{workload}", workload, (reference, replace(reference, copy=1), *others), reference)
+
+
+def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list[Contest]:
+    """Return the recipe and ours, under each worker pool."""
+    contests = []
+    for pool in pools:
+        workers = 1 if pool in ALONE else concurrency
+        recipe, ours = Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO)
+        contests.append(Contest(f"demo/{pool}", workload, (recipe, ours), recipe))
+    return contests
+
+
+def plan(
+    kinds: Sequence[str], user_task: UserTask | None, automatic: Mapping[str, str], *, pools: list[str],
+    strategies: list[str], baselines: list[str], workloads: list[str], concurrency: Sequence[int], **_: object,
+) -> list[Contest]:  # fmt: skip
+    """Return the contests of a run."""
+    names = [user_task.task] if user_task else workloads
+    pattern, strategy = (AS_IT_IS, "") if user_task and not user_task.alchemy else (OURS, AUTO)
+    arms = {
+        pool: [Arm(pool, number, pattern, strategy) for number in ((1,) if pool in ALONE else concurrency)]
+        for pool in pools
+    }
+    every, contests = [arm for of_pool in arms.values() for arm in of_pool], []
+    if "pools" in kinds and (len(every) > 1 or "patterns" not in kinds):
+        contests += [pools_contest(workload, every) for workload in names]
+    if "patterns" in kinds:
+        ours = strategies if strategy else []
+        for pool, found in arms.items():
+            by_hand = [] if user_task else [name for name in baselines if pool in PATTERNS[name].pools]
+            contests += [patterns_contest(workload, found[0], ours, by_hand, automatic) for workload in names]
+    return contests
+
+
+def remaining(
+    store: Store, contests: Sequence[Contest], restarts: int, only: Sequence[str] = ()
+) -> list[tuple[Contest, int]]:
+    """Return the batches that are still to run: every contest once, then every contest again with new workers.
+
+    Args:
+        only: Patterns of the names of contests, as in a shell; none: all.
+    """
+    wanted = [contest for contest in contests if not only or any(fnmatchcase(contest.name, one) for one in only)]
+    batches = [(contest, number) for number in range(1, restarts + 1) for contest in wanted]
+    return [(contest, number) for contest, number in batches if (contest.name, number) not in store.done]
 
 
 def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:

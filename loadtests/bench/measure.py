@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,73 +19,62 @@ class CpuClock:
     The kernel counts in ticks, usually 10 ms for each process; differences between two moments do not add up errors.
     """
 
-    _parents: dict[int, int]
+    _children: dict[int, list[int]]
     _seconds: dict[int, float]
     busy_s: float
     """By everything on the machine, on all CPUs."""
+    at: float
 
     @classmethod
     def read(cls) -> Self:
         """Read the clocks of all processes."""
-        parents: dict[int, int] = {}
+        children: defaultdict[int, list[int]] = defaultdict(list)
         seconds: dict[int, float] = {}
         for process in psutil.process_iter(["ppid", "cpu_times"]):
-            times = process.info["cpu_times"]
-            if times is None:
-                continue
-            parents[process.pid] = process.info["ppid"]
-            # Children that have ended and were waited for count for their parent: servers that fork for a connection.
-            seconds[process.pid] = times.user + times.system + times.children_user + times.children_system
+            if times := process.info["cpu_times"]:
+                children[process.info["ppid"]].append(process.pid)
+                # Children that have ended and were waited for count for their parent: servers that fork to connect.
+                seconds[process.pid] = times.user + times.system + times.children_user + times.children_system
         machine = psutil.cpu_times()
-        idle = machine.idle + getattr(machine, "iowait", 0.0)
-        # Guests are counted in user and nice already, and steal is nobody's here.
-        twice = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0) + getattr(machine, "steal", 0.0)
-        return cls(parents, seconds, sum(machine) - idle - twice)
+        # Guests are counted in user and nice already, and nothing of ours runs in what was stolen.
+        idle = machine.idle + sum(getattr(machine, name, 0.0) for name in ("iowait", "guest", "guest_nice", "steal"))
+        return cls(dict(children), seconds, sum(machine) - idle, time.monotonic())
 
-    def tree(self, root: int) -> set[int]:
-        """Return the process and its descendants."""
-        children: defaultdict[int, list[int]] = defaultdict(list)
-        for pid, parent in self._parents.items():
-            children[parent].append(pid)
-        found, todo = set[int](), [root]
+    def spent_by(self, *roots: int | None) -> float:
+        """Return what some processes and all their descendants have spent."""
+        found, todo = set[int](), [root for root in roots if root]
         while todo:
             pid = todo.pop()
             if pid not in found:
                 found.add(pid)
-                todo += children[pid]
-        return found
-
-    def of(self, processes: set[int]) -> float:
-        """Return what the processes have spent."""
-        return sum(self._seconds.get(pid, 0.0) for pid in processes)
+                todo += self._children.get(pid, ())
+        return sum(self._seconds.get(pid, 0.0) for pid in found)
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What a stretch of time cost."""
 
+    wall_s: float
     worker_s: float
     database_s: float | None
     foreign_cpus: float
     """CPUs busy with what is not ours, on average."""
 
 
-def spent(begin: CpuClock, end: CpuClock, seconds: float, worker_pid: int, database_pid: int | None) -> Spent:
-    """Return the CPU seconds between two readings, `seconds` apart."""
+def spent(begin: CpuClock, worker_pid: int, database_pid: int | None) -> Spent:
+    """Return what was spent since a reading."""
+    end = CpuClock.read()
+    wall_s = end.at - begin.at
 
-    def of(processes: Callable[[CpuClock], set[int]]) -> float:
+    def of(*roots: int | None) -> float:
         # A process that ended unwaited takes its seconds with it.
-        return max(0.0, end.of(processes(end)) - begin.of(processes(begin)))
+        return max(0.0, end.spent_by(*roots) - begin.spent_by(*roots))
 
-    def ours(clock: CpuClock) -> set[int]:
-        # Every server, worker and load generator we start is below this process; a database server need not be.
-        return clock.tree(os.getpid()) | (clock.tree(database_pid) if database_pid else set())
-
-    foreign = max(0.0, end.busy_s - begin.busy_s - of(ours)) / seconds if seconds else 0.0
+    # Every server, worker and load generator we start is below this process; a database server need not be.
+    foreign_s = end.busy_s - begin.busy_s - of(os.getpid(), database_pid)
     return Spent(
-        worker_s=of(lambda clock: clock.tree(worker_pid)),
-        database_s=of(lambda clock: clock.tree(database_pid)) if database_pid else None,
-        foreign_cpus=foreign,
+        wall_s, of(worker_pid), of(database_pid) if database_pid else None, max(0.0, foreign_s) / max(wall_s, 1e-9)
     )
 
 

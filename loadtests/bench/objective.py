@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..percentiles import Percentiles
+from ..client.percentiles import Percentiles
 
 
 @dataclass(frozen=True, slots=True)

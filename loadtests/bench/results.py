@@ -1,25 +1,35 @@
-"""What a benchmark run keeps: plain facts, one JSON line per finished batch, from which every report is computed.
+"""What a benchmark run keeps: plain facts in one SQLite file, from which every report is computed.
 
-run.json         what was run, on what, with what (`RunFacts`)
-batches.jsonl    one line per finished batch of a contest (`Batch`); an interrupted run goes on after the last
-sweep.jsonl      one line per step of an open-load sweep (`SweepStep`)
-round_trips.json round trips per task by workload and pattern, counted by a proxy
-tasks/*.csv.gz   every task of every batch (`rows.TaskRow`)
+The interface between `bench/`, which measures, and `reports/`, which reads:
+    writing: `store.Store`: add_batch, add_sweep, add_round_trips; done, broken, swept, next_slice; `writing`, `forget`
+    reading: `RunFacts.read`, `read_batches`, `read_sweep`, `read_round_trips`; `knee_of` one sweep
+    reports: `reports.write_report`, `write_chart`; `reports.compare`: compare, parse_condition, print_comparison
+
+run.sqlite       tables `run`, `batches`, `cells`, `slices`, `steps`; what is not plain is JSON
+tasks/*.csv.gz   every task of every batch and sweep (`rows.TaskRow`)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from ..percentiles import Percentiles
+import click
 
-RUN_FILE, BATCHES_FILE, SWEEP_FILE, ROUND_TRIPS_FILE, TASKS_DIRECTORY = (
-    "run.json", "batches.jsonl", "sweep.jsonl", "round_trips.json", "tasks",
-)  # fmt: skip
+from ..client.percentiles import Percentiles
+from ..errors import LoadTestError
+
+RUN_FILE, TASKS_DIRECTORY = "run.sqlite", "tasks"
+
+
+class NoRunError(LoadTestError, click.UsageError):
+    """The directory holds no run; a command that was given it ends with 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +38,10 @@ class Arm:
 
     pool: str
     concurrency: int
-    pattern: str
-    """`celery-alchemy` or the name of a baseline."""
+    pattern: str  # `celery-alchemy` or the name of a baseline
     strategy: str = ""
     """Session strategy that was asked for, if the pattern is ours: `auto`, `local`, `scoped`, `per_process`."""
-    copy: int = 0
-    """1 for the A/A arm: the same as the reference in everything."""
+    copy: int = 0  # 1 for the A/A arm: the same as the reference in everything
 
     @property
     def label(self) -> str:
@@ -54,8 +62,21 @@ class Verdict:
 
     name: str
     passed: bool
-    detail: str = ""
-    """What was found instead; or why it could not be checked, if `passed` and not empty."""
+    detail: str = ""  # What was found instead; or why it could not be checked, if `passed` and not empty
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A fixed load, counted task by task against the database: what a demo shows."""
+
+    sent: int
+    right: int
+    """Answered once, ended as they were meant to, and the database holds what they say, and nothing else of them."""
+    wrong: int
+    unanswered: int
+    connections_left: int  # Connections in a transaction or checked out after the last answer
+    seconds: float  # From the first send to the last answer, or until no more was waited for
+    worker_cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +85,8 @@ class Cell:
 
     arm: Arm
     verdicts: list[Verdict]
-    strategy: str = ""
-    """The strategy in force, if the pattern is ours."""
-    reason: str = ""
-    """Why that one."""
+    strategy: str = ""  # The strategy in force, if the pattern is ours
+    reason: str = ""  # Why that one
     start_s: float = 0.0
     promised_connections: int | None = None
     peak_connections: int = 0
@@ -76,11 +95,10 @@ class Cell:
     """Proportional set size of the worker's processes, after the load of the first batch; 0: not measured."""
     phases: dict[str, Percentiles] = field(default_factory=dict)
     """`queue`, `checkout`, `database`, `run`, `latency`: of the successful tasks of its slices."""
-    errors: dict[str, int] = field(default_factory=dict)
-    """Failures by class that the workload did not intend."""
+    errors: dict[str, int] = field(default_factory=dict)  # Failures by class that the workload did not intend
     tasks: int = 0
-    log: str = ""
-    """The end of the worker's log, if a verdict is no."""
+    log: str = ""  # The end of the worker's log, if a verdict is no
+    counted: Counted | None = None  # Of a contest `demo/<worker pool>`
 
     @property
     def broken(self) -> list[Verdict]:
@@ -92,30 +110,21 @@ class Cell:
 class Slice:
     """One arm under load for about a second, in its turn."""
 
-    number: int
-    """Unique in the run: `TaskRow.slice`."""
-    round: int
-    """Slices of one round of one batch are compared with each other."""
-    position: int
-    """Its turn within the round, from 0."""
-    arm: str
-    """`Arm.name`."""
-    seconds: float
-    """Length of the measured window; successes are counted by the time they ended."""
+    number: int  # Unique in the run: `TaskRow.slice`
+    round: int  # Slices of one round of one batch are compared with each other
+    position: int  # Its turn within the round, from 0
+    arm: str  # `Arm.name`
+    seconds: float  # Length of the measured window; successes are counted by the time they ended
     succeeded: int
     failed: int
     unanswered: int
-    tasks: int
-    """All tasks of the slice, those of its ramp and its end too: what the CPU seconds were spent on."""
+    tasks: int  # All tasks of the slice, those of its ramp and its end too: what the CPU seconds were spent on
     latency: Percentiles | None
     worker_cpu_s: float
-    database_cpu_s: float | None
-    """None where the database server is not on this machine or not ours to see."""
+    database_cpu_s: float | None  # None where the database server is not on this machine or not ours to see
     generator_cpu_s: float
-    foreign_cpus: float
-    """CPUs that everything else on the machine was busy on, on average."""
-    wall_s: float
-    """Length of the slice with ramp and end."""
+    foreign_cpus: float  # CPUs that everything else on the machine was busy on, on average
+    wall_s: float  # Length of the slice with ramp and end
     send_lag_p99_ms: float = 0.0
 
     @property
@@ -129,16 +138,14 @@ class Batch:
     """A contest between arms on one workload, from the start of the workers to their end."""
 
     contest: str
-    """`patterns/<pool>/<workload>` (one worker pool, all patterns) or `pools/<workload>` (all pools, strategy auto)."""
-    number: int
-    """From 1; workers are started anew for each batch."""
+    """`patterns/<pool>/<workload>` (one worker pool, all patterns), `pools/<workload>` (all pools, strategy auto) or
+    `demo/<pool>` (the recipe and ours, counted)."""
+    number: int  # From 1; workers are started anew for each batch
     workload: str
-    reference: str
-    """`Arm.name` of what the others are divided by."""
+    reference: str  # `Arm.name` of what the others are divided by
     cells: list[Cell]
     slices: list[Slice]
-    begun: str = ""
-    """ISO 8601, UTC."""
+    begun: str = ""  # ISO 8601, UTC
     seconds: float = 0.0
 
 
@@ -150,20 +157,22 @@ class SweepStep:
     workload: str
     offered_per_s: float
     seconds: float
-    achieved_per_s: float
-    """Successful tasks that ended within the window, per second."""
+    achieved_per_s: float  # Successful tasks that ended within the window, per second
     failed: int
     unanswered: int
-    latency: Percentiles | None
-    """From the intended send time."""
+    latency: Percentiles | None  # Corrected: from the intended send time
     worker_cpus: float
     foreign_cpus: float
     peak_connections: int
     send_lag_p99_ms: float
-    met: bool
-    """Whether the objective held: the latency percentile within the limit, no error, nothing unanswered."""
-    verdicts: list[Verdict] = field(default_factory=list)
-    """Of the whole sweep of this arm, on its last step only."""
+    met: bool  # Whether the objective held: the latency percentile within the limit, no error, nothing unanswered
+    verdicts: list[Verdict] = field(default_factory=list)  # Of the whole sweep of this arm, on its last step only
+    sweep: int = 1  # Number of the sweep of this arm and workload, from 1
+    slice: int = 0  # `TaskRow.slice` of its tasks
+    uncorrected: Percentiles | None = None
+    """Latency from the real send time: what a generator that waits would have reported."""
+    late: int = 0  # Tasks that were answered later than the objective allows
+    skipped: int = 0  # Arrivals that were not sent, because they were due longer ago than the objective allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +185,28 @@ class RunFacts:
     """Every option of the run that results depend on: a run can only be resumed with the same ones."""
     services: list[str]
     versions: dict[str, str]
-    machine: dict[str, str]
-    """`cpu`, `cpus`, `memory`, `system`, `python`."""
-    workloads: dict[str, str]
-    """Name and one sentence."""
-    patterns: dict[str, str]
-    """Name and one sentence."""
-    objective: str = ""
-    """Of the sweeps, such as `p95=50ms`."""
+    machine: dict[str, str]  # `cpu`, `cpus`, `memory`, `system`, `python`
+    workloads: dict[str, str]  # Name and one sentence
+    patterns: dict[str, str]  # Name and one sentence
+    objective: str = ""  # Of the sweeps, such as `p95=50ms`
 
     def write(self, directory: Path) -> None:
-        """Write `run.json`."""
-        (directory / RUN_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write the table `run`."""
+        write_facts(directory, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read `run.json`."""
-        return cls(**json.loads((directory / RUN_FILE).read_text()))
+        """Read the table `run`.
+
+        Raises:
+            NoRunError: There is no run in the directory.
+        """
+        found = _facts(directory)
+        return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
 
 
 def knee_of(steps: Iterable[SweepStep]) -> tuple[SweepStep | None, SweepStep | None]:
-    """Return the last step that met the objective before any did not, and the first that did not: the knee."""
+    """Return the last step of one sweep that met the objective before any did not, and the first that did not."""
     kept = None
     for step in sorted(steps, key=lambda one: one.offered_per_s):
         if not step.met:
@@ -205,49 +215,109 @@ def knee_of(steps: Iterable[SweepStep]) -> tuple[SweepStep | None, SweepStep | N
     return kept, None
 
 
-def to_json(item: Batch | SweepStep) -> str:
-    """Encode for one line of `batches.jsonl` or `sweep.jsonl`."""
-    return json.dumps(asdict(item), separators=(",", ":"))
-
-
 def read_batches(directory: Path) -> Iterator[Batch]:
-    """Yield the finished batches, in the order they were run; a last line cut short by a crash is left out."""
-    for line in _lines(directory / BATCHES_FILE):
-        fields = json.loads(line)
-        cells = [_cell(cell) for cell in fields.pop("cells")]
-        slices = [Slice(**{**item, "latency": _percentiles(item["latency"])}) for item in fields.pop("slices")]
-        yield Batch(**fields, cells=cells, slices=slices)
+    """Yield the finished batches, in the order they were run."""
+    cells: defaultdict[tuple[str, int], list[Cell]] = defaultdict(list)
+    slices: defaultdict[tuple[str, int], list[Slice]] = defaultdict(list)
+    with opened(directory) as connection:
+        for into, kind, table in ((cells, Cell, "cells"), (slices, Slice, "slices")):
+            for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):  # noqa: S608 - our own name.
+                into[row["contest"], row["batch"]].append(_decode(kind, row))
+        batches = connection.execute("SELECT * FROM batches ORDER BY rowid").fetchall()
+    for row in batches:
+        key = row["contest"], row["number"]
+        yield Batch(**dict(row), cells=cells[key], slices=slices[key])
 
 
 def read_sweep(directory: Path) -> Iterator[SweepStep]:
     """Yield the steps of all sweeps, in the order they were run."""
-    for line in _lines(directory / SWEEP_FILE):
-        fields = json.loads(line)
-        yield SweepStep(
-            **{
-                **fields,
-                "arm": Arm(**fields["arm"]),
-                "latency": _percentiles(fields["latency"]),
-                "verdicts": [Verdict(**verdict) for verdict in fields["verdicts"]],
-            }
-        )
+    with opened(directory) as connection:
+        rows = connection.execute("SELECT * FROM steps ORDER BY rowid").fetchall()
+    yield from (_decode(SweepStep, row) for row in rows)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
+def read_round_trips(directory: Path) -> dict[str, dict[str, float]]:
+    """Return round trips per task, by workload and pattern, as a proxy counted them; empty if it did not."""
+    found: dict[str, dict[str, float]] = _facts(directory).get("round_trips", {})
+    return found
 
 
-def _cell(fields: dict[str, Any]) -> Cell:
-    return Cell(
-        **{
-            **fields,
-            "arm": Arm(**fields["arm"]),
-            "verdicts": [Verdict(**verdict) for verdict in fields["verdicts"]],
-            "phases": {name: Percentiles(**values) for name, values in fields["phases"].items()},
-        }
-    )
+# The file
+
+MAKE: dict[Any, Any] = {
+    "bool": bool,
+    "Arm": lambda text: Arm(**json.loads(text)),
+    "list[Verdict]": lambda text: [Verdict(**one) for one in json.loads(text)],
+    "dict[str, Percentiles]": lambda text: {name: Percentiles(**one) for name, one in json.loads(text).items()},
+    "dict[str, int]": json.loads,
+    "Percentiles | None": lambda text: Percentiles(**json.loads(text)),
+    "Counted | None": lambda text: Counted(**json.loads(text)),
+}
+"""How a field of this type is made from what SQLite has of it; others are kept as they are."""
 
 
-def _percentiles(fields: dict[str, Any] | None) -> Percentiles | None:
-    return Percentiles(**fields) if fields else None
+def _columns(kind: type, *leading: str, without: Iterable[str] = ()) -> str:
+    return ", ".join([*leading, *(one.name for one in fields(kind) if one.name not in without)])
+
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS run (name PRIMARY KEY, value);
+CREATE TABLE IF NOT EXISTS batches ({_columns(Batch, without=("cells", "slices"))}, PRIMARY KEY (contest, number));
+CREATE TABLE IF NOT EXISTS cells ({_columns(Cell, "contest", "batch")});
+CREATE TABLE IF NOT EXISTS slices ({_columns(Slice, "contest", "batch")});
+CREATE TABLE IF NOT EXISTS steps ({_columns(SweepStep)});
+"""
+
+
+@contextmanager
+def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open the file of a run; what the block writes is one transaction.
+
+    Raises:
+        NoRunError: There is none, and it is only read.
+    """
+    path = (directory / RUN_FILE).resolve()
+    if not write and not path.exists():
+        raise NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode={'rwc' if write else 'ro'}", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        if write:
+            connection.executescript(SCHEMA)
+        with connection:
+            yield connection
+
+
+def insert(
+    connection: sqlite3.Connection,
+    table: str,
+    item: Any,
+    key: Mapping[str, Any] | None = None,
+    without: Iterable[str] = (),
+) -> None:
+    """Write one dataclass as one row, with the key of what it belongs to."""
+    values = {**(key or {}), **{name: value for name, value in asdict(item).items() if name not in without}}
+    encoded = [json.dumps(one) if isinstance(one, dict | list) else one for one in values.values()]
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", encoded)  # noqa: S608
+
+
+def write_facts(directory: Path, facts: Mapping[str, object]) -> None:
+    """Keep facts about the whole run, by name."""
+    with opened(directory, write=True) as connection:
+        rows = [(name, json.dumps(value)) for name, value in facts.items()]
+        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    with opened(directory) as connection:
+        return {row["name"]: json.loads(row["value"]) for row in connection.execute("SELECT * FROM run")}
+
+
+def _decode(kind: type[Any], row: sqlite3.Row) -> Any:
+    # A file of an older version lacks the younger columns: their defaults hold.
+    known = {one.name: one.type for one in fields(kind) if one.name in set(row.keys())}
+    values = {name: row[name] for name in known}
+    return kind(**{
+        name: MAKE[known[name]](value) if known[name] in MAKE and value is not None else value
+        for name, value in values.items()
+    })  # fmt: skip

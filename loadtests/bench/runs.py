@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import signal
 import sys
@@ -17,187 +18,202 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from ...workers.selection import automatic
-from .. import round_trips
 from ..errors import LoadTestError
-from ..patterns import OURS, PATTERNS
-from ..rundir import run_directory
-from ..services import broker, database_server
-from ..workloads import WORKLOADS
+from ..overhead import round_trips
+from ..services.rundir import run_directory
+from ..services.starting import broker, database_server
+from ..tasks.patterns import OURS, PATTERNS, POOLS
+from ..tasks.workloads import WORKLOADS
+from .arguments import missing
+from .batches import Schedule, run_batch
 from .cells import Bench
-from .contests import AUTO, Contest, concurrency_of, patterns_contest, pools_contest
+from .contests import Contest, demo_contests, plan, remaining
+from .demo import WORKLOAD, run_demo
 from .generator import Generator
-from .matrix import MatrixOptions, remaining, run_matrix
-from .results import Arm, Batch, RunFacts, knee_of
+from .results import RUN_FILE, Batch, RunFacts, knee_of
 from .store import Store, forget, machine, versions, writing
 from .sweep import SweepOptions, run_sweep
 from .user_task import UserTask, find_user_task
 
 WIDTH = 110
 """Columns, where the output is no terminal that knows its own width."""
-AS_IT_IS = "as-it-is"
-"""The pattern of a user's task whose app has no Alchemy: whatever it does."""
 
 
-def matrix_run(
-    ctx: click.Context, kinds: Sequence[str], matrix: MatrixOptions, only: Sequence[str], **given: Any
-) -> bool:
+class Run:
+    """One command: where it says what it does, and where it keeps what it has found."""
+
+    given: dict[str, Any]
+    options: dict[str, Any]
+    part: str
+    user_task: UserTask | None
+
+    def __init__(self, part: str, user_task: UserTask | None, options: dict[str, Any], **given: Any) -> None:
+        """Note what is asked for.
+
+        Args:
+            part: Of a results directory: `matrix`, `sweep` or `demo`.
+            options: What results depend on.
+            given: Every option of the command.
+        """
+        self.part, self.user_task, self.options, self.given = part, user_task, options, given
+        self.console: Any = console_of_run()
+        self.progress: Progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+
+    @contextmanager
+    def running(self, contests: Sequence[Contest]) -> Iterator[tuple[Bench, Store]]:
+        """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept.
+
+        Writes the report when the block ends well.
+        """
+        out, console, task = self.given["out"], self.console, self.user_task
+        # Also where they are ignored, as by a shell in the background: a run that nothing stops leaves its servers.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(writing(out))
+                if self.part == "demo" and (out / RUN_FILE).exists() and set(RunFacts.read(out).options) != {"demo"}:
+                    raise LoadTestError(f"--out {out} holds other results than a demo's. Give another directory.")
+                run, url, broker_url = stack.enter_context(run_directory()), *self._urls()
+                server = stack.enter_context(database_server(run, url)) if url or not task else None
+                queue = stack.enter_context(broker(run, broker_url))
+                generator = stack.enter_context(Generator.running(run))
+                services = [*([server.label] if server else []), queue.label]
+                console.print(", ".join(services), highlight=False)
+                if self.given["fresh"]:
+                    forget(out)
+                store = Store(out, self.part, self._facts(services, contests))
+                with self.progress:
+                    yield Bench(run, server, queue, generator, task), store
+        except LoadTestError as error:
+            console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
+        except SystemExit as leaving:
+            if leaving.code == 128 + signal.SIGINT:
+                console.print(
+                    f"Stopped: the workers and servers of this run are gone. What was finished is in {out}; the same "
+                    f"command goes on from there."
+                )
+            raise
+        write_report(console, out)
+
+    def _urls(self) -> tuple[str | None, str | None]:
+        task = self.user_task
+        if task is None:
+            return self.given["database_url"], self.given["broker_url"]
+        return task.database_url.render_as_string(hide_password=False) if task.database_url else None, task.broker_url
+
+    def _facts(self, services: list[str], contests: Sequence[Contest]) -> RunFacts:
+        names = dict.fromkeys(contest.workload for contest in contests)
+        patterns = dict.fromkeys(arm.pattern for contest in contests for arm in contest.arms)
+        asked, own = "The task that was asked for.", "The task's own way to get a Session."
+        return RunFacts(
+            command=_command(),
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+            options=self.options,
+            services=services,
+            versions=versions(),
+            machine=machine(),
+            workloads={name: WORKLOADS[name].summary if name in WORKLOADS else asked for name in names},
+            patterns={name: PATTERNS[name].summary if name in PATTERNS else own for name in patterns},
+            objective=self.options.get("objective", ""),
+        )
+
+
+def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> bool:
     """Run the matrix, or what `only` names of it, and write the report; return whether an arm of our own is broken."""
-    console = console_of_run()
-    user_task = find_user_task(ctx, **given) if given["task"] else None
-    contests = plan(kinds, user_task, **given)
+    user_task = find_user_task(ctx, **given)
+    contests = plan(kinds, user_task, automatic(), **given)
     if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
         names = ", ".join(contest.name for contest in contests)
         raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
-    with _running(console, user_task, **given) as (bench_, services):
-        recorded = {"contests": list(kinds), **asdict(matrix), **_recorded(given)}
-        if given["fresh"]:
-            forget(given["out"])
-        store = Store(given["out"], "matrix", _facts(recorded, services, contests))
-        batches = remaining(store, contests, matrix.restarts, only)
+    run = Run("matrix", user_task, {"contests": list(kinds), **asdict(schedule), **_recorded(given)}, **given)
+    for name in (*POOLS, *PATTERNS):
+        if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
+            run.console.print(f"Left out: {why}", highlight=False)
+    with run.running(contests) as (bench, store):
+        batches = remaining(store, contests, schedule.restarts, only)
         if store.resumed:
-            total = len(contests) * matrix.restarts
-            console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
-        with _progress(console) as progress:
-            bar = progress.add_task("", total=len(batches), stage="")
-
-            def show(contest: Contest, number: int, stage: str) -> None:
-                progress.update(bar, description=f"{contest.name} ({number}/{matrix.restarts})", stage=stage)
-
-            for batch in run_matrix(bench_, store, batches, matrix, show):
-                progress.advance(bar)
-                console.print(_line(batch, matrix.restarts), highlight=False)
-            if "round-trips" in kinds and not user_task and not store.has_round_trips:
-                progress.update(bar, description="round trips")
-                store.add_round_trips(_round_trips(bench_, progress, bar, **given))
-    write_report(console, given["out"])
+            total = len(contests) * schedule.restarts
+            run.console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
+        bar = run.progress.add_task("", total=len(batches), stage="")
+        for contest, number in batches:
+            run.progress.update(bar, description=f"{contest.name} ({number}/{schedule.restarts})")
+            batch, rows = run_batch(
+                bench, contest, number, schedule, without=store.broken[contest.name], first_slice=store.next_slice,
+                progress=lambda stage: run.progress.update(bar, stage=stage),
+            )  # fmt: skip
+            store.add_batch(batch, rows)
+            run.progress.advance(bar)
+            run.console.print(_line(batch, schedule.restarts), highlight=False)
+        if "round-trips" in kinds and not user_task and not store.has_round_trips:
+            assert bench.server is not None
+            run.progress.update(bar, description="round trips")
+            counted = round_trips.measure(
+                bench.run, bench.server, bench.broker, [OURS, *given["baselines"]], given["workloads"],
+                progress=lambda pattern: run.progress.update(bar, stage=pattern),
+            )  # fmt: skip
+            store.add_round_trips(counted)
     return any(OURS in name for names in store.broken.values() for name in names)
 
 
-def _round_trips(
-    bench_: Bench, progress: Progress, bar: TaskID, baselines: list[str], workloads: list[str], **_: Any
-) -> dict[str, dict[str, float]]:
-    assert bench_.server is not None
-    return round_trips.measure(
-        bench_.run, bench_.server, bench_.broker, [OURS, *baselines], workloads,
-        progress=lambda pattern: progress.update(bar, stage=pattern),
-    )  # fmt: skip
+def demo_run(**given: Any) -> bool:
+    """Let the recipe and ours do the same work under each worker pool; return whether an arm of our own is broken."""
+    contests = demo_contests(given["pools"], given["concurrency"][0], WORKLOAD)
+    run = Run("demo", None, _recorded(given), **{**given, "fresh": True})
+    with run.running(contests) as (bench, store):
+        bar = run.progress.add_task("demo", total=1, stage="")
+        for batch, rows in run_demo(bench, contests, lambda stage: run.progress.update(bar, stage=stage)):
+            store.add_batch(batch, rows)
+    return any(OURS in name for names in store.broken.values() for name in names)
 
 
 def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
-    console, broken = console_of_run(), False
-    user_task = find_user_task(ctx, **given) if given["task"] else None
+    """Sweep every arm several times, in random order; return whether an arm of our own is broken."""
+    user_task, broken = find_user_task(ctx, **given), False
     contests = [
         contest
         for number in given["concurrency"]
-        for contest in plan(["patterns"], user_task, **{**given, "concurrency": [number]})
+        for contest in plan(["patterns"], user_task, automatic(), **{**given, "concurrency": [number]})
     ]
     arms = list(dict.fromkeys((contest.workload, arm) for contest in contests for arm in contest.arms if not arm.copy))
-    with _running(console, user_task, **given) as (bench_, services):
-        recorded = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
-        facts = _facts(recorded, services, contests, objective=str(chosen.objective))
-        if given["fresh"]:
-            forget(given["out"])
-        store = Store(given["out"], "sweep", facts)
-        todo = [(workload, arm) for workload, arm in arms if (workload, arm.name) not in store.swept]
-        with _progress(console) as progress:
-            bar = progress.add_task("", total=len(todo), stage="")
-            for workload, arm in todo:
-                progress.update(bar, description=f"{workload}, {arm.name}")
-                steps, rows = run_sweep(
-                    bench_, arm, workload, chosen, store.next_slice, lambda stage: progress.update(bar, stage=stage)
-                )
-                store.add_sweep(steps, rows)
-                progress.advance(bar)
-                kept, _ = knee_of(steps)
-                wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
-                broken = broken or (bool(wrong) and arm.pattern == OURS)
-                found = f"up to {kept.offered_per_s:g} tasks/s" if kept else "at no rate"
-                verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else f"{chosen.objective} {found}"
-                console.print(f"{workload:12} {arm.name:45} {verdict}", highlight=False)
-    write_report(console, given["out"])
+    todo = [(workload, arm, number) for number in range(1, chosen.sweeps + 1) for workload, arm in arms]
+    # What drifts over hours hits no arm more than the others; gone on with, the order of the rest is the same.
+    random.Random("sweep").shuffle(todo)  # noqa: S311 - reproducible, not secret.
+    options = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
+    run = Run("sweep", user_task, options, **given)
+    with run.running(contests) as (bench, store):
+        todo = [(work, arm, number) for work, arm, number in todo if (work, arm.name, number) not in store.swept]
+        bar = run.progress.add_task("", total=len(todo), stage="")
+        for workload, arm, number in todo:
+            run.progress.update(bar, description=f"{workload}, {arm.name} ({number}/{chosen.sweeps})")
+            steps, rows = run_sweep(
+                bench, arm, workload, chosen, number, store.next_slice,
+                lambda stage: run.progress.update(bar, stage=stage),
+            )  # fmt: skip
+            store.add_sweep(steps, rows)
+            run.progress.advance(bar)
+            kept, _ = knee_of(steps)
+            wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
+            broken = broken or (bool(wrong) and arm.pattern == OURS)
+            found = (
+                f"{chosen.objective} up to {kept.offered_per_s:g} tasks/s" if kept else f"{chosen.objective} at no rate"
+            )
+            verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else found
+            run.console.print(f"{workload:12} {arm.name:45} {number}/{chosen.sweeps} {verdict}", highlight=False)
     return broken
 
 
-def plan(
-    kinds: Sequence[str],
-    user_task: UserTask | None,
-    *,
-    pools: list[str],
-    strategies: list[str],
-    baselines: list[str],
-    workloads: list[str],
-    concurrency: list[int],
-    **_: Any,
-) -> list[Contest]:
-    """Return the contests of a run."""
-    names = [user_task.task] if user_task else workloads
-    pattern, strategy = (AS_IT_IS, "") if user_task and not user_task.alchemy else (OURS, AUTO)
-
-    def arm(pool: str, concurrency: int) -> Arm:
-        return Arm(pool, concurrency_of(pool, concurrency), pattern, strategy)
-
-    contests = []
-    arms = list(dict.fromkeys(arm(pool, number) for pool in pools for number in concurrency))
-    if "pools" in kinds and (len(arms) > 1 or "patterns" not in kinds):
-        contests += [pools_contest(workload, arms) for workload in names]
-    if "patterns" in kinds:
-        contests += [
-            patterns_contest(
-                workload,
-                arm(pool, concurrency[0]),
-                strategies if strategy else [],
-                [] if user_task else [name for name in baselines if pool in PATTERNS[name].pools],
-                automatic(),
-            )
-            for pool in pools
-            for workload in names
-        ]
-    return contests
-
-
-@contextmanager
-def _running(console: Console, user_task: UserTask | None, **given: Any) -> Iterator[tuple[Bench, list[str]]]:
-    """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(writing(given["out"]))
-            run = stack.enter_context(run_directory())
-            url = given["database_url"]
-            if user_task:
-                url = user_task.database_url.render_as_string(hide_password=False) if user_task.database_url else None
-            server = stack.enter_context(database_server(run, url)) if url or not user_task else None
-            queue = stack.enter_context(broker(run, user_task.broker_url if user_task else given["broker_url"]))
-            generator = stack.enter_context(Generator.running(run))
-            services = [*([server.label] if server else []), queue.label]
-            console.print(", ".join(services), highlight=False)
-            yield Bench(run, server, queue, generator, user_task), services
-    except LoadTestError as error:
-        console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped: the workers and servers of this run are gone. What was finished is in {given['out']}; the same "
-            f"command goes on from there."
-        )
-        sys.exit(128 + signal.SIGINT)
-
-
 def _leave(number: int, _frame: FrameType | None) -> None:
-    """Unwind as Ctrl-C does, so that every server and worker is stopped on the way out."""
+    """Unwind, so that every server and worker is stopped on the way out."""
     sys.exit(128 + number)
 
 
@@ -207,44 +223,23 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in hidden}
 
 
-def _facts(recorded: dict[str, Any], services: list[str], contests: Sequence[Contest], objective: str = "") -> RunFacts:
-    arms: list[Arm] = [arm for contest in contests for arm in contest.arms]
-    return RunFacts(
-        command=_command(),
-        begun=datetime.now(UTC).isoformat(timespec="seconds"),
-        options=recorded,
-        services=services,
-        versions=versions(),
-        machine=machine(),
-        workloads={
-            name: WORKLOADS[name].summary if name in WORKLOADS else "The task that was asked for."
-            for name in dict.fromkeys(contest.workload for contest in contests)
-        },
-        patterns={
-            name: PATTERNS[name].summary if name in PATTERNS else "The task's own way to get a Session."
-            for name in dict.fromkeys(arm.pattern for arm in arms)
-        },
-        objective=objective,
-    )
-
-
 def _command() -> str:
     """Return the command as it was given, without what a URL would tell."""
     words, hidden = [], False
     for word in sys.argv[1:]:
-        secret = hidden or word.startswith(("--database-url=", "--broker-url="))
-        words.append((word.partition("=")[0] + "=..." if not hidden else "...") if secret else word)
-        hidden = word in ("--database-url", "--broker-url")
+        name, equals, _ = word.partition("=")
+        secret = name in ("--database-url", "--broker-url")
+        words.append("..." if hidden else f"{name}=..." if secret and equals else word)
+        hidden = secret and not equals
     return shlex.join(["celery", *words])
 
 
 def _line(batch: Batch, restarts: int) -> str:
     broken = [cell for cell in batch.cells if cell.broken]
-    head = f"{batch.contest:32} {batch.number}/{restarts} {batch.seconds:5.0f} s  "
-    if not broken:
-        return head + f"[green]{len(batch.cells)} right[/]"
     names = ", ".join(f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in broken)
-    return head + f"{len(batch.cells) - len(broken)} right, [red]broken: {names}[/]"
+    right = f"{len(batch.cells) - len(broken)} right"
+    said = f"{right}, [red]broken: {names}[/]" if broken else f"[green]{right}[/]"
+    return f"{batch.contest:32} {batch.number}/{restarts} {batch.seconds:5.0f} s  {said}"
 
 
 def write_report(console: Console, directory: Path) -> None:
@@ -258,17 +253,3 @@ def write_report(console: Console, directory: Path) -> None:
 def console_of_run() -> Console:
     """Return where a run says what it does."""
     return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDTH)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[stage]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

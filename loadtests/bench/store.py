@@ -1,11 +1,10 @@
-"""Where a run keeps its facts: appended batch by batch, so that an interrupted run loses one batch at most."""
+"""Where a run keeps its facts: written batch by batch, so that an interrupted run loses one batch at most."""
 
 from __future__ import annotations
 
 import fcntl
 import gzip
 import hashlib
-import io
 import json
 import os
 import platform
@@ -20,20 +19,20 @@ from typing import Any
 import psutil
 
 from ..errors import LoadTestError
-from ..rows import RowWriter, TaskRow
 from .results import (
-    BATCHES_FILE,
-    ROUND_TRIPS_FILE,
     RUN_FILE,
-    SWEEP_FILE,
     TASKS_DIRECTORY,
     Batch,
     RunFacts,
     SweepStep,
+    insert,
+    opened,
     read_batches,
+    read_round_trips,
     read_sweep,
-    to_json,
+    write_facts,
 )
+from .rows import RowWriter, TaskRow
 
 LOCK_FILE = ".lock"
 PACKAGES = (
@@ -53,7 +52,7 @@ class Store:
         """Open the directory, and add this command to what it says of the run.
 
         Args:
-            part: Which of the run's options these are: `matrix` or `sweep`.
+            part: Which of the run's options these are: `matrix`, `sweep` or `demo`.
             facts: Of this command; `options` without the part's name.
         Raises:
             OtherRunError: It holds a run with other options, versions or services.
@@ -63,19 +62,15 @@ class Store:
         """Name and batch of every finished contest."""
         self.broken: defaultdict[str, set[str]] = defaultdict(set)
         """Names of the broken arms, by contest."""
-        self.swept: set[tuple[str, str]] = set()
-        """Workload and arm of every finished sweep."""
-        self.next_slice = 1
+        self.swept: set[tuple[str, str, int]] = set()
+        """Workload, arm and number of every finished sweep."""
+        self.next_slice: int = 1
         (directory / TASKS_DIRECTORY).mkdir(parents=True, exist_ok=True)
-        self.facts = self._merge(part, facts)
+        self.facts: RunFacts = self._merge(part, facts)
         self.facts.write(directory)
-        for name in (BATCHES_FILE, SWEEP_FILE):
-            _cut_half_line(directory / name)
         for batch in read_batches(directory):
             self._note(batch)
-        for step in read_sweep(directory):
-            if step.verdicts:
-                self.swept.add((step.workload, step.arm.name))
+        self.swept |= {(step.workload, step.arm.name, step.sweep) for step in read_sweep(directory)}
 
     @property
     def resumed(self) -> bool:
@@ -84,25 +79,33 @@ class Store:
 
     def add_batch(self, batch: Batch, rows: Iterable[TaskRow]) -> None:
         """Keep a finished batch and its tasks."""
-        self._write_rows(f"{batch.contest.replace('/', '-')}-{batch.number}", rows)
-        _append(self.directory / BATCHES_FILE, [to_json(batch)])
+        self._write_rows(f"{batch.contest}-{batch.number}", rows)
+        key = {"contest": batch.contest, "batch": batch.number}
+        with opened(self.directory, write=True) as connection:
+            insert(connection, "batches", batch, without=("cells", "slices"))
+            for cell in batch.cells:
+                insert(connection, "cells", cell, key)
+            for one in batch.slices:
+                insert(connection, "slices", one, key)
         self._note(batch)
 
     def add_sweep(self, steps: Sequence[SweepStep], rows: Iterable[TaskRow]) -> None:
-        """Keep all the steps of one arm's sweep, and their tasks."""
+        """Keep all the steps of one sweep of one arm, and their tasks."""
         last = steps[-1]
-        self._write_rows(f"sweep-{last.workload}-{last.arm.name}", rows)
-        _append(self.directory / SWEEP_FILE, [to_json(step) for step in steps])
-        self.swept.add((last.workload, last.arm.name))
+        self._write_rows(f"sweep-{last.workload}-{last.arm.name}-{last.sweep}", rows)
+        with opened(self.directory, write=True) as connection:
+            for step in steps:
+                insert(connection, "steps", step)
+        self.swept.add((last.workload, last.arm.name, last.sweep))
 
     @property
     def has_round_trips(self) -> bool:
         """Whether round trips were counted."""
-        return (self.directory / ROUND_TRIPS_FILE).exists()
+        return bool(read_round_trips(self.directory))
 
     def add_round_trips(self, counted: dict[str, dict[str, float]]) -> None:
         """Keep round trips per task, by workload and pattern."""
-        (self.directory / ROUND_TRIPS_FILE).write_text(json.dumps(counted, indent=2) + "\n")
+        write_facts(self.directory, {"round_trips": counted})
 
     def _note(self, batch: Batch) -> None:
         self.done.add((batch.contest, batch.number))
@@ -110,23 +113,20 @@ class Store:
         self.next_slice = max([self.next_slice, *(item.number + 1 for item in batch.slices)])
 
     def _write_rows(self, name: str, rows: Iterable[TaskRow]) -> None:
-        name = name.translate({ord(mark): "_" for mark in "/:\\ "})
-        path = self.directory / TASKS_DIRECTORY / f"{name}.csv.gz"
-        with gzip.open(path, "wb", compresslevel=6) as packed, io.TextIOWrapper(packed, newline="") as text:
-            writer = RowWriter(text)
+        safe = name.replace("/", "-").translate({ord(mark): "_" for mark in ":\\ "})
+        with gzip.open(self.directory / TASKS_DIRECTORY / f"{safe}.csv.gz", "wt", compresslevel=6, newline="") as file:
+            writer = RowWriter(file)
             writer.header()
             writer.write(rows)
 
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
         # As it will be read back: tuples are lists there.
         facts = replace(facts, options=json.loads(json.dumps(facts.options)))
-        ours = replace(facts, options={part: facts.options})
         if not (self.directory / RUN_FILE).exists():
-            return ours
+            return replace(facts, options={part: facts.options})
         before = RunFacts.read(self.directory)
-        known = before.options.get(part)
         changed = {
-            f"the options of {part}": (known, facts.options) if known is not None else (None, None),
+            f"the options of {part}": (before.options.get(part, facts.options), facts.options),
             "the versions": (before.versions, facts.versions),
             "the machine": (before.machine, facts.machine),
             "the services": (before.services, facts.services),
@@ -137,11 +137,10 @@ class Store:
                     f"--out {self.directory} holds another run: {what} differ ({_difference(old, new)}). "
                     f"Give another directory, or remove this one."
                 )
+        commands = dict.fromkeys([*before.command.splitlines(), *facts.command.splitlines()])
         return replace(
             before,
-            command=before.command
-            if facts.command in before.command.splitlines()
-            else f"{before.command}\n{facts.command}",
+            command="\n".join(commands),
             options={**before.options, part: facts.options},
             workloads={**before.workloads, **facts.workloads},
             patterns={**before.patterns, **facts.patterns},
@@ -167,37 +166,37 @@ def writing(directory: Path) -> Iterator[None]:
 
 def forget(directory: Path) -> None:
     """Remove the results of a run, and nothing else that may be in the directory."""
-    for name in (RUN_FILE, BATCHES_FILE, SWEEP_FILE, ROUND_TRIPS_FILE):
-        (directory / name).unlink(missing_ok=True)
+    (directory / RUN_FILE).unlink(missing_ok=True)
     for path in (directory / TASKS_DIRECTORY).glob("*.csv.gz"):
         path.unlink()
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that results depend on."""
+    """Return the versions of the packages that results depend on, and a digest of the code that runs in a benchmark."""
     found = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "source": _source()}
-
-
-def _source() -> str:
-    """Return a digest of the code that runs in a benchmark: versions do not change while somebody works on it."""
+    # Versions do not change while somebody works on it.
     digest, package = hashlib.sha256(), Path(__file__).parents[2]
     for folder in ("strategies", "workers", "loadtests"):
         for path in sorted((package / folder).rglob("*.py")):
             if "reports" not in path.parts:
                 digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    return {**found, "source": digest.hexdigest()[:12]}
 
 
 def machine() -> dict[str, str]:
     """Return what this machine is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": _cpu_model(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cpus": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
@@ -205,34 +204,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def _difference(old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names)
     return f"{old!r} there, {new!r} now"
-
-
-def _cut_half_line(path: Path) -> None:
-    """Remove what a crash left of a last line."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-
-
-def _append(path: Path, lines: Iterable[str]) -> None:
-    with path.open("a") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())

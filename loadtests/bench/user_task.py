@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ..databases import DRIVERS
+from ...workers import apps
+from ..services.databases import DRIVERS
 from .arguments import suggest
 
 
@@ -34,12 +36,14 @@ class UserTask:
 def find_user_task(
     ctx: click.Context, *, task: str, args: list[Any], kwargs: dict[str, Any], broker_url: str | None,
     database_url: str | None, **_: Any,
-) -> UserTask:  # fmt: skip
-    """Return the task, looked up in the app.
+) -> UserTask | None:  # fmt: skip
+    """Return the task, looked up in the app; None if none is asked for.
 
     Raises:
         click.UsageError: There is no app, or no such task in it.
     """
+    if not task:
+        return None
     name = ctx.find_root().params.get("app")
     if not isinstance(name, str):
         raise click.UsageError("--task needs the app that has it: celery -A proj alchemy bench --task proj.tasks.name")
@@ -49,29 +53,14 @@ def find_user_task(
     if task not in app.tasks:
         known = [known for known in sorted(app.tasks) if not known.startswith("celery.")]
         raise click.BadParameter(f"{name} has no task {task!r}. {suggest(task, known)}", param_hint="--task")
-    url = database_url or app.conf.get("alchemy_database_url")
-    given = broker_url or None
-    broker = given or app.conf.broker_url
+    broker = broker_url or app.conf.broker_url
     if not broker:
         raise click.UsageError(f"The app {name} has no broker_url: give one with --broker-url.")
-    return UserTask(
-        name, task, args, kwargs,
-        broker_url=broker if isinstance(broker, str) else broker[0],
-        environ={"CELERY_BROKER_URL": given} if given else {},
-        database_url=_observable(url),
-        alchemy=_has_alchemy(app),
-    )  # fmt: skip
-
-
-def _observable(url: str | URL | None) -> URL | None:
-    try:
-        found = make_url(url) if url else None
-    except ArgumentError:
-        return None
-    return found if found is not None and found.drivername in DRIVERS else None
-
-
-def _has_alchemy(app: Any) -> bool:
-    from ...workers import apps
-
-    return apps.find(app) is not None
+    url, environ = database_url or app.conf.get("alchemy_database_url"), dict[str, str]()
+    with contextlib.suppress(ArgumentError):
+        url = make_url(url) if url else None
+    if broker_url:
+        environ["CELERY_BROKER_URL"] = broker_url
+    observable = url if isinstance(url, URL) and url.drivername in DRIVERS else None
+    first = broker if isinstance(broker, str) else broker[0]
+    return UserTask(name, task, args, kwargs, first, environ, observable, apps.find(app) is not None)

@@ -1,1 +1,1 @@
-"""The load generator's side: imported inside Locust only, for Locust monkey-patches whatever imports it."""
+"""The load generator's side: what imports Locust or gevent here is imported in processes of its own only."""

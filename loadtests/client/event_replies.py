@@ -12,7 +12,7 @@ from gevent.event import Event
 from gevent.queue import Empty, Queue
 
 from ..errors import LoadTestError
-from ..replies import Outcome, Reply
+from ..tasks.replies import Outcome, Reply
 
 CONNECT_S = 10.0
 RETRY_S = 0.5
@@ -25,7 +25,7 @@ OUTCOMES = {
     "task-retried": Outcome.RETRY,
 }
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class EventReplies:
@@ -40,6 +40,7 @@ class EventReplies:
         Raises:
             LoadTestError: The broker does not let us.
         """
+        self.headers: dict[str, str] = {}  # any task is reported
         self._app = app
         self._replies: Queue[Reply] = Queue()
         self._started: dict[str, float] = {}
@@ -48,10 +49,6 @@ class EventReplies:
         if not self._ready.wait(CONNECT_S):
             self.close()
             raise LoadTestError(f"The broker of {app.main or 'the app'} sent no events within {CONNECT_S:g} s.")
-
-    def headers(self) -> dict[str, str]:
-        """Return nothing: any task is reported."""
-        return {}
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return up to some hundred."""
@@ -92,19 +89,9 @@ class EventReplies:
         outcome = OUTCOMES.get(event["type"])
         if outcome is None:
             return
-        started = self._started.pop(task_id, None)
-        if started is None:
-            started = at - event.get("runtime", 0.0)
+        started = self._started.pop(task_id, at - event.get("runtime", 0.0))
         kind, _, message = str(event.get("exception") or event["type"]).partition("(")
-        failed = outcome is not Outcome.SUCCESS
-        self._replies.put(
-            Reply(
-                task_id=task_id,
-                outcome=outcome,
-                started=started,
-                ended=at,
-                pid=event.get("pid") or 0,
-                error_type=kind if failed else None,
-                error=message.rstrip(")") if failed else None,
-            )
+        wrong: dict[str, Any] = (
+            {"error_type": kind, "error": message.rstrip(")")} if outcome is not Outcome.SUCCESS else {}
         )
+        self._replies.put(Reply(task_id, outcome, started, at, event.get("pid") or 0, **wrong))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -17,8 +18,8 @@ import redis
 from celery import Celery
 from gevent.event import Event
 
-from ..environment import WorkerEnvironment
-from ..replies import Outcome, Reply, ReplyList
+from ..services.environment import WorkerEnvironment
+from ..tasks.replies import Outcome, Reply, ReplyList
 
 REPLY_HEADER = "loadtest_reply"
 POLL_S = 0.25
@@ -27,47 +28,27 @@ RETRY_S = 0.2
 REMEMBERED = 50_000
 """Ended tasks that are remembered, so that a second final reply is recognised as one."""
 CLOCK_SLACK_S = 0.001
+UNSENT_S = 0.05
+"""How long to wait after a task that could not be sent."""
+ARRIVALS = ("poisson", "constant")
+"""Independent arrivals at a mean rate, as of many people; or one after the other at equal distances."""
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where tasks are sent."""
-
-    broker_url: str
-    """Kombu URL; empty for the app's own."""
-    queue: str
-    """Empty for what the app's own routes say."""
-    reply_url: str
-    """redis-py URL of the server with the reply lists; empty where replies come in another way."""
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Pending:
-    """A task that was sent."""
+    """A task that was sent. Times are `time.monotonic()` seconds."""
 
-    __slots__ = (
-        "_deadline",
-        "_ended",
-        "_on_end",
-        "attempts",
-        "breach",
-        "error",
-        "final",
-        "finals",
-        "intended",
-        "received",
-        "sent",
-        "task_id",
-    )
+    deadline: float
+    task_id: str
 
     def __init__(
         self, task_id: str, intended: float, deadline: float, on_end: Callable[[Pending], None] | None
     ) -> None:
-        self.task_id = task_id
+        self.task_id, self.deadline = task_id, deadline
         self.intended = intended
-        """When it should have been sent; `time.monotonic()` seconds, as all times."""
-        self.sent = 0.0
+        """When it should have been sent."""
+        self.sent: float = 0.0
         """Just before it was published."""
         self.attempts = 0
         """How often it began."""
@@ -77,34 +58,13 @@ class Pending:
         """Final replies: more than one if it ran twice."""
         self.final: Reply | None = None
         """The reply that ended it; None while it runs, and if it was given up."""
-        self.received = 0.0
-        """When that reply was read."""
         self.error: Exception | None = None
         """Why it could not be sent."""
-        self._deadline = deadline
-        self._on_end = on_end
-        self._ended = Event()
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing to wait for any more: a final reply, or no hope for one."""
-        return bool(self._ended.is_set())
-
-    @property
-    def latency_ms(self) -> float:
-        """From the intended send time to the end in the worker; 0 if no final reply came."""
-        return (self.final.ended - self.intended) * 1000 if self.final else 0.0
-
-    def wait(self) -> None:
-        """Wait for the end."""
-        self._ended.wait()
-
-    def overdue(self, now: float) -> bool:
-        """Whether its time is over."""
-        return now > self._deadline
+        self._on_end, self._ended = on_end, Event()
+        self.wait: Callable[[], object] = self._ended.wait
 
     def end(self) -> None:
-        """Wake whoever waits."""
+        """Wake whoever waits: a final reply came, or there is no hope for one."""
         if not self._ended.is_set():
             self._ended.set()
             if self._on_end:
@@ -114,8 +74,8 @@ class Pending:
 class Replies(Protocol):
     """Where replies come from."""
 
-    def headers(self) -> dict[str, str]:
-        """Return what a task has to carry so that it is answered."""
+    headers: dict[str, str]
+    """What a task has to carry so that it is answered."""
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return what there is."""
@@ -129,13 +89,10 @@ class ListReplies:
 
     def __init__(self, reply_url: str, prefix: str) -> None:
         # Several processes send to one queue: each gets the replies to its own tasks.
-        self._key = f"{prefix or 'celery-alchemy'}.replies.{os.getpid()}-{secrets.token_hex(4)}"
-        self._list = ReplyList(reply_url, self._key)
+        key = f"{prefix or 'celery-alchemy'}.replies.{os.getpid()}-{secrets.token_hex(4)}"
+        self.headers: dict[str, str] = {REPLY_HEADER: key}
+        self._list = ReplyList(reply_url, key)
         self._client: Any = redis.Redis.from_url(reply_url)
-
-    def headers(self) -> dict[str, str]:
-        """Return the name of the list."""
-        return {REPLY_HEADER: self._key}
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return up to some hundred."""
@@ -144,7 +101,7 @@ class ListReplies:
     def close(self) -> None:
         """Delete the list, and disconnect."""
         try:
-            self._client.delete(self._key)
+            self._client.delete(self.headers[REPLY_HEADER])
         except redis.RedisError:
             logger.debug("The reply list was not deleted; it expires.", exc_info=True)
         self._list.close()
@@ -159,40 +116,34 @@ class _NoResult:
 
 
 class ReplyHub:
-    """Sends tasks to one target; one greenlet reads the replies, however many tasks wait."""
+    """Sends tasks to one queue; one greenlet reads the replies, however many tasks wait."""
 
-    def __init__(
-        self, target: Target, *, app: Any = None, replies: Replies | None = None, timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, app: Any, replies: Replies, *, queue: str = "", timeout_s: float = 60.0) -> None:
         """Connect nothing yet; start the reader.
 
         Args:
-            app: The Celery app to send with; by default one that knows no tasks.
-            replies: Where replies come from; by default a list of this process on `target.reply_url`.
+            app: The Celery app to send with; it is closed with the hub.
+            queue: Empty for what the app's own routes say.
             timeout_s: A task that is not answered after this time counts as unanswered.
         """
-        self._app = app or sending_app(target)
-        self._own_app = app is None
-        self._queue = target.queue if app is not None else ""
-        self._replies = replies or ListReplies(target.reply_url, target.queue)
-        self._headers = self._replies.headers()
-        self._timeout_s = timeout_s
+        self._app, self._replies, self._timeout_s = app, replies, timeout_s
+        self._options = {"queue": queue} if queue else {}
         self._pending: dict[str, Pending] = {}
         self._ended: OrderedDict[str, Pending] = OrderedDict()
         self._prefix, self._numbers = secrets.token_hex(8), count(1)
         self._idle = Event()
         self._idle.set()
-        self.strangers = 0
+        self.strangers: int = 0
         """Replies to tasks that this hub did not send, or has forgotten."""
-        self.repeated = 0
-        """Second final replies to the same task."""
         self._closed = False
         self._reader = gevent.spawn(self._read)
 
-    @property
-    def in_flight(self) -> int:
-        """Tasks that were sent, and are neither answered nor given up."""
-        return len(self._pending)
+    @classmethod
+    def on(cls, broker_url: str, queue: str, reply_url: str, timeout_s: float = 60.0) -> ReplyHub:
+        """Return a hub with an app that knows no tasks, and a list for replies of its own."""
+        app = Celery("celery-alchemy-load", set_as_current=False)
+        app.conf.update(WorkerEnvironment("", broker_url, reply_url, queue).celery_settings())
+        return cls(app, ListReplies(reply_url, queue), timeout_s=timeout_s)
 
     def submit(
         self,
@@ -220,34 +171,22 @@ class ReplyHub:
         pending = Pending(task_id, now if intended is None else intended, now + limit, on_end)
         self._pending[task_id] = pending
         self._idle.clear()
-        options: dict[str, Any] = {"queue": self._queue} if self._queue else {}
         pending.sent = time.monotonic()
         try:
             self._app.send_task(
-                task_name,
-                args,
-                dict(kwargs or {}),
-                task_id=task_id,
-                headers=dict(self._headers),
-                ignore_result=True,
-                result_cls=_NoResult,
-                **options,
-            )
+                task_name, args, dict(kwargs or {}), task_id=task_id, headers=self._replies.headers.copy(),
+                ignore_result=True, result_cls=_NoResult, **self._options,
+            )  # fmt: skip
         except Exception as error:
             # Each transport raises its own kinds; whichever, this task counts, and the load goes on.
             pending.error = error
             self._drop(pending)
         return pending
 
-    def unanswered(self) -> list[Pending]:
-        """Return what is in flight."""
-        return list(self._pending.values())
-
-    def give_up(self, pendings: Iterable[Pending]) -> None:
-        """Stop waiting for tasks that are still unanswered."""
-        for pending in pendings:
-            if not pending.ended:
-                self._drop(pending)
+    def give_up(self, pendings: Iterable[Pending] | None = None) -> None:
+        """Stop waiting for tasks that are still unanswered; by default for all."""
+        for pending in list(self._pending.values() if pendings is None else pendings):
+            self._drop(pending)
 
     def forget(self) -> None:
         """Forget the tasks that have ended: a reply to one of them is a stranger's from now on."""
@@ -262,10 +201,9 @@ class ReplyHub:
         self._closed = True
         self._reader.join(2 * POLL_S + 1)
         self._reader.kill()
-        self.give_up(self.unanswered())
+        self.give_up()
         self._replies.close()
-        if self._own_app:
-            self._app.close()
+        self._app.close()
 
     def _drop(self, pending: Pending) -> None:
         self._pending.pop(pending.task_id, None)
@@ -285,7 +223,7 @@ class ReplyHub:
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + POLL_S
-                self.give_up([pending for pending in self._pending.values() if pending.overdue(now)])
+                self.give_up([pending for pending in self._pending.values() if now > pending.deadline])
 
     def _take(self, reply: Reply) -> None:
         pending = self._pending.get(reply.task_id) or self._ended.get(reply.task_id)
@@ -300,21 +238,18 @@ class ReplyHub:
             return
         pending.finals += 1
         if pending.finals > 1:
-            self.repeated += 1
             return
-        pending.received = time.monotonic()
-        pending.final = _on_this_clock(reply, pending.sent, pending.received)
+        pending.final = _on_this_clock(reply, pending.sent, time.monotonic())
         self._ended[reply.task_id] = pending
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
         self._drop(pending)
 
 
-def sending_app(target: Target) -> Any:
-    """Return a Celery app that only sends."""
-    app = Celery("celery-alchemy-load", set_as_current=False)
-    app.conf.update(WorkerEnvironment("", target.broker_url, target.reply_url, target.queue).celery_settings())
-    return app
+def gaps(rate_per_s: float, arrival: str, rng: random.Random) -> Iterator[float]:
+    """Yield the seconds from one arrival to the next, without end."""
+    while True:
+        yield rng.expovariate(rate_per_s) if arrival == "poisson" else 1 / rate_per_s
 
 
 def _on_this_clock(reply: Reply, sent: float, now: float) -> Reply:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ..bench.checks import failure
-from ..rows import UNANSWERED, TaskRow
-from ..workloads import WORKLOADS, Workload
+from ..bench.rows import UNANSWERED, TaskRow
+from ..tasks.workloads import Workload
 from .hub import Pending
 
 ERROR_LENGTH = 120
@@ -22,16 +23,13 @@ class TaskUnanswered(Exception):
 
 def row_of(pending: Pending, *, workload: str, number: int = 0, arm: str = "", slice_number: int = 0) -> TaskRow:
     """Return the row of a task that has ended, or was given up."""
-    final = pending.final
-    error = pending.error
+    final, error, told = pending.final, pending.error, dict[str, Any]()
+    if final:
+        told = {"error_type": final.error_type or "", "error": final.error or "", "pid": final.pid}
+    elif error:
+        told = {"error_type": type(error).__name__, "error": str(error)}
     return TaskRow(
-        slice=slice_number,
-        arm=arm,
-        workload=workload,
-        number=number,
-        task_id=pending.task_id,
-        intended=pending.intended,
-        sent=pending.sent,
+        slice_number, arm, workload, number, pending.task_id, pending.intended, pending.sent,
         started=final.started if final else 0.0,
         ended=final.ended if final else 0.0,
         outcome=final.outcome.value if final else UNANSWERED,
@@ -39,11 +37,9 @@ def row_of(pending: Pending, *, workload: str, number: int = 0, arm: str = "", s
         checkout_ms=final.checkout_ms if final else 0.0,
         database_ms=final.database_ms if final else 0.0,
         finals=pending.finals,
-        pid=final.pid if final else 0,
         breach=pending.breach,
-        error_type=(final.error_type or "") if final else type(error).__name__ if error else "",
-        error=(final.error or "") if final else str(error) if error else "",
-    )
+        **told,
+    )  # fmt: skip
 
 
 def failure_of(row: TaskRow, workload: Workload | None) -> Exception | None:
@@ -60,9 +56,12 @@ def failure_of(row: TaskRow, workload: Workload | None) -> Exception | None:
     return TaskFailed(_alike(wrong)) if wrong else None
 
 
-def workload_named(name: str) -> Workload | None:
-    """Return the workload of this name; None if it is a task of somebody else's."""
-    return WORKLOADS.get(name)
+def phases_of(row: TaskRow) -> dict[str, float]:
+    """Return the milliseconds of each phase that was measured; events do not tell of the database."""
+    phases = {"queue": row.queue_ms, "run": row.run_ms}
+    if row.checkout_ms or row.database_ms:
+        phases |= {"checkout": row.checkout_ms, "database": row.database_ms}
+    return phases
 
 
 def _alike(message: str) -> str:

@@ -14,15 +14,16 @@ from locust import User, constant
 from locust.exception import StopTest
 
 from ..errors import LoadTestError
-from ..replies import redis_url
-from ..workloads import Workload
-from . import options, runs
-from .arrivals import ARRIVALS, gaps
-from .hub import Pending, ReplyHub, Target
-from .runs import Run, run_of
+from ..tasks.replies import redis_url
+from ..tasks.workloads import Workload
+from . import options, run
+from .hub import ARRIVALS, UNSENT_S, ListReplies, Pending, ReplyHub, gaps
 
-runs.register()
-options.register_thresholds()
+# Locust processes do not begin with the same numbers.
+_numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.
+
+run.register()
+options.register(options.add_thresholds)
 
 
 class CeleryUser(User):
@@ -43,7 +44,8 @@ class CeleryUser(User):
     """
 
     abstract = True
-    wait_time = constant(0)
+    tasks: list[Any]
+    wait_time: Any = constant(0)
     app: Any = None
     """The Celery app to send with; None: one that knows `broker_url` and `queue` only."""
     broker_url: str = ""
@@ -67,7 +69,7 @@ class CeleryUser(User):
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.load_run: Run = run_of(environment)
+        self.load_run: run.Run = run.run_of(environment)
         try:
             self.hub: ReplyHub = self.load_run.hub(type(self), self.make_hub)
         except LoadTestError as error:
@@ -88,8 +90,10 @@ class CeleryUser(User):
                 f"{type(self).__name__}.reply_url is not set: the broker is neither Redis nor Valkey, "
                 "so the replies need a server of their own."
             )
-        queue = self.queue or ("" if self.app else "celery")
-        return ReplyHub(Target(broker_url, queue, reply_url), app=self.app, timeout_s=self.reply_timeout_s)
+        if self.app is None:
+            return ReplyHub.on(broker_url, self.queue or "celery", reply_url, self.reply_timeout_s)
+        replies = ListReplies(reply_url, self.queue)
+        return ReplyHub(self.app, replies, queue=self.queue, timeout_s=self.reply_timeout_s)
 
     def run_own_task(self) -> None:
         """Run the task that the class names."""
@@ -115,7 +119,7 @@ class CeleryUser(User):
         return self._send(name, args, kwargs or {}, label or name, 0)
 
     def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
-        pending = self._submit(name, args, kwargs, label, number, None)
+        pending = self._submit(name, args, kwargs, label, number)
         pending.wait()
         if pending.error is not None:
             # Without a broker each send fails at once.
@@ -123,19 +127,19 @@ class CeleryUser(User):
         return pending
 
     def _submit(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        label: str,
-        number: int,
-        intended: float | None,
-    ) -> Pending:
-        context, run, workload = self.context(), self.load_run, self.workload
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int,
+        intended: float | None = None,
+    ) -> Pending:  # fmt: skip
+        facts: dict[str, Any] = {
+            "number": number,
+            "workload": self.workload,
+            "context": self.context(),
+            "arrival": intended is not None,
+        }
         when = time.monotonic() if intended is None else intended
 
         def ended(pending: Pending) -> None:
-            run.ended(pending, label, number=number, workload=workload, context=context)
+            self.load_run.ended(pending, label, **facts)
 
         # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would
         # leave half a message on the connection; and the reader counts a task for which its user waits no more.
@@ -164,11 +168,9 @@ class ArrivalUser(CeleryUser):
         self._intended = 0.0
 
     def on_start(self) -> None:
-        """Wait for the first arrival."""
-        # Users that start together do not arrive together.
-        self._intended = time.monotonic() + next(self._gaps) * (
-            1.0 if self.arrival == "poisson" else self._random.random()
-        )
+        """Wait for the first arrival: users that start together do not arrive together."""
+        part = 1.0 if self.arrival == "poisson" else self._random.random()
+        self._intended = time.monotonic() + next(self._gaps) * part
         gevent.sleep(max(0.0, self._intended - time.monotonic()))
 
     def wait_time(self) -> float:
@@ -178,8 +180,3 @@ class ArrivalUser(CeleryUser):
 
     def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
         return self._submit(name, args, kwargs, label, number, self._intended)
-
-
-UNSENT_S = 0.05
-# Locust processes do not begin with the same numbers.
-_numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.

@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from ..tasks.patterns import POOLS
 from .place import Place
 from .tasks import IGNORE, MANY, RETRY, SURELY, WRITE
 
-ALL = ("prefork", "threads", "gevent", "eventlet", "solo")
 SLEEP_MS = 700
 GONE_S = 1.5
 LONGEST_MS = 60_000
@@ -22,31 +23,29 @@ class Fault:
     """Something that goes wrong."""
 
     name: str
-    summary: str
-    """One sentence for people."""
+    summary: str  # One sentence for people
     cause: Callable[[Place, random.Random], None]
-    pools: tuple[str, ...] = ALL
-    in_main: bool = False
-    """The main process uses the database before it forks."""
+    pools: tuple[str, ...] = POOLS
+    in_main: bool = False  # The main process uses the database before it forks
 
 
 def _nothing(place: Place, chance: random.Random) -> None:
-    place.run(WRITE, 6 * place.together, 20)
+    place.run_all(WRITE, 6 * place.together, 20)
 
 
 def _retries(place: Place, chance: random.Random) -> None:
-    place.run(RETRY, 24)
+    place.run_all(RETRY, 24)
 
 
 def _ignored(place: Place, chance: random.Random) -> None:
-    place.run(IGNORE, 12, silent=True)
-    place.run(WRITE, 2 * place.together)
+    place.run_all(IGNORE, 12, silent=True)
+    place.run_all(WRITE, 2 * place.together)
 
 
 def _idle(place: Place, chance: random.Random) -> None:
-    place.run(WRITE, 2 * place.together, 50)
+    place.run_all(WRITE, 2 * place.together, 50)
     place.terminate()
-    place.run(WRITE, 2 * place.together, 20)
+    place.run_all(WRITE, 2 * place.together, 20)
 
 
 def _while_busy(strike: Callable[[Place], object]) -> Callable[[Place, random.Random], None]:
@@ -75,16 +74,15 @@ def _gone(place: Place, chance: random.Random) -> None:
 
 def _limits(place: Place, chance: random.Random) -> None:
     limits = [chance.uniform(0.002, 0.05) for _ in range(LIMITED)]
-    place.run(MANY, LIMITED, expected=False, limits=limits)
+    place.run_all(MANY, LIMITED, expected=False, limits=limits)
 
 
 def _killed(place: Place, chance: random.Random) -> None:
-    if place.pool == "prefork":
-        struck = place.send(WRITE, place.together, LONGEST_MS, expected=False)
+    by_limit: dict[str, Any] = {} if place.pool == "prefork" else {"time_limit": 0.7}
+    struck = place.send(WRITE, place.together, LONGEST_MS, expected=False, **by_limit)
+    if not by_limit:
         place.until_asleep(place.together)
         place.kill_pool_processes()
-    else:
-        struck = place.send(WRITE, place.together, LONGEST_MS, expected=False, time_limit=0.7)
     place.wait(struck)
 
 

@@ -11,19 +11,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from ..brokers import Broker
-from ..databases import DatabaseServer
 from ..errors import WorkerError
-from ..patterns import OURS, PATTERNS
-from ..rundir import RunDirectory
+from ..services.brokers import Broker
+from ..services.databases import DatabaseServer
+from ..services.rundir import RunDirectory
+from ..tasks.patterns import OURS, PATTERNS
 from .faults import FAULTS
 from .place import Damage, place
 
 PACKAGES = ("celery", "SQLAlchemy", "psycopg", "gevent", "eventlet", "Flask-SQLAlchemy")
 STRATEGIES = ("local", "scoped", "per_process")
-BASELINES = ("recipe", "with_session", "thread_local", "flask")
+BASELINES = ("recipe", "with_session", "thread_local", "flask", "tuned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +31,16 @@ class Cell:
 
     pool: str
     pattern: str
-    strategy: str
-    """Empty for a pattern written by hand."""
+    strategy: str  # Empty for a pattern written by hand
     fault: str
 
     @property
     def way(self) -> str:
         """The way's name, for people."""
         return f"{OURS} ({self.strategy})" if self.strategy else self.pattern
+
+    def __str__(self) -> str:
+        return f"{self.fault}, {self.pool}, {self.way}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +49,31 @@ class Result:
 
     cell: Cell
     damage: Damage
-    failed: str = ""
-    """Why the cell could not be run, for example that its worker did not start."""
+    failed: str = ""  # Why the cell could not be run, for example that its worker did not start
 
 
 def cells(pools: Sequence[str], faults: Sequence[str]) -> Iterator[Cell]:
     """Return the cells, the ones of one fault together."""
     for name in faults:
         for pool in pools:
-            if pool not in FAULTS[name].pools:
-                continue
-            for pattern in BASELINES:
-                if pool in PATTERNS[pattern].pools:
-                    yield Cell(pool, pattern, "", name)
-            for strategy in STRATEGIES:
-                yield Cell(pool, OURS, strategy, name)
+            if pool in FAULTS[name].pools:
+                yield from (Cell(pool, way, "", name) for way in BASELINES if pool in PATTERNS[way].pools)
+                yield from (Cell(pool, OURS, strategy, name) for strategy in STRATEGIES)
 
 
 def run_all(
     run: RunDirectory, server: DatabaseServer, broker: Broker, chosen: Sequence[Cell], *, seed: int, side_by_side: int,
-    on_result: Callable[[Result], None],
+    on_result: Callable[[Result], object],
 ) -> list[Result]:  # fmt: skip
     """Run the cells, `side_by_side` at a time; return their results in the order of the cells."""
-    results: dict[Cell, Result] = {}
     with ThreadPoolExecutor(side_by_side) as executor:
         running = [executor.submit(_run, run, server, broker, cell, seed) for cell in chosen]
         try:
             for done in as_completed(running):
-                result = done.result()
-                results[result.cell] = result
-                on_result(result)
+                on_result(done.result())
         finally:
             executor.shutdown(cancel_futures=True)
-    return [results[cell] for cell in chosen]
+    return [future.result() for future in running]
 
 
 def _run(run: RunDirectory, server: DatabaseServer, broker: Broker, cell: Cell, seed: int) -> Result:
@@ -97,16 +90,10 @@ def _run(run: RunDirectory, server: DatabaseServer, broker: Broker, cell: Cell, 
         return Result(cell, Damage(), traceback.format_exc().strip())
 
 
-def write(path: Path, results: Sequence[Result], *, command: str, seed: int, server: str, broker: str) -> None:
+def write(path: Path, results: Sequence[Result], **about: object) -> None:
     """Write the facts as JSON."""
+    versions = {name: version(name) for name in PACKAGES}
+    facts = {**about, "python": platform.python_version(), "versions": versions}
+    facts["results"] = [asdict(result) for result in results]
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {
-        "command": command,
-        "seed": seed,
-        "server": server,
-        "broker": broker,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "results": [asdict(result) for result in results],
-    }
     path.write_text(json.dumps(facts, indent=1) + "\n")

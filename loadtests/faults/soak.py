@@ -17,27 +17,24 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..bench.measure import memory_bytes
-from ..brokers import Broker
-from ..databases import DatabaseServer
-from ..patterns import OURS
-from ..rundir import RunDirectory, run_directory
-from ..services import broker, database_server
-from ..workloads import WORKLOADS, Workload
-from .faults import ALL
+from ..services.brokers import Broker
+from ..services.databases import DatabaseServer
+from ..services.rundir import RunDirectory, run_directory
+from ..services.starting import broker, database_server
+from ..tasks.patterns import OURS, POOLS
+from ..tasks.workloads import WORKLOADS, Workload
+from .commands import service_options, several
 from .place import Place, place
 from .tasks import COUNT, IGNORE, OBJECTS, RETRY, SESSIONS
 
 TASKS = 200_000
 SAMPLES = 40
-AHEAD = 500
-"""How many tasks wait in the queue at most: enough that the worker never waits, few enough to stop in time."""
+AHEAD = 500  # How many tasks wait in the queue at most: enough that the worker never waits, few enough to stop in time
 COUNTS = 4
 STALLED_S = 60.0
 CYCLE: tuple[Workload, ...] = (*[WORKLOADS["insert"]] * 5, *[WORKLOADS["select"]] * 3, RETRY, IGNORE)
-WARM = 0.25
-"""The part of the run in which caches fill, and no slope is taken."""
-MOST_BYTES_PER_TASK = 100.0
-"""A slope above this fails the run: 20 MB in 200,000 tasks."""
+WARM = 0.25  # The part of the run in which caches fill, and no slope is taken
+MOST_BYTES_PER_TASK = 100.0  # A slope above this fails the run: 20 MB in 200,000 tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +42,10 @@ class Sample:
     """The worker after so many tasks."""
 
     tasks: int
-    memory_bytes: int
-    """PSS of all its processes."""
-    connections: int
-    """As the server lists them."""
-    sessions: int
-    """Session objects alive in the process that has most of them, the counting task's own among them."""
-    objects: int
-    """Objects that the garbage collector knows in that process, after a collection."""
+    memory_bytes: int  # PSS of all its processes
+    connections: int  # As the server lists them
+    sessions: int  # Session objects alive in the process that has most of them, the counting task's own among them
+    objects: int  # Objects that the garbage collector knows in that process, after a collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +64,27 @@ class Soak:
         x = [float(sample.tasks) for sample in settled]
         y = [float(getattr(sample, field)) for sample in settled]
         slope, intercept = statistics.linear_regression(x, y)
-        mean = statistics.fmean(x)
         residuals = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
-        spread = sum((a - mean) ** 2 for a in x)
-        return slope, (residuals / max(len(x) - 2, 1) / spread) ** 0.5
+        return slope, (residuals / max(len(x) - 2, 1) / (statistics.pvariance(x) * len(x))) ** 0.5
 
     @property
     def grows(self) -> list[str]:
         """What grows: names of fields; empty if nothing does."""
-        half = [sample for sample in self.samples if sample.tasks <= self.tasks / 2]
-        rest = [sample for sample in self.samples if sample.tasks > self.tasks / 2]
-        grown = [
-            name
-            for name in ("connections", "sessions")
-            if max(getattr(sample, name) for sample in rest) > max(getattr(sample, name) for sample in half)
-        ]
+        grown = []
+        for name in ("connections", "sessions"):
+            most = {False: 0, True: 0}  # of the first half, and of the second
+            for sample in self.samples:
+                late = sample.tasks > self.tasks / 2
+                most[late] = max(most[late], getattr(sample, name))
+            grown += [name] if most[True] > most[False] else []
         slope, error = self.slope("memory_bytes")
         return grown + (["memory_bytes"] if slope - 2 * error > MOST_BYTES_PER_TASK else [])
 
 
 def soak(
-    run: RunDirectory,
-    server: DatabaseServer,
-    the_broker: Broker,
-    pool: str,
-    strategy: str,
-    tasks: int,
+    run: RunDirectory, server: DatabaseServer, the_broker: Broker, pool: str, strategy: str, tasks: int,
     on_progress: Callable[[int], object],
-) -> Soak:
+) -> Soak:  # fmt: skip
     """Send `tasks` short tasks to one worker, and sample it.
 
     Raises:
@@ -124,26 +110,24 @@ def soak(
 
 def _keep_up(here: Place, waiting: int = AHEAD) -> int:
     """Wait until at most `waiting` tasks are in the queue; return how many have failed meanwhile."""
-    failed = here.drain()
-    deadline, least = time.monotonic() + STALLED_S, sys.maxsize
-    while (left := here.waiting()) > waiting:
+    failed, least, deadline = 0, sys.maxsize, 0.0
+    while True:
+        failed += here.drain()
+        left = here.waiting()
+        if left <= waiting:
+            return failed
         if left < least:
             deadline, least = time.monotonic() + STALLED_S, left
         if time.monotonic() > deadline:
             raise RuntimeError(f"the worker stands still, {left} tasks before it")
         time.sleep(0.02)
-        failed += here.drain()
-    return failed
 
 
 def _sample(here: Place, sent: int) -> Sample:
     for _ in range(COUNTS):
-        here.run(COUNT, 1)  # one at a time: tasks beside it have Sessions, too
+        here.run_all(COUNT, 1)  # one at a time: tasks beside it have Sessions, too
     counts = here.counts()
-    return Sample(
-        sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS],
-        counts[OBJECTS],
-    )  # fmt: skip
+    return Sample(sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS], counts[OBJECTS])
 
 
 def _advance(progress: Progress, bar: TaskID, done: int) -> None:
@@ -152,7 +136,7 @@ def _advance(progress: Progress, bar: TaskID, done: int) -> None:
 
 def table(found: Sequence[Soak]) -> Table:
     """Return the summary."""
-    shown = Table(title="Soak: celery-alchemy, insert, select, retry and Ignore in turn", show_lines=False)
+    shown = Table(title="Soak: celery-alchemy, insert, select, retry and Ignore in turn")
     for title in ("worker pool", "tasks", "tasks/s", "failed", "memory, MB", "slope, bytes/task", "Sessions",
                   "connections", "objects/1000 tasks", "grows"):  # fmt: skip
         shown.add_column(title, justify="left" if title in {"worker pool", "grows"} else "right")
@@ -170,34 +154,30 @@ def table(found: Sequence[Soak]) -> Table:
 
 
 @click.command(name="soak")
-@click.option("--pools", default=",".join(ALL), show_default=True, help="Worker pools, separated by commas.")
+@click.option("--pools", callback=several(POOLS), default=",".join(POOLS), show_default=True, help="Worker pools.")
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
 @click.option("--tasks", default=TASKS, show_default=True, help="Tasks for each worker pool.")
 @click.option("--out", type=click.Path(path_type=Path), help="A file for the samples, as JSON.")
-@click.option("--database-url", envvar="DATABASE_URL", help="A PostgreSQL server; an embedded one by default.")
-@click.option("--broker-url", envvar="BROKER_URL", help="A Redis or Valkey server; an embedded Valkey by default.")
+@service_options
 def command(
-    pools: str, strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
+    pools: list[str], strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
 ) -> None:
     """Run many short tasks, and see whether memory, Sessions or connections grow.
 
     Exits with 1 if something does, or if a task failed.
     """
-    console = Console()
-    chosen = [pool.strip() for pool in pools.split(",")]
-    if unknown := sorted(set(chosen) - set(ALL)):
-        raise click.BadParameter(f"{unknown[0]!r} is no worker pool. Known: {', '.join(ALL)}.", param_hint="--pools")
-    found = []
+    console, found = Console(), []
     with (
         run_directory() as run,
         database_server(run, database_url) as server,
         broker(run, broker_url) as the_broker,
         Progress(console=console) as progress,
     ):
-        for pool in chosen:
+        for pool in pools:
             bar = progress.add_task(pool, total=tasks)
             insisted = "" if strategy == "auto" else strategy
-            found.append(soak(run, server, the_broker, pool, insisted, tasks, partial(_advance, progress, bar)))
+            advance = partial(_advance, progress, bar)
+            found.append(soak(run, server, the_broker, pool, insisted, tasks, advance))
             if out is not None:  # after each, for a long run may be ended
                 out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     console.print(table(found))

@@ -11,33 +11,33 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PATH = Path(__file__).with_name("baseline.json")
-TOLERANCE = 0.02
-"""A count may be so much above its baseline, as a share of that."""
+TOLERANCE = 0.02  # A count may be so much above its baseline, as a share of that
 
 #: By kind of count ("calls"), by where ("solo, local") and by row ("one SELECT").
 Baseline = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """One count per task."""
 
     kind: str
-    where: str
-    """The worker pool and the strategy."""
+    where: str  # The worker pool and the strategy
     row: str
     with_layer: float
-    by_hand: float = 1.0
-    """1 where nothing is done by hand, or where the count is the same everywhere."""
+    by_hand: float = 1.0  # 1 where nothing is done by hand, or where the count is the same everywhere
 
     @property
     def multiple(self) -> float:
+        """With the layer as a multiple of by hand."""
         return self.with_layer / self.by_hand
 
     def __str__(self) -> str:
-        return _shown(self.with_layer, self.by_hand)
+        if self.by_hand == 1.0:
+            return f"{self.with_layer:,.0f}"
+        return f"{self.multiple:.3f} times the task by hand ({self.with_layer:,.0f} / {self.by_hand:,.0f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +46,12 @@ class Regression:
 
     count: Count
     baseline: Count
-
-    @property
-    def share(self) -> float:
-        """How much it is above, as a share of the baseline."""
-        return self.count.multiple / self.baseline.multiple - 1
+    share: float  # How much it is above, as a share of the baseline
 
     def __str__(self) -> str:
-        return (
-            f"{self.count.kind}, {self.count.where}, {self.count.row}: {self.count}; the baseline is {self.baseline} "
-            f"({self.share:+.1%}, allowed {TOLERANCE:+.0%})"
-        )
-
-
-def _shown(with_layer: float, by_hand: float) -> str:
-    if by_hand == 1.0:
-        return f"{with_layer:,.0f}"
-    return f"{with_layer / by_hand:.3f} times the task by hand ({with_layer:,.0f} / {by_hand:,.0f})"
+        where = f"{self.count.kind}, {self.count.where}, {self.count.row}"
+        limit = f"({self.share:+.1%}, allowed {TOLERANCE:+.0%})"
+        return f"{where}: {self.count}; the baseline is {self.baseline} {limit}"
 
 
 def regressions(counts: Iterable[Count], baseline: Baseline) -> list[Regression]:
@@ -71,10 +60,9 @@ def regressions(counts: Iterable[Count], baseline: Baseline) -> list[Regression]
     for count in counts:
         known = baseline.get(count.kind, {}).get(count.where, {}).get(count.row)
         if known is not None:
-            regression = Regression(count, Count(count.kind, count.where, count.row, *known))
-            if regression.share > TOLERANCE:
-                found.append(regression)
-    return sorted(found, key=lambda one: -one.share)
+            before = count._replace(with_layer=known[0], by_hand=known[1])
+            found.append(Regression(count, before, count.multiple / before.multiple - 1))
+    return sorted((one for one in found if one.share > TOLERANCE), key=lambda one: -one.share)
 
 
 def unknown(counts: Iterable[Count], baseline: Baseline) -> list[Count]:
@@ -96,15 +84,19 @@ def key() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
+def _committed() -> dict[str, Baseline]:
+    found: dict[str, Baseline] = json.loads(PATH.read_text()) if PATH.exists() else {}
+    return found
+
+
 def read() -> Baseline | None:
     """Return what was committed for this Python; None where nothing was."""
-    baselines: dict[str, Baseline] = json.loads(PATH.read_text()) if PATH.exists() else {}
-    return baselines.get(key())
+    return _committed().get(key())
 
 
 def write(counts: Iterable[Count]) -> None:
     """Let `counts` be the baseline of this Python; kinds that were not counted stay."""
-    baselines = json.loads(PATH.read_text()) if PATH.exists() else {}
+    baselines = _committed()
     baselines[key()] = {**baselines.get(key(), {}), **as_baseline(counts)}
     text = json.dumps(dict(sorted(baselines.items())), indent=1)
     # One line for each row: a change is read as one.

@@ -7,8 +7,8 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import child
 from .processes import MeasureError, run, started
@@ -20,25 +20,12 @@ SLICES = (0, 30)
 SEEDS = (0, 1, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Instructions:
-    """Instructions per task, one value per process."""
+class Instructions(NamedTuple):
+    """Instructions per task, over several processes."""
 
-    values: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def least(self) -> float:
-        """Of the process whose caches collided least: what a gate compares."""
-        return min(self.values)
-
-    @property
-    def spread(self) -> float:
-        """The largest value less the smallest, as a share of the median."""
-        return (max(self.values) - min(self.values)) / self.median
+    median: float
+    least: float  # Of the process whose caches collided least: what a gate compares
+    spread: float  # The largest value less the smallest, as a share of the median
 
 
 def is_available() -> bool:
@@ -62,7 +49,9 @@ def count(
     found = {}
     for task in tasks:
         jobs = [child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), ((task,),), SLICES, seed) for seed in seeds]
-        found[task] = Instructions([_count(job) for job in jobs])
+        values = [_count(job) for job in jobs]
+        median, least = statistics.median(values), min(values)
+        found[task] = Instructions(median, least, (max(values) - least) / median)
     return found
 
 
@@ -76,27 +65,17 @@ def _count(job: child.Job) -> float:
             f"--callgrind-out-file={out}.%p", f"--log-file={folder}/log.%p",
         ]  # fmt: skip
         with started(job, *valgrind) as process:
-            _instrument(process.answer())
+            order = ["vgdb", f"--pid={process.answer()}", "instrumentation", "on"]
+            done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
+            if done.returncode:
+                raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
             process.go_on()
-            pid, done = process.answer()
+            pid, ((_, few), (_, many)) = process.answer()
             process.wait()
         # Each slice stands between two marks: what came before the first of them is the odd dump.
         least, most = (_total(Path(f"{out}.{pid}.{2 * number}")) for number in (1, 2))
-    (_, few), (_, many) = done
     per_task: float = (most - least) / (many - few)
     return per_task
-
-
-def _instrument(pid: int) -> None:
-    """Let valgrind count from now on.
-
-    Raises:
-        MeasureError: it does not obey; the message ends with what vgdb said.
-    """
-    order = ["vgdb", f"--pid={pid}", "instrumentation", "on"]
-    done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
 
 
 def _total(path: Path) -> int:

@@ -7,34 +7,33 @@ baseline fails.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from typing import Any
 
 import click
 from sqlalchemy import make_url
 
-from .. import walk
-from ..proxy import counting_proxy
-from . import baseline, callgrind, child, processes
+from ..services.proxy import counting_proxy
+from . import baseline, callgrind, child, processes, walk
 from .baseline import Count
-from .place import database
 from .rows import BY_HAND, ROWS, WITH_LAYER, Row
 
 ROW = {row.name: row for row in ROWS}
 STRATEGIES = ("local", "scoped", "per_process")
 Cell = tuple[str, str]
+Cells = dict[Cell, tuple[str, ...]]  # Names of rows, by worker pool and strategy
 #: Threads by hand are solo by hand.
 BY_HAND_LIKE = {"threads": "solo"}
-TALLY_CELLS: tuple[Cell, ...] = tuple(
-    (pool, strategy) for pool in ("solo", "threads", "gevent", "prefork") for strategy in STRATEGIES
-)
+TALLY_CELLS: tuple[Cell, ...] = tuple((pool, strategy) for pool in child.WORKER_POOLS for strategy in STRATEGIES)
 TALLIED_TASKS = 9
 OTHER_SEEDS = (3, 4, 5, 6, 7)
 #: Under valgrind a task takes fifty times as long: all rows once, elsewhere those that differ.
-INSTRUCTION_CELLS: dict[Cell, tuple[str, ...]] = {
+INSTRUCTION_CELLS: Cells = {
     ("solo", "local"): tuple(ROW),
     ("prefork", "per_process"): ("no database", "one SELECT", "one INSERT"),
     ("gevent", "scoped"): ("one SELECT",),
@@ -42,72 +41,66 @@ INSTRUCTION_CELLS: dict[Cell, tuple[str, ...]] = {
 }
 ROUND_TRIP_ROWS = ("one SELECT", "one INSERT", "ten statements", "one SELECT, read_only")
 ROUND_TRIP_TASKS = 10
+#: Takes a side, a worker pool, a strategy and tasks; returns by kind of count and by task.
+Measure = Callable[[str, str, str, list[str]], dict[str, dict[str, Any]]]
 
 
-def count_in_cells(
-    cells: dict[Cell, tuple[str, ...]], measure: Callable[[str, str, str, list[str]], dict[str, dict[str, float]]]
-) -> list[Count]:
-    """Return the counts of the rows of each cell, with the layer and by hand.
-
-    Args:
-        measure: Takes a side, a worker pool, a strategy and tasks; returns by kind of count and by task.
-    """
+def measure_in_cells(cells: Cells, measure: Measure) -> Iterator[tuple[str, str, Row, Any, Any]]:
+    """Yield of each row of each cell: kind of count, cell, row, and what was measured with the layer and by hand."""
     by_hand: dict[str, list[str]] = {}
     for (pool, _), names in cells.items():
-        tasks = by_hand.setdefault(BY_HAND_LIKE.get(pool, pool), [])
-        tasks += [ROW[name].by_hand for name in names]
+        by_hand.setdefault(BY_HAND_LIKE.get(pool, pool), []).extend(ROW[name].by_hand for name in names)
     jobs = [(BY_HAND, pool, "auto", list(dict.fromkeys(tasks))) for pool, tasks in by_hand.items()]
     jobs += [(WITH_LAYER, *cell, [ROW[name].with_layer for name in names]) for cell, names in cells.items()]
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         found = list(executor.map(lambda job: measure(*job), jobs))
     hand = dict(zip(by_hand, found, strict=False))
-    counts = []
     for ((pool, strategy), names), ours in zip(cells.items(), found[len(by_hand) :], strict=True):
         theirs = hand[BY_HAND_LIKE.get(pool, pool)]
         for kind in ours:
             for row in (ROW[name] for name in names):
-                where = f"{pool}, {strategy}"
-                counts.append(Count(kind, where, row.name, ours[kind][row.with_layer], theirs[kind][row.by_hand]))
-    return counts
+                yield kind, f"{pool}, {strategy}", row, ours[kind][row.with_layer], theirs[kind][row.by_hand]
 
 
 def tallies(url: str, cells: Iterable[Cell], rows: Iterable[Row]) -> list[Count]:
     """Count calls and blocks."""
-    names = tuple(row.name for row in rows)
 
     def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, float]]:
         pairs = tuple((task,) for task in tasks)
-        job = child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (TALLIED_TASKS,))
-        found = processes.run(job)
+        found = processes.run(child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (TALLIED_TASKS,)))
         return {kind: {task: found[task][kind] for task in tasks} for kind in ("calls", "blocks")}
 
-    return count_in_cells(dict.fromkeys(cells, names), measure)
+    measured = measure_in_cells(dict.fromkeys(cells, tuple(row.name for row in rows)), measure)
+    return [Count(kind, where, row.name, ours, theirs) for kind, where, row, ours, theirs in measured]
 
 
 def instructions(
-    url: str, cells: dict[Cell, tuple[str, ...]] | None = None, seeds: tuple[int, ...] = callgrind.SEEDS
-) -> list[Count]:
-    """Count instructions: of `INSTRUCTION_CELLS`, or of the rows in `cells`."""
+    url: str, cells: Cells | None = None, seeds: tuple[int, ...] = callgrind.SEEDS
+) -> Iterator[tuple[str, str, Row, callgrind.Instructions, callgrind.Instructions]]:
+    """Count instructions, of `INSTRUCTION_CELLS` or of the rows in `cells`; as `measure_in_cells`."""
 
-    def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, float]]:
-        found = callgrind.count(side, pool, strategy, url, tasks, seeds)
-        return {"instructions": {task: found[task].least for task in tasks}}
+    def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, callgrind.Instructions]]:
+        return {"instructions": callgrind.count(side, pool, strategy, url, tasks, seeds)}
 
-    return count_in_cells(INSTRUCTION_CELLS if cells is None else cells, measure)
+    return measure_in_cells(INSTRUCTION_CELLS if cells is None else cells, measure)
 
 
-def counted_again(url: str, above: Iterable[Count]) -> list[Count]:
-    """Count the instructions of rows that are above their baseline with more seeds: the caches may have collided."""
-    cells: dict[Cell, tuple[str, ...]] = {}
-    before = {(one.where, one.row): one for one in above}
-    for where, row in before:
+def least_instructions(url: str, above: Iterable[Count] | None = None) -> list[Count]:
+    """Return the instructions of `INSTRUCTION_CELLS`.
+
+    Args:
+        above: Count only these again, which are above their baseline, with more seeds: the caches may have collided.
+    """
+    before = {(one.where, one.row): one for one in above or ()}
+    cells: Cells = {}
+    for where, name in before:
         pool, strategy = where.split(", ")
-        cells[pool, strategy] = (*cells.get((pool, strategy), ()), row)
+        cells[pool, strategy] = (*cells.get((pool, strategy), ()), name)
     found = []
-    for more in instructions(url, cells, OTHER_SEEDS):
-        one = before[more.where, more.row]
-        ours, theirs = min(one.with_layer, more.with_layer), min(one.by_hand, more.by_hand)
-        found.append(Count(one.kind, one.where, one.row, ours, theirs))
+    for kind, where, row, ours, theirs in instructions(url, *((cells, OTHER_SEEDS) if before else ())):
+        one = before.get((where, row.name))
+        known = (one.with_layer, one.by_hand) if one else (math.inf, math.inf)
+        found.append(Count(kind, where, row.name, min(ours.least, known[0]), min(theirs.least, known[1])))
     return found
 
 
@@ -124,9 +117,8 @@ def round_trips(url: str) -> list[Count]:
                 before = proxy.round_trips
                 process.go_on()
                 process.answer()
-                counts.append(
-                    Count("round trips", "solo, local", name, (proxy.round_trips - before) / ROUND_TRIP_TASKS)
-                )
+                per_task = (proxy.round_trips - before) / ROUND_TRIP_TASKS
+                counts.append(Count("round trips", "solo, local", name, per_task))
                 process.go_on()
             process.answer()
     return counts
@@ -149,15 +141,15 @@ def walks(url: str) -> list[Count]:
 @click.option("--no-instructions", is_flag=True, help="Leave out what valgrind counts.")
 def main(url: str | None, write: bool, no_instructions: bool) -> None:
     """Count, and compare or write."""
-    with database(url) as place:
+    with processes.database(url) as place:
         counts = [*tallies(place, TALLY_CELLS, ROWS), *round_trips(place), *walks(place)]
         if callgrind.is_available() and not no_instructions:
-            counts += instructions(place)
+            counts += least_instructions(place)
         known = baseline.read()
         if known is not None and not write:
             above = [one.count for one in baseline.regressions(counts, known) if one.count.kind == "instructions"]
             if above:
-                counts = [one for one in counts if one not in above] + counted_again(place, above)
+                counts = [one for one in counts if one not in above] + least_instructions(place, above)
     if write:
         baseline.write(counts)
         click.echo(f"{len(counts)} counts are the baseline of Python {baseline.key()} now.")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from celery.app.trace import build_tracer
-from sqlalchemy import Engine, Integer, create_engine, text
+from sqlalchemy import Integer, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from ... import Alchemy, DatabaseTask
+from ... import Alchemy, DatabaseTask, outbox_table
+from ...strategies.features.first_statement import begin_with_first_statement
+from ...strategies.options import DatabaseOptions
 
 BY_HAND, WITH_LAYER = "by hand", "with the layer"
 SIDES = (BY_HAND, WITH_LAYER)
+#: With the layer too, and what the setting `alchemy_outbox` is then.
+OUTBOXES: dict[str, Any] = {"with an outbox": True, "with an outbox, relayed": "relay"}
 
 
 class Base(DeclarativeBase):
@@ -26,20 +31,19 @@ class Item(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
 
 
+outbox_table(Base.metadata)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One comparison."""
 
     name: str
-    with_layer: str
-    """The task with the layer, and `by_hand` the one without: keys of `Side.tasks`."""
+    with_layer: str  # The task with the layer, and `by_hand` the one without: keys of `Side.tasks`
     by_hand: str
-    ratio: float | None = None
-    """Target: at most so many of the instructions of the hand-written task."""
-    added: int | None = None
-    """Target where there is no ratio: at most so many instructions more."""
-    cpu_ratio: float | None = None
-    """Target for the CPU time, where it is not `ratio`."""
+    ratio: float | None = None  # Target: at most so many of the instructions of the hand-written task
+    added: int | None = None  # Target where there is no ratio: at most so many instructions more
+    cpu_ratio: float | None = None  # Target for the CPU time, where it is not `ratio`
     added_us: float | None = None
 
 
@@ -61,9 +65,8 @@ class Side:
     """One of the two: its app, with nothing of the other one's, and a call that runs each of its tasks once."""
 
     app: Celery
-    engine: Engine | None = None
-    """Of the tasks by hand."""
-    tasks: dict[str, Callable[[], object]] = field(default_factory=dict)
+    close: Callable[[], object]
+    tasks: dict[str, Callable[[], object]]
 
     def clear_broker(self) -> None:
         """Throw away the messages that were sent."""
@@ -71,9 +74,11 @@ class Side:
             connection.default_channel.queue_purge(self.app.conf.task_default_queue)
 
 
-def make_side(side: str, url: str, strategy: str) -> Side:
-    """Return a side whose worker is still to be started."""
-    return _by_hand(url) if side == BY_HAND else _with_layer(url, strategy)
+def make_side(side: str, url: str, strategy: str, begin_along: bool = False) -> Side:
+    """Return a side whose worker is still to be started; `begin_along` is `alchemy_begin_with_first_statement`."""
+    if side == BY_HAND:
+        return _by_hand(url, begin_along)
+    return _with_layer(url, strategy, OUTBOXES.get(side, False), begin_along)
 
 
 def _app(**settings: Any) -> Celery:
@@ -82,92 +87,96 @@ def _app(**settings: Any) -> Celery:
     return app
 
 
-def _by_hand(url: str) -> Side:
+def _by_hand(url: str, begin_along: bool) -> Side:
     app = _app()
     engine = create_engine(url, pool_size=1, max_overflow=1)
+    begin_with_first_statement(engine, DatabaseOptions(begin_with_first_statement=begin_along))
+    task = partial(app.task, shared=False)  # each app has tasks of its own
 
-    # Not shared: each app has tasks of its own.
-    @app.task(shared=False)
+    @task
     def other() -> None:
         pass
 
-    @app.task(shared=False)
+    @task
     def nothing() -> None:
         pass
 
-    @app.task(shared=False)
+    @task
     def select() -> None:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             session.execute(text("SELECT 1"))
 
-    @app.task(shared=False)
+    @task
     def insert() -> None:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             session.add(Item())
 
-    @app.task(shared=False)
+    @task
     def ten() -> None:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             for _ in range(10):
                 session.execute(text("SELECT 1"))
 
-    @app.task(shared=False)
+    @task
     def on_commit() -> None:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             session.add(Item())
         other.apply_async()
 
     app.finalize()
-    return Side(app, engine, _runs(app, nothing, select, insert, ten, on_commit))
+    return Side(app, engine.dispose, _runs(app, nothing, select, insert, ten, on_commit))
 
 
-def _with_layer(url: str, strategy: str) -> Side:
+def _with_layer(url: str, strategy: str, outbox: Any, begin_along: bool) -> Side:
     app = _app(
         alchemy_database_url=url,
+        alchemy_outbox=outbox,
         alchemy_session_strategy=strategy,
-        # As next to the server: "auto" takes the slowness of valgrind for that of a network.
-        alchemy_begin_with_first_statement=False,
+        # Not "auto", which takes the slowness of valgrind for that of a network.
+        alchemy_begin_with_first_statement=begin_along,
     )
     db = Alchemy(app)
+    unbound = partial(app.task, shared=False, base=DatabaseTask)
+    task = partial(unbound, bind=True)
 
-    @app.task(shared=False, base=DatabaseTask)
+    @unbound
     def other() -> None:
         pass
 
-    @app.task(shared=False, base=DatabaseTask)
+    @unbound
     def nothing() -> None:
         pass
 
-    @app.task(shared=False, base=DatabaseTask, bind=True)
+    @task
     def select(self: DatabaseTask) -> None:
         self.db.execute(text("SELECT 1"))
 
-    @app.task(shared=False, base=DatabaseTask, bind=True)
+    @task
     def insert(self: DatabaseTask) -> None:
         self.db.add(Item())
 
-    @app.task(shared=False, base=DatabaseTask, bind=True)
+    @task
     def ten(self: DatabaseTask) -> None:
         for _ in range(10):
             self.db.execute(text("SELECT 1"))
 
-    @app.task(shared=False, base=DatabaseTask, bind=True, read_only=True)
+    @task(read_only=True)
     def read_only(self: DatabaseTask) -> None:
         self.db.execute(text("SELECT 1"))
 
-    @app.task(shared=False, base=DatabaseTask, bind=True)
+    @task
     def on_commit(self: DatabaseTask) -> None:
         self.db.add(Item())
         other.delay_on_commit()
 
-    @app.task(shared=False, base=DatabaseTask, bind=True)
+    @task
     def nested(self: DatabaseTask) -> None:
         self.db.execute(text("SELECT 1"))
         with db.unit_of_work() as session:
             session.execute(text("SELECT 1"))
 
     app.finalize()
-    return Side(app, None, _runs(app, nothing, select, insert, ten, read_only, on_commit, nested))
+    return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, nested))
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
@@ -175,6 +184,7 @@ def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
 
 
 def run_of(app: Celery, task: Any) -> Callable[[], object]:
+    """Return a call that runs `task` once through Celery's own tracer."""
     trace = build_tracer(task.name, task, app=app)
     request = {"id": "0", "ignore_result": True, "delivery_info": {}}
 

@@ -1,6 +1,8 @@
 """What a result directory says: statistics, recommendation, page, terminal summary and comparison.
 
-Everything here is computed from the files that `bench/results.py` describes, and from nothing else.
+Everything here is computed from the file that `bench/results.py` describes, and from nothing else: `reading` sums the
+rows up (`summary`), `statistics` says what may be claimed, `recommendation` applies one rule, `tables` makes every
+table once; `page` (with `charts`) and `terminal` draw them.
 """
 
 from __future__ import annotations
@@ -11,42 +13,48 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+MARKDOWN_FILE = "summary.md"
+
 
 def write_report(console: Console, directory: Path) -> list[Path]:
-    """Print the summary of a result directory, write its report, and return the paths of what was written."""
-    from .markdown import MARKDOWN_FILE, markdown
+    """Print the summary of a result directory, write its report, and return the paths of what was written.
+
+    Raises:
+        NoRunError: There is no run in it.
+    """
+    from .histogram import write_histograms
     from .page import PAGE_FILE, page
-    from .reading import summarise, write_json
+    from .reading import summarise
     from .recommendation import recommend
-    from .terminal import print_summary_of
+    from .terminal import markdown, print_summary
 
     summary = summarise(directory)
     found = recommend(summary)
-    written = [write_json(directory, summary)]
-    for name, text in ((PAGE_FILE, page(summary, found, directory)), (MARKDOWN_FILE, markdown(summary, found))):
-        path = directory / name
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    print_summary_of(console, summary, found)
+    written = write_histograms(directory, summary.sweeps)
+    for name, text in ((PAGE_FILE, page(summary, found)), (MARKDOWN_FILE, markdown(summary, found))):
+        (directory / name).write_text(text, encoding="utf-8")
+        written.append(directory / name)
+    print_summary(console, summary, found)
     return written
 
 
 def write_chart(directory: Path, contest: str, path: Path) -> None:
-    """Write the forest plot of one contest as an SVG file of its own.
+    """Write the ratios of one contest, or of all workloads of `patterns/<worker pool>`, as an SVG file of its own.
 
     Raises:
         LookupError: There is no such contest, or it has no ratio to draw.
     """
-    from .charts import forest
+    from .charts import forest, of_contest, of_standings, standalone
     from .reading import summarise
-    from .svg import standalone
 
     summary = summarise(directory)
-    found = summary.contest(contest)
-    if found is None:
-        known = ", ".join(one.name for one in summary.contests) or "none"
+    one = summary.contest(contest)
+    standings = [found for found in summary.standings if f"patterns/{found.pool}" == contest]
+    if one is None and not standings:
+        known = ", ".join([*dict.fromkeys(f"patterns/{found.pool}" for found in summary.standings),
+                           *(found.name for found in summary.contests)]) or "none"  # fmt: skip
         raise LookupError(f"{contest!r} is not a contest of {directory}. Known: {known}.")
-    drawn = forest(found, "chart")
+    drawn = forest(contest, of_contest(one) if one else of_standings(standings), "chart")
     if drawn is None:
         raise LookupError(f"{contest} has no ratio to draw.")
     path.write_text(standalone(drawn), encoding="utf-8")

@@ -1,417 +1,269 @@
-"""The charts of the page. Each says the same by place, shape or words as by colour."""
+"""The charts: matplotlib's SVG, with text as text, colours from the page and ids of its own."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bench.objective import Objective
+from ..tasks.patterns import OURS, POOLS
 from .statistics import METRICS, Ratio
-from .summary import BLOCKED, BROKEN, ContestSummary, Row, Summary, SweepSummary
-from .svg import BAD, BAND, GOOD, GRID, INK, MUTED, PAPER, SERIES, drawing, figure, to_svg
-from .wording import factor, listed, number, percent, where
+from .summary import ContestSummary, Row, Standing, Summary, SweepSummary
+from .tables import side_by_side
+from .wording import count, factor, name_in, number, where
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-WIDTH = 920.0
-ROW = 24.0
-POOL_MARKS = {"prefork": "s", "threads": "o", "gevent": "^", "eventlet": "v", "solo": "D"}
-POOL_COLOURS = dict(zip(POOL_MARKS, SERIES, strict=True))
-PHASES = (
-    ("queue", "queue", SERIES[0], ""),
-    ("checkout", "waiting for a connection", SERIES[1], "///"),
-    ("database", "database", SERIES[2], "---"),
-    ("rest", "the rest of the run", SERIES[3], "xx"),
-)
-WIDEST = 8.0
-"""A ratio axis reaches this far at most; what is beyond is drawn at its end, with its number."""
+INK, MUTED, PAPER, GOOD, BAD, BAND = "#010101", "#020202", "#040404", "#060601", "#060602", "#060603"
+SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505")
+VARIABLES = {
+    INK: "ink", MUTED: "muted", "#030303": "grid", PAPER: "paper", GOOD: "good", BAD: "bad", BAND: "band",
+    **{colour: f"series-{number}" for number, colour in enumerate(SERIES, start=1)},
+}  # fmt: skip
+"""Not colours, but which variable of the page stands in their place."""
+STYLE = Path(__file__).with_name("alchemy.mplstyle")
+COLOURS = Path(__file__).with_name("colours.css")
+UNITS_PER_INCH, ROW, WIDEST = 72, 26, 8.0
+POOL_COLOURS = dict(zip(POOLS, SERIES, strict=True))
+MARKS = "osD^v"
 
 
-def _horizontal(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure of so many CSS pixels, in our style, without matplotlib's global state of figures."""
+    from matplotlib import rc_context, rc_params_from_file
+    from matplotlib.figure import Figure
+
+    with rc_context(rc_params_from_file(STYLE, use_default_template=False)):
+        yield Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH))
+
+
+def _svg(drawn: Figure, name: str, label: str) -> str:
+    """Return the figure as an `<svg>` element.
+
+    Args:
+        name: Prefix of the ids in it, unique in the page; letters, digits and `-`.
+        label: What the chart shows, for those who do not see it.
+    """
+    out = io.StringIO()
+    drawn.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    # The style would hold for the whole page, which has the same rule for its charts; the font is the page's own.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*;?\s*|\s(?:width|height)=\"[\d.]+pt\"", "", text)
+    text = re.sub(r'font: ((?:[\w.]+ )*[\d.]+px) [^;"]*', r"font: \1 sans-serif", text)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'((?:xlink:)?href)="#', rf'\1="#{name}-', text).replace("url(#", f"url(#{name}-")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    width, said = drawn.get_figwidth() * UNITS_PER_INCH, html.escape(label, quote=True)
+    text = text.replace("<svg ", f'<svg class="chart" role="img" aria-label="{said}" style="--width:{width:.0f}px" ', 1)
+    return text.strip()
+
+
+def standalone(chart: str) -> str:
+    """Return a chart as a file of its own: it brings the colours, for light and dark, and its size."""
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', chart)[0]
+    chart = re.sub(r' style="--width[^"]*"', f' width="{width}" height="{height}"', chart, count=1)
+    start = chart.index(">") + 1
+    font = "text { font-family: system-ui, sans-serif; }"
+    return f"{chart[:start]}<style>{COLOURS.read_text(encoding='utf-8')}{font}</style>{chart[start:]}\n"
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Give the axes a named line for each row, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def _after(axes: Axes, end: float, place: float, text: str, colour: str = INK) -> None:
-    """Write something behind the end of a bar."""
-    axes.annotate(text, (end, place), xytext=(5, 0), textcoords="offset points", va="center", color=colour)
+# Ratios
 
 
-def _name(row: Row, contest: ContestSummary) -> str:
-    name = row.arm.label if contest.kind == "patterns" else where(row.arm)
-    return f"{name} = 1" if row.reference else name
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a forest plot."""
+
+    name: str
+    ratios: Mapping[str, Ratio]
+    word: str = ""  # What is said instead of a ratio: that it is broken, or the reference
 
 
-def forest(contest: ContestSummary, name: str) -> str | None:
-    """Return goodput and worker CPU per task of a contest, as ratios to its reference; None if there is no ratio."""
-    rows = [row for row in contest.rows if row.broken or row.speed]
-    if not any(row.ratio("goodput") or row.ratio("cpu") for row in rows):
+def of_contest(contest: ContestSummary) -> list[Line]:
+    """Return the lines of a contest."""
+
+    def line(row: Row) -> Line:
+        word = row.word if row.broken else "is 1" if row.reference else ""
+        return Line(name_in(contest.kind, row.arm), row.speed.ratios if row.speed else {}, word)
+
+    return [line(row) for row in contest.rows]
+
+
+def of_standings(standings: Sequence[Standing]) -> list[Line]:
+    """Return the lines of all patterns under one worker pool, over all workloads."""
+
+    def line(one: Standing) -> Line:
+        wrong = "broken" if one.broken else "driver blocks" if one.blocked else "is 1"
+        return Line(one.arm.label, one.ratios, "" if one.ratios else wrong)
+
+    return [line(one) for one in standings]
+
+
+def forest(title: str, lines: Sequence[Line], name: str) -> str | None:
+    """Return ratios with their intervals, goodput beside CPU, on a logarithmic axis; None if there is no ratio."""
+    metrics = [metric for metric in ("goodput", "cpu") if any(metric in line.ratios for line in lines)]
+    if not metrics:
         return None
-    metrics = [metric for metric in ("goodput", "cpu") if any(row.ratio(metric) for row in rows)]
-    with drawing():
-        drawn = figure(WIDTH, 84 + ROW * len(rows))
-        panels = drawn.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        _horizontal(panels[0], [_name(row, contest) for row in rows])
-        for axes, metric in zip(panels, metrics, strict=True):
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
-            _forest_panel(axes, rows, metric, contest.floors.get(metric))
-        _verdict_legend(drawn)
-        said = _forest_words(contest, rows, metrics)
-        return to_svg(drawn, name, said)
+    with _figure(760, 106 + ROW * len(lines)) as drawn:
+        for place, (axes, metric) in enumerate(
+            zip(drawn.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True)
+        ):
+            _rows(axes, [line.name if not place else "" for line in lines])
+            _forest(axes, lines, metric)
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        drawn.supxlabel(
+            "filled triangle: a difference is shown; open circle: none is; shaded: what identical arms differed by",
+            fontsize=11, color=MUTED,
+        )  # fmt: skip
+        told = [
+            f"{METRICS[metric].label}: "
+            + ", ".join(
+                f"{line.name} {factor(found.estimate.middle)} ({found.verdict})"
+                for line in lines if (found := line.ratios.get(metric))
+            )
+            for metric in metrics
+        ]  # fmt: skip
+        wrong = ", ".join(f"{line.name} {line.word}" for line in lines if line.word)
+        return _svg(drawn, name, f"Ratios of {title}. {'. '.join(told)}. {wrong}.")
 
 
-def _forest_panel(axes: Axes, rows: Sequence[Row], metric: str, floor: float | None) -> None:
+def _forest(axes: Axes, lines: Sequence[Line], metric: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    ratios = [found for row in rows if (found := row.ratio(metric))]
-    far = max([1.25, *(_reach(found) for found in ratios), min(floor or 1.0, WIDEST)])
-    far = min(far * 1.08, WIDEST)
+    found = [line.ratios[metric] for line in lines if metric in line.ratios]
+    ends = [
+        end for one in found for end in (one.estimate.low, one.estimate.middle, one.estimate.high, one.floor) if end
+    ]
+    far = min(WIDEST, max(1.15, *(max(end, 1 / end) * 1.05 for end in ends)))
     axes.set_xscale("log")
     axes.set_xlim(1 / far, far)
-    ticks = [tick for tick in (0.125, 0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 8) if 1 / far <= tick <= far]
-    if far > 2.2:
-        ticks = [tick for tick in ticks if tick in {0.125, 0.25, 0.5, 1, 2, 4, 8}]
-    elif far > 1.6:
-        ticks = [tick for tick in ticks if tick in {0.5, 0.7, 1, 1.5, 2}]
-    axes.set_xticks(ticks)
+    narrow, wide = (0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5), (0.125, 0.25, 0.5, 1, 2, 4, 8)
+    ticks = narrow if far < 1.6 else (0.5, 0.7, 1, 1.5, 2) if far < 3 else wide
+    axes.set_xticks([tick for tick in ticks if 1 / far <= tick <= far])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if floor is not None:
-        edge = min(floor, far)
-        axes.axvspan(1 / edge, edge, color=BAND, linewidth=0)
+    axes.grid(axis="x")
+    if floors := [one.floor for one in found if one.floor]:
+        axes.axvspan(1 / min(max(floors), far), min(max(floors), far), color=BAND, linewidth=0)
     axes.axvline(1, color=INK, linewidth=1)
-    higher = METRICS[metric].higher_is_better
-    side = "right is faster" if higher else "left is cheaper"
-    axes.set_title(f"{METRICS[metric].label} ({side})", loc="left", fontweight="bold")
-    for place, row in enumerate(rows):
-        found = row.ratio(metric)
-        if row.broken:
-            frame = {"facecolor": PAPER, "edgecolor": BAD, "linewidth": 1, "boxstyle": "round,pad=0.15"}
-            axes.text(
-                1, place, row.word, ha="center", va="center", color=BAD, fontweight="bold", fontsize=11, bbox=frame
-            )
-        elif found:
-            _mark(axes, place, found, far)
-        elif row.reference:
-            axes.plot([1], [place], marker="|", markersize=12, color=INK)
-        else:
-            axes.text(1, place, "not measured", ha="center", va="center", color=MUTED, fontsize=11)
-
-
-def _reach(found: Ratio) -> float:
-    ends = [found.estimate.median, found.estimate.low or found.estimate.median, found.estimate.high or 1.0]
-    return max(max(end, 1 / end) if end > 0 and math.isfinite(end) else WIDEST for end in ends)
+    axes.set_title(f"{METRICS[metric].label} ({'right is faster' if metric == 'goodput' else 'left is cheaper'})")
+    for place, line in enumerate(lines):
+        if ratio := line.ratios.get(metric):
+            _mark(axes, place, ratio, far)
+        elif line.word:
+            colour = MUTED if line.word == "is 1" else BAD
+            frame = {"facecolor": PAPER, "edgecolor": colour, "boxstyle": "round,pad=0.15"}
+            axes.text(1, place, line.word, ha="center", va="center", color=colour, fontsize=11, bbox=frame)
 
 
 def _mark(axes: Axes, place: int, found: Ratio, far: float) -> None:
     def inside(value: float) -> float:
         return min(max(value, 1 / far), far)
 
-    better = found.verdict in {"faster", "cheaper"}
-    colour = GOOD if better else BAD if found.shown else MUTED
-    marker = "o" if not found.shown else "^" if better else "v"
-    if found.estimate.low is not None and found.estimate.high is not None:
-        axes.plot([inside(found.estimate.low), inside(found.estimate.high)], [place, place], color=colour, linewidth=2)
+    shown = found.better or found.worse
+    colour, marker = (GOOD, "^") if found.better else (BAD, "v") if found.worse else (MUTED, "o")
+    at = found.estimate
+    if at.low is not None and at.high is not None:
+        axes.plot([inside(at.low), inside(at.high)], [place, place], color=colour)
     axes.plot(
-        [inside(found.estimate.median)],
-        [place],
-        marker=marker,
-        markersize=8,
-        color=colour,
-        markerfacecolor=colour if found.shown else PAPER,
-        markeredgewidth=1.6,
-        clip_on=False,
-        zorder=3,
-    )
-    axes.text(
-        1.01, place, factor(found.estimate.median), transform=axes.get_yaxis_transform(), va="center", fontsize=11.5
-    )
+        [inside(at.middle)], [place], marker=marker, markersize=8, color=colour, clip_on=False, zorder=3,
+        markerfacecolor=colour if shown else PAPER, markeredgewidth=1.6,
+    )  # fmt: skip
+    axes.text(1.01, place, factor(at.middle), transform=axes.get_yaxis_transform(), va="center", fontsize=11.5)
 
 
-def _verdict_legend(drawn: object) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    assert isinstance(drawn, Figure)
-
-    def mark(marker: str, colour: str, face: str, label: str) -> Line2D:
-        return Line2D(
-            [], [], marker=marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.6, label=label
-        )
-
-    handles = [
-        mark("^", GOOD, GOOD, "shown to be better"),
-        mark("v", BAD, BAD, "shown to be worse"),
-        mark("o", MUTED, PAPER, "no difference shown"),
-        Patch(facecolor=BAND, label="A/A floor"),
-    ]
-    drawn.legend(handles=handles, loc="outside lower left", ncols=4)
+# Open load
 
 
-def _forest_words(contest: ContestSummary, rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    parts = []
-    for metric in metrics:
-        told = [
-            f"{_name(row, contest)} {factor(found.estimate.median)} ({found.verdict})"
-            for row in rows
-            if (found := row.ratio(metric))
-        ]
-        parts.append(f"{METRICS[metric].label}: {', '.join(told)}; A/A floor {percent(contest.floors.get(metric))}")
-    for word in (BROKEN, BLOCKED):
-        if names := [_name(row, contest) for row in rows if row.broken and row.word == word]:
-            parts.append(f"{word}: {', '.join(names)}")
-    return f"Forest plot of {contest.name}. {'. '.join(parts)}."
+def load(workload: str, sweeps: Sequence[SweepSummary], objective: Objective | None, name: str) -> str | None:
+    """Return latency against the offered rate, one line for each sweep of each arm; None if nothing was measured."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
-
-def latency(workload: str, sweeps: Sequence[SweepSummary], summary: Summary, name: str) -> str | None:
-    """Return latency against offered load, a panel for each arm; None if no sweep of this workload is right."""
-    shown = [sweep for sweep in sweeps if sweep.steps and any(step.latency for step in sweep.steps)]
-    if not shown:
+    sweeps = [one for one in sweeps if one.steps]
+    if not sweeps:
         return None
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-    columns = min(3, len(shown))
-    lines = math.ceil(len(shown) / columns)
-    objective = summary.objective
-    with drawing():
-        drawn = figure(WIDTH if columns > 1 else 620, 50 + 250 * lines)
-        grid = drawn.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes in grid.flat[len(shown) :]:
-            axes.set_visible(False)
-        for place, (axes, sweep) in enumerate(zip(grid.flat, shown, strict=False)):
-            _latency_panel(axes, sweep)
-            if objective:
-                axes.axhline(
-                    objective.limit_ms, color=BAD, linewidth=1.3, linestyle=(0, (5, 3)), label=f"objective {objective}"
-                )
-            axes.set_title(where(sweep.arm), loc="left", fontweight="bold")
-            axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
-            axes.set_xlim(left=0)
-            if place % columns == 0:
-                axes.set_ylabel("latency, ms")
-            if place >= len(shown) - columns:
-                axes.set_xlabel("offered, tasks/s")
-        first = grid.flat[0]
-        first.set_yscale("log")
-        low, high = first.get_ylim()
-        candidates = [10**power * step for power in range(-2, 6) for step in (1, 2, 5)]
-        ticks = [tick for tick in candidates if low <= tick <= high]
-        first.set_yticks(ticks if len(ticks) < 8 else [tick for tick in ticks if f"{tick:g}"[0] == "1"])
-        first.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-        first.yaxis.set_minor_locator(NullLocator())
-        handles = {
-            label: handle
-            for axes in grid.flat[: len(shown)]
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        drawn.legend(handles=list(handles.values()), labels=list(handles), loc="outside lower left", ncols=5)
-        told = "; ".join(f"{where(sweep.arm)}: {knee_words(sweep)}" for sweep in shown)
-        return to_svg(drawn, name, f"Latency against offered load, {workload}. {told}.")
-
-
-def _latency_panel(axes: Axes, sweep: SweepSummary) -> None:
-    styles = (("p50", SERIES[0], "o", "-"), ("p95", SERIES[1], "s", "-"), ("p99", SERIES[2], "^", (0, (2, 1.5))))
-    steps = [step for step in sweep.steps if step.latency]
-    for percentile, colour, marker, line in styles:
-        axes.plot(
-            [step.offered_per_s for step in steps],
-            [max(float(getattr(step.latency, percentile)), 0.01) for step in steps],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=1.8,
-            linestyle=line,
-            label=percentile,
-        )
-    if sweep.knee:
-        low = sweep.at_objective.offered_per_s if sweep.at_objective else 0.0
-        axes.axvspan(low, sweep.knee.offered_per_s, color=BAND, linewidth=0, label="the knee is in here")
-    axes.grid(linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def knee_words(sweep: SweepSummary) -> str:
-    """Return where the objective broke, in words."""
-    if sweep.breaches:
-        return "broken"
-    if sweep.at_objective and sweep.knee:
-        return f"kept up to {number(sweep.at_objective.offered_per_s)}/s, not at {number(sweep.knee.offered_per_s)}/s"
-    if sweep.at_objective:
-        return f"kept up to {number(sweep.at_objective.offered_per_s)}/s, where the sweep ended"
-    return f"kept at no rate, not even at {number(sweep.steps[0].offered_per_s)}/s" if sweep.steps else "not measured"
-
-
-def throughput(workload: str, sweeps: Sequence[SweepSummary], summary: Summary, name: str) -> str | None:
-    """Return the highest offered rate within the objective, by arm; None if no arm kept it."""
-    if not any(sweep.at_objective for sweep in sweeps):
-        return None
-    rows = sorted(sweeps, key=lambda sweep: -(sweep.at_objective.offered_per_s if sweep.at_objective else 0))
-    with drawing():
-        drawn = figure(WIDTH, 56 + ROW * len(rows))
+    which = objective.percentile if objective else "p95"
+    with _figure(760, 380) as drawn:
         axes = drawn.subplots()
-        _horizontal(axes, [where(sweep.arm) for sweep in rows])
-        for place, sweep in enumerate(rows):
-            if sweep.at_objective is None:
-                said = "broken" if sweep.breaches else "kept at no rate"
-                _after(axes, 0, place, said, BAD if sweep.breaches else MUTED)
-                continue
-            rate = sweep.at_objective.offered_per_s
-            axes.barh(place, rate, height=0.6, color=SERIES[0])
-            end = number(rate) if sweep.knee else f"{number(rate)} or more: the sweep ended there"
-            _after(axes, rate, place, end)
-        axes.set_xlim(0, 1.25 * max(sweep.at_objective.offered_per_s for sweep in rows if sweep.at_objective))
-        axes.set_xlabel(f"tasks/s offered within {summary.facts.objective}")
-        told = "; ".join(f"{where(sweep.arm)}: {knee_words(sweep)}" for sweep in rows)
-        return to_svg(drawn, name, f"Throughput at the objective {summary.facts.objective}, {workload}. {told}.")
-
-
-def _by_arm(contests: Sequence[ContestSummary]) -> Mapping[str, list[Row]]:
-    rows: dict[str, list[Row]] = {}
-    for contest in contests:
-        for row in contest.rows:
-            if not row.broken and not row.arm.copy:
-                label = where(row.arm) if contest.kind == "pools" else f"{row.arm.pool} {row.arm.label}"
-                rows.setdefault(label, []).append(row)
-    order = list(POOL_MARKS)
-
-    def place(rows: list[Row]) -> tuple[int, int]:
-        pool = rows[0].arm.pool
-        return order.index(pool) if pool in order else len(order), rows[0].arm.concurrency
-
-    return dict(sorted(rows.items(), key=lambda item: place(item[1])))
-
-
-def connections(contests: Sequence[ContestSummary], name: str) -> str | None:
-    """Return the most connections seen, against concurrency and what was promised; None if none were seen."""
-    rows = {label: found for label, found in _by_arm(contests).items() if any(row.peak_connections for row in found)}
-    if not rows:
-        return None
-    from matplotlib.ticker import MaxNLocator
-
-    with drawing():
-        drawn = figure(WIDTH, 84 + ROW * len(rows))
-        axes = drawn.subplots()
-        _horizontal(axes, list(rows))
-        told = []
-        for place, (label, found) in enumerate(rows.items()):
-            peak = max(row.peak_connections for row in found)
-            promised = max(
-                (row.promised_connections for row in found if row.promised_connections is not None), default=None
-            )
-            concurrency = found[0].arm.concurrency
-            axes.plot([0, max(peak, promised or 0)], [place, place], color=GRID, linewidth=1.5, zorder=1)
-            if promised is not None:
+        for place, one in enumerate(sweeps):
+            for turn, steps in enumerate(one.sweeps):
+                points = [(step.offered_per_s, getattr(step.latency, which)) for step in steps if step.latency]
                 axes.plot(
-                    [promised],
-                    [place],
-                    marker="D",
-                    color=SERIES[1],
-                    markerfacecolor=PAPER,
-                    markersize=8,
-                    markeredgewidth=1.6,
-                    linestyle="",
-                    label="promised at most",
-                    zorder=2,
-                )
-            axes.plot(
-                [concurrency],
-                [place],
-                marker="|",
-                color=INK,
-                markersize=15,
-                markeredgewidth=2,
-                linestyle="",
-                label="concurrency",
-                zorder=3,
-            )
-            axes.plot(
-                [peak], [place], marker="o", color=SERIES[0], markersize=7, linestyle="", label="most seen", zorder=4
-            )
-            bound = f"{promised} promised" if promised is not None else "no bound known"
-            told.append(f"{label}: {peak} seen, {bound}, concurrency {concurrency}")
+                    *zip(*points, strict=True) if points else ((), ()), color=POOL_COLOURS.get(one.arm.pool, MUTED),
+                    marker=MARKS[place % len(MARKS)], markersize=5, linewidth=1.5,
+                    linestyle="-" if one.arm.concurrency < 10 else "--", label=None if turn else where(one.arm),
+                )  # fmt: skip
+        if objective:
+            axes.axhline(objective.limit_ms, color=BAD, linewidth=1, label=f"objective {objective}")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.grid(axis="x", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("connections to the database, all processes of the worker together")
-        handles, labels = axes.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        drawn.legend(handles=list(unique.values()), labels=list(unique), loc="outside lower left", ncols=3)
-        return to_svg(drawn, name, f"Connections. {'; '.join(told)}.")
+        axes.grid()
+        axes.set_xlabel("tasks per second offered")
+        axes.set_ylabel(f"{which} in ms, from when a task was due")
+        axes.set_title(workload)
+        drawn.legend(loc="outside lower left", ncols=4)
+        told = ", ".join(
+            f"{where(one.arm)} {number(one.knee.middle)}/s in {one.knee.sweeps} sweeps" for one in sweeps if one.knee
+        )
+        return _svg(drawn, name, f"{which} latency against offered load, {workload}. Objective kept up to: {told}.")
 
 
-def memory(contests: Sequence[ContestSummary], name: str) -> str | None:
-    """Return the memory of the worker by arm, the median over workloads; None if it was not measured."""
-    rows = {
-        label: sorted(row.pss_bytes for row in found if row.pss_bytes) for label, found in _by_arm(contests).items()
-    }
-    rows = {label: sizes for label, sizes in rows.items() if sizes}
-    if not rows:
+# Demo
+
+
+def demo(summary: Summary, name: str) -> str | None:
+    """Return how many orders came out right, by worker pool: the recipe above ours; None if no demo was run."""
+    lines = [(pool, row, times) for pool, row, times in side_by_side(summary) if row.counted]
+    if not lines:
         return None
-    with drawing():
-        drawn = figure(WIDTH, 56 + ROW * len(rows))
+    with _figure(430, 110 + 36 * len(lines)) as drawn:
         axes = drawn.subplots()
-        _horizontal(axes, list(rows))
-        middles = [sizes[len(sizes) // 2] / 2**20 for sizes in rows.values()]
-        axes.barh(range(len(rows)), middles, height=0.6, color=SERIES[0])
-        for place, size in enumerate(middles):
-            _after(axes, size, place, f"{size:.0f}")
-        axes.set_xlim(0, max(middles) * 1.12)
-        axes.set_xlabel("MiB (PSS), all processes of the worker, after the load")
-        told = ", ".join(f"{label} {size:.0f} MiB" for label, size in zip(rows, middles, strict=True))
-        return to_svg(drawn, name, f"Memory. {told}.")
-
-
-def phases(contest: ContestSummary, name: str) -> str | None:
-    """Return where the time of a task goes, by arm: medians of its phases; None if none were measured."""
-    rows = [row for row in contest.rows if row.speed and row.speed.phases.get("run") and not row.arm.copy]
-    if not rows:
-        return None
-    from matplotlib.patches import Patch
-
-    with drawing():
-        drawn = figure(WIDTH, 84 + ROW * len(rows))
-        axes = drawn.subplots()
-        _horizontal(axes, [_name(row, contest).removesuffix(" = 1") for row in rows])
+        places: list[float] = []
         told = []
-        ends = []
-        for place, row in enumerate(rows):
-            parts = phase_medians(row)
-            left = 0.0
-            for key, _, colour, hatch in PHASES:
-                axes.barh(
-                    place,
-                    parts[key],
-                    left=left,
-                    height=0.64,
-                    facecolor=colour,
-                    edgecolor=PAPER,
-                    hatch=hatch,
-                    linewidth=0.6,
-                )
-                left += parts[key]
-            _after(axes, left, place, number(left))
-            ends.append(left)
-            told.append(f"{_name(row, contest)}: " + ", ".join(f"{key} {number(parts[key])}" for key, *_ in PHASES))
-        axes.set_xlim(0, max(ends) * 1.12 or 1)
-        axes.set_xlabel("ms, sum of the median of each phase")
-        handles = [
-            Patch(facecolor=colour, edgecolor=PAPER, hatch=hatch, label=label) for _, label, colour, hatch in PHASES
-        ]
-        drawn.legend(handles=handles, loc="outside lower left", ncols=4)
-        return to_svg(drawn, name, f"Phases of {contest.name}, in ms. {listed(told)}.")
-
-
-def phase_medians(row: Row) -> dict[str, float]:
-    """Return the medians of queue, checkout and database, and what they leave of the run's."""
-    known = row.speed.phases if row.speed else {}
-    found = {key: known[key].p50 if key in known else 0.0 for key in ("queue", "checkout", "database", "run")}
-    rest = max(0.0, found.pop("run") - found["checkout"] - found["database"])
-    return {**found, "rest": rest}
+        for pool, row, times in lines:
+            found = row.counted
+            assert found is not None
+            at = (places[-1] + (1.0 if row.arm.pattern == OURS else 1.45)) if places else 0.0
+            places.append(at)
+            right = found.right / found.sent if found.sent else 0.0
+            axes.barh(at, right, height=0.8, color=GOOD)
+            axes.barh(at, 1 - right, left=right, height=0.8, facecolor=PAPER, edgecolor=BAD, hatch="////", linewidth=1)
+            left = f", {count(found.connections_left, 'connection')} left" if found.connections_left else ""
+            said = f"{found.right} of {found.sent} right{left}{f', CPU {times:.2f}x' if times else ''}"
+            frame = {"facecolor": PAPER, "edgecolor": "none", "boxstyle": "round,pad=0.2"}
+            axes.text(0.015, at, said, va="center", fontsize=11.5, fontweight="bold", bbox=frame)
+            told.append(f"{pool}, {row.arm.pattern}: {said}")
+        axes.set_yticks(places, [row.arm.pattern for _, row, _ in lines], fontsize=11.5)
+        for at, (pool, row, _) in zip(places, lines, strict=True):
+            if row.arm.pattern != OURS:
+                axes.text(-0.01, at - 0.62, pool, ha="right", va="center", fontweight="bold", fontsize=12)
+        axes.set_ylim(max(places) + 0.6, -0.95)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([])
+        axes.tick_params(axis="y", length=0)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        drawn.suptitle("Orders that came out right (hatched: wrong or lost)", fontsize=12, fontweight="bold")
+        return _svg(drawn, name, f"Orders that came out right. {'; '.join(told)}.")

@@ -2,215 +2,174 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from ..bench.results import (
-    ROUND_TRIPS_FILE,
     Arm,
     Batch,
     Cell,
+    Counted,
     RunFacts,
     Slice,
     SweepStep,
     Verdict,
-    knee_of,
     read_batches,
+    read_round_trips,
     read_sweep,
 )
-from ..percentiles import Percentiles
-from .statistics import METRICS, Ratio, compare_pairs, median_interval, noise_floor, paired_ratios
-from .summary import Breach, ContestSummary, Row, Speed, Summary, SweepSummary
+from ..client.percentiles import Percentiles
+from .statistics import METRICS, Groups, Ratio, compare_groups, middle_of, noise_floor, paired_ratios
+from .summary import Breach, ContestSummary, Row, Speed, Standing, Summary, SweepSummary
 
-SUMMARY_FILE = "summary.json"
-FOREIGN_CPUS = 0.3
-"""More than this many CPUs busy with something else, and a row is marked."""
-GENERATOR_SHARE = 0.8
-"""A load generator that is busier than this measures itself."""
-SEND_LAG = 0.1
-"""So does one that sends later than it should by more than this share of the median latency."""
+FOREIGN_CPUS = 0.3  # More than this many CPUs busy with something else, and a row is marked
+GENERATOR_SHARE = 0.8  # A load generator that is busier than this measures itself
+SEND_LAG = 0.1  # So does one that sends later than it should by more than this share of the median latency
+CHECKOUT_SHARE = 0.1
+"""Tasks that wait longer than this share of their run for a connection may want a larger connection pool."""
 
 
 def summarise(directory: Path) -> Summary:
     """Read a result directory.
 
     Raises:
-        FileNotFoundError: There is no `run.json` in it.
+        NoRunError: There is no run in it.
     """
     facts = RunFacts.read(directory)
     by_contest: defaultdict[str, list[Batch]] = defaultdict(list)
     for batch in read_batches(directory):
         by_contest[batch.contest].append(batch)
-    wanted = int(_option(facts.options, "restarts") or 0)
-    own = {name: _floors(batches) for name, batches in by_contest.items()}
-    usual = {
-        metric: statistics.median(floors[metric] for floors in own.values() if metric in floors)
-        for metric in METRICS
-        if any(metric in floors for floors in own.values())
-    }
+    own = {name: _floors([batches]) for name, batches in by_contest.items()}
+    usual = {metric: middle_of(floors.get(metric) for floors in own.values()) or 1.0 for metric in METRICS}
     # One pair of identical arms can be alike by luck: no contest is taken to be calmer than half of them are.
-    floors = {name: {metric: max(floor, usual[metric]) for metric, floor in own[name].items()} for name in own}
+    floors = {name: {one: max(floor, usual[one]) for one, floor in own[name].items()} for name in own}
+    wanted = int(facts.options.get("matrix", {}).get("restarts", 0))
     contests = [_contest(name, batches, floors[name], wanted) for name, batches in by_contest.items()]
     by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
     for step in read_sweep(directory):
         by_sweep[step.workload, step.arm].append(step)
     sweeps = [_sweep(arm, workload, steps) for (workload, arm), steps in by_sweep.items()]
-    path = directory / ROUND_TRIPS_FILE
-    trips = json.loads(path.read_text()) if path.exists() else {}
-    return Summary(facts, contests, sweeps, trips, _run_flags(facts, contests))
-
-
-def write_json(directory: Path, summary: Summary) -> Path:
-    """Write `summary.json`, without the slices, and return its path."""
-    content = asdict(summary)
-    for contest in content["contests"]:
-        del contest["pairs"]
-    for rows in (*(contest["rows"] for contest in content["contests"]), content["sweeps"]):
-        for row in rows:
-            row["arm"] = {**row["arm"], "name": Arm(**row["arm"]).name}
-    path = directory / SUMMARY_FILE
-    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: a ratio to nothing is null there."""
-    if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
-
-
-def _option(options: Mapping[str, Any], name: str) -> Any:
-    """Return an option of the matrix, wherever the run keeps it."""
-    part = options.get("matrix")
-    return part.get(name) if isinstance(part, dict) else options.get(name)
-
-
-def _contest(name: str, batches: Sequence[Batch], floors: dict[str, float], wanted: int) -> ContestSummary:
-    kind, *middle = name.split("/")
-    first = batches[0]
-    reference = first.reference
-    cells, broken = _cells(batches), _broken(batches)
-    # Broken arms look fast: what they did is nowhere from here on.
-    right = [
-        Batch(**{**_shallow(batch), "slices": [one for one in batch.slices if one.arm not in broken]})
-        for batch in batches
-    ]
-    slices: defaultdict[str, list[Slice]] = defaultdict(list)
-    for batch in right:
-        for one in batch.slices:
-            slices[one.arm].append(one)
-    rows = [
-        _row(arm, found, slices[arm.name], _ratios(right, arm.name, reference, floors), arm.name == reference)
-        for arm, found in cells.items()
-    ]
-    rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
-    notes = []
-    if reference in broken:
-        notes.append("The reference is broken, so there is nothing to divide by.")
-    elif not floors and any(slices.values()):
-        notes.append("No A/A arm was measured, so no difference is claimed.")
-    if wanted and len(batches) < wanted:
-        notes.append(f"The run is not finished: {len(batches)} of {wanted} batches.")
-    rounds = sum(len({one.round for one in batch.slices}) for batch in batches)
-    pool = middle[0] if kind == "patterns" and len(middle) > 1 else ""
-    return ContestSummary(
-        name, kind, pool, first.workload, rows, len(batches), rounds, floors, " ".join(notes), right
-    )  # fmt: skip
-
-
-def _cells(batches: Sequence[Batch]) -> dict[Arm, list[tuple[int, Cell]]]:
-    """Return the cells of each arm, with the number of their batch."""
-    found: dict[Arm, list[tuple[int, Cell]]] = {}
-    for batch in batches:
-        for cell in batch.cells:
-            found.setdefault(cell.arm, []).append((batch.number, cell))
-    return found
+    standings = list(_standings(contests, by_contest))
+    return Summary(facts, contests, standings, sweeps, read_round_trips(directory), _run_flags(contests))
 
 
 def _broken(batches: Sequence[Batch]) -> set[str]:
     return {cell.arm.name for batch in batches for cell in batch.cells if cell.broken}
 
 
-def _shallow(batch: Batch) -> dict[str, Any]:
-    return {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+def _contest(name: str, batches: Sequence[Batch], floors: Mapping[str, float], wanted: int) -> ContestSummary:
+    kind, *middle = name.split("/")
+    reference, broken = batches[0].reference, _broken(batches)
+    cells: dict[Arm, list[tuple[int, Cell]]] = {}
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    for batch in batches:
+        for cell in batch.cells:
+            cells.setdefault(cell.arm, []).append((batch.number, cell))
+        for one in batch.slices:
+            # Broken arms look fast: what they did is nowhere from here on.
+            if one.arm not in broken:
+                slices[one.arm].append(one)
+    rows = []
+    for arm, found in cells.items():
+        compared = not broken & {arm.name, reference} and arm.name != reference
+        ratios = _ratios([batches], arm.name, floors) if compared else {}
+        rows.append(_row(arm, found, slices[arm.name], ratios, arm.name == reference))
+    rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
+    notes = []
+    if reference in broken:
+        notes.append("The reference is broken, so there is nothing to divide by.")
+    elif not floors and any(slices.values()):
+        notes.append("No A/A arm was measured, so no difference is claimed.")
+    if len(batches) < wanted:
+        notes.append(f"The run is not finished: {len(batches)} of {wanted} restarts.")
+    rounds = sum(len({one.round for one in batch.slices}) for batch in batches)
+    pool = middle[0] if kind != "pools" else ""
+    return ContestSummary(
+        name, kind, pool, batches[0].workload, rows, len(batches), rounds, dict(floors), " ".join(notes)
+    )
 
 
-def _floors(batches: Sequence[Batch]) -> dict[str, float]:
-    """Return what arms that do as the reference does show: its copy, and what `auto` chose asked for by name."""
-    cells, broken, reference = _cells(batches), _broken(batches), batches[0].reference
-    in_force = {arm: found[0][1].strategy for arm, found in cells.items()}
-    own = next((arm for arm in cells if arm.name == reference), None)
-    if own is None or reference in broken:
-        return {}
+def _groups(contests: Iterable[Sequence[Batch]], arm: str, metric: str) -> list[list[float]]:
+    """Return the ratios of an arm to the reference, worker by worker, of one contest or of several."""
+    return [
+        ratios
+        for batches in contests
+        for ratios in paired_ratios(batches, arm, batches[0].reference, METRICS[metric])
+    ]  # fmt: skip
 
-    def same(arm: Arm) -> bool:
-        alike = (arm.pool, arm.concurrency, arm.pattern) == (own.pool, own.concurrency, own.pattern)
-        return alike and arm != own and in_force[arm] == in_force[own] and arm.name not in broken
 
-    again = [arm.name for arm in cells if same(arm)]
+def _ratios(contests: Sequence[Sequence[Batch]], arm: str, floors: Mapping[str, float]) -> dict[str, Ratio]:
     found = {
-        metric.name: noise_floor(paired_ratios(batches, name, reference, metric) for name in again)
-        for metric in METRICS.values()
+        name: compare_groups(_groups(contests, arm, name), metric, floors.get(name)) for name, metric in METRICS.items()
     }
-    return {name: floor for name, floor in found.items() if floor is not None}
+    return {name: ratio for name, ratio in found.items() if ratio}
 
 
-def _ratios(batches: Sequence[Batch], arm: str, reference: str, floors: Mapping[str, float]) -> dict[str, Ratio]:
-    if arm == reference:
-        return {}
-    compared = {
-        name: compare_pairs(paired_ratios(batches, arm, reference, metric), metric, floors.get(name))
-        for name, metric in METRICS.items()
-    }
-    return {name: ratio for name, ratio in compared.items() if ratio}
+def _floors(contests: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Return what arms that do as the reference does show: its copy, and what `auto` chose asked for by name."""
+    again: dict[str, list[Sequence[Batch]]] = {}
+    for batches in contests:
+        cells = {cell.arm.name: cell for batch in reversed(batches) for cell in batch.cells}
+        reference = batches[0].reference
+        alike = {
+            name: (cell.arm.pool, cell.arm.concurrency, cell.arm.pattern, cell.strategy) for name, cell in cells.items()
+        }
+        for name in cells:
+            if name != reference and alike[name] == alike.get(reference) and not _broken(batches) & {name, reference}:
+                again.setdefault(name, []).append(batches)
+    floors = {metric: noise_floor(_groups(found, name, metric) for name, found in again.items()) for metric in METRICS}
+    return {name: floor for name, floor in floors.items() if floor is not None}
+
+
+def _standings(contests: Sequence[ContestSummary], batches: Mapping[str, Sequence[Batch]]) -> Iterator[Standing]:
+    """Yield every pattern under every worker pool: all workers of all its contests, where it is right."""
+    for pool in dict.fromkeys(contest.pool for contest in contests if contest.kind == "patterns"):
+        own = [contest for contest in contests if contest.kind == "patterns" and contest.pool == pool]
+        floors = _floors([batches[contest.name] for contest in own])
+        for arm in dict.fromkeys(row.arm for contest in own for row in contest.rows if not row.arm.copy):
+            rows = [(contest, row) for contest in own if (row := contest.row(arm.name))]
+            right = [batches[contest.name] for contest, row in rows if row.speed and not row.reference]
+            right = [one for one in right if one[0].reference not in _broken(one)]
+            broken, blocked = (sum(getattr(row, what) for _, row in rows) for what in ("broken", "blocked"))
+            ratios = _ratios(right, arm.name, floors) if right else {}
+            yield Standing(pool, arm, len(rows), broken - blocked, blocked, ratios)
 
 
 def _row(
     arm: Arm, found: Sequence[tuple[int, Cell]], slices: Sequence[Slice], ratios: dict[str, Ratio], reference: bool
 ) -> Row:
     cells = [cell for _, cell in found]
-    breaches = _breaches([(number, verdict) for number, cell in found for verdict in cell.verdicts])
-    speed = _speed(cells, slices, ratios) if slices and not breaches else None
+    verdicts = [verdict for cell in cells for verdict in cell.verdicts]
+    breaches = _breaches((number, verdict) for number, cell in found for verdict in cell.verdicts)
     promised = [cell.promised_connections for cell in cells if cell.promised_connections is not None]
+    speed = _speed(cells, slices, ratios) if slices and not breaches else None
     errors: Counter[str] = Counter()
     for cell in cells:
         errors.update(cell.errors)
     return Row(
-        arm=arm,
-        reference=reference,
-        breaches=breaches,
-        unchecked=list(
-            dict.fromkeys(
-                f"{verdict.name}: {verdict.detail}"
-                for cell in cells
-                for verdict in cell.verdicts
-                if verdict.passed and verdict.detail
-            )
-        ),
+        arm,
+        reference,
+        breaches,
+        speed,
+        unchecked=list(dict.fromkeys(f"{one.name}: {one.detail}" for one in verdicts if one.passed and one.detail)),
         strategy=cells[0].strategy,
-        reason=cells[0].reason,
-        speed=speed,
         peak_connections=max(cell.peak_connections for cell in cells),
         promised_connections=max(promised, default=None),
         # Measured in the first batch only.
         pss_bytes=max(cell.pss_bytes for cell in cells),
-        start_s=statistics.median(cell.start_s for cell in cells),
         tasks=sum(cell.tasks for cell in cells),
         errors=dict(errors.most_common()),
         flags=_flags(speed) if speed else [],
         log=next((cell.log for cell in cells if cell.broken and cell.log), ""),
+        counted=_counted([cell.counted for cell in cells if cell.counted]),
     )
+
+
+def _counted(found: Sequence[Counted]) -> Counted | None:
+    return Counted(*(sum(getattr(one, part.name) for one in found) for part in fields(Counted))) if found else None
 
 
 def _breaches(verdicts: Iterable[tuple[int, Verdict]]) -> list[Breach]:
@@ -224,13 +183,14 @@ def _breaches(verdicts: Iterable[tuple[int, Verdict]]) -> list[Breach]:
 def _speed(cells: Sequence[Cell], slices: Sequence[Slice], ratios: dict[str, Ratio]) -> Speed:
     names = dict.fromkeys(name for cell in cells for name in cell.phases)
     phases = {name: _middle([cell.phases[name] for cell in cells if name in cell.phases]) for name in names}
-    latency = phases.pop("latency", None)
+    latency = phases.pop("latency", None) or _middle([one.latency for one in slices if one.latency])
+    worker, database = (middle_of(METRICS[name].value(one) for one in slices) for name in ("cpu", "database_cpu"))
     return Speed(
-        goodput_per_s=median_interval(one.goodput_per_s for one in slices),
-        worker_cpu_ms=_median_ms(METRICS["cpu"].value(one) for one in slices),
-        database_cpu_ms=_median_ms(METRICS["database_cpu"].value(one) for one in slices),
-        latency=latency or _latency(slices),
-        phases=phases,
+        goodput_per_s=statistics.median(one.goodput_per_s for one in slices),
+        worker_cpu_ms=None if worker is None else worker * 1000,
+        database_cpu_ms=None if database is None else database * 1000,
+        latency=latency,
+        phases={name: one for name, one in phases.items() if one},
         ratios=ratios,
         generator_share=statistics.median(one.generator_cpu_s / one.wall_s if one.wall_s else 0.0 for one in slices),
         foreign_cpus=statistics.median(one.foreign_cpus for one in slices),
@@ -238,20 +198,18 @@ def _speed(cells: Sequence[Cell], slices: Sequence[Slice], ratios: dict[str, Rat
     )
 
 
-def _latency(slices: Sequence[Slice]) -> Percentiles | None:
-    found = [one.latency for one in slices if one.latency]
-    return _middle(found) if found else None
-
-
-def _middle(found: Sequence[Percentiles]) -> Percentiles:
+def _middle(found: Sequence[Percentiles]) -> Percentiles | None:
     """Return the median of each percentile: raw values of several workers are not one distribution."""
+    if not found:
+        return None
     p50, p95, p99 = (round(statistics.median(getattr(one, name) for one in found), 2) for name in ("p50", "p95", "p99"))
-    return Percentiles(sum(one.n for one in found), p50, p95, p99, max(one.max for one in found))
+    p999 = middle_of(one.p999 for one in found)
+    return Percentiles(sum(one.n for one in found), p50, p95, p99, max(one.max for one in found), p999)
 
 
-def _median_ms(values: Iterable[float | None]) -> float | None:
-    known = [value * 1000 for value in values if value is not None]
-    return statistics.median(known) if known else None
+def middle_of_steps(steps: Iterable[SweepStep | None], which: str) -> Percentiles | None:
+    """Return the median of each percentile of the steps of several sweeps; `which` is `latency` or `uncorrected`."""
+    return _middle([found for step in steps if step and (found := getattr(step, which))])
 
 
 def _flags(speed: Speed) -> list[str]:
@@ -262,43 +220,46 @@ def _flags(speed: Speed) -> list[str]:
         flags.append(f"generator-bound: the load generator used {speed.generator_share:.0%} of a CPU")
     elif speed.latency and speed.latency.p50 and speed.send_lag_p99_ms > SEND_LAG * speed.latency.p50:
         flags.append(f"generator-bound: sends were up to {speed.send_lag_p99_ms:.1f} ms late (p99)")
+    checkout, run = speed.phases.get("checkout"), speed.phases.get("run")
+    if checkout and run and checkout.p95 > CHECKOUT_SHARE * run.p95:
+        flags.append(
+            f"connection pool: tasks wait {checkout.p95:.1f} ms for a connection (p95, of a run of {run.p95:.1f} ms): "
+            f"a larger connection pool may help"
+        )
     return flags
 
 
 def _sweep(arm: Arm, workload: str, steps: Sequence[SweepStep]) -> SweepSummary:
-    breaches = _breaches([(0, verdict) for step in steps for verdict in step.verdicts])
-    breaches = [Breach(breach.name, breach.detail, ()) for breach in breaches]
-    measured = sorted((step for step in steps if step.offered_per_s > 0), key=lambda step: step.offered_per_s)
-    if breaches or not measured:
-        return SweepSummary(arm, workload, [], breaches, None, None, [])
-    kept, knee = knee_of(measured)
-    below = [step for step in measured if knee is None or step.offered_per_s < knee.offered_per_s]
+    breaches = _breaches((step.sweep, verdict) for step in steps for verdict in step.verdicts)
+    measured = sorted((one for one in steps if one.offered_per_s), key=lambda one: (one.sweep, one.offered_per_s))
+    found = SweepSummary(arm, workload, [] if breaches else measured, breaches, [])
+    if not found.steps:
+        return found
     flags = []
     if (foreign := statistics.median(step.foreign_cpus for step in measured)) > FOREIGN_CPUS:
         flags.append(f"foreign CPU: something else kept {foreign:.1f} CPUs busy")
-    late = [
-        step
-        for step in (below or measured[:1])
-        if step.latency and step.send_lag_p99_ms > max(SEND_LAG * step.latency.p50, 1.0)
-    ]
-    if late:
-        worst = max(step.send_lag_p99_ms for step in late)
-        flags.append(f"generator-bound: sends were up to {worst:.1f} ms late (p99)")
-    return SweepSummary(arm, workload, measured, [], kept, knee, flags)
+    lags = [step.send_lag_p99_ms for step in found.kept if step and step.latency
+            and step.send_lag_p99_ms > max(SEND_LAG * step.latency.p50, 1.0)]  # fmt: skip
+    if lags:
+        flags.append(f"generator-bound: sends were up to {max(lags):.1f} ms late (p99)")
+    return replace(found, flags=flags)
 
 
-def _run_flags(facts: RunFacts, contests: Sequence[ContestSummary]) -> list[str]:
+def _run_flags(contests: Sequence[ContestSummary]) -> list[str]:
     speeds = [row.speed for contest in contests for row in contest.rows if row.speed]
-    flags = []
     busy = [speed.foreign_cpus for speed in speeds if speed.foreign_cpus > FOREIGN_CPUS]
+    flags = []
     if busy:
         flags.append(
             f"In {len(busy)} of {len(speeds)} rows something else kept more than {FOREIGN_CPUS} CPUs busy (median of "
             f"the slices; {max(busy):.1f} at worst). Ratios come from neighbouring slices and suffer less than rates."
         )
-    unfinished = [contest.name for contest in contests if "not finished" in contest.note]
-    if unfinished:
-        flags.append(f"The run is not finished: {len(unfinished)} of {len(contests)} contests lack batches.")
-    if not facts.machine:
-        flags.append("The machine is not known.")
+    if unfinished := [contest.name for contest in contests if "not finished" in contest.note]:
+        flags.append(f"The run is not finished: {len(unfinished)} of {len(contests)} contests lack restarts.")
     return flags
+
+
+def worker_values(batches: Iterable[Batch], arm: str, metric: str) -> Groups:
+    """Return what was measured of an arm, worker by worker."""
+    found = ([METRICS[metric].value(one) for one in batch.slices if one.arm == arm] for batch in batches)
+    return [known for values in found if (known := [one for one in values if one is not None])]

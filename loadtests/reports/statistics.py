@@ -1,34 +1,43 @@
-"""What may be said about a difference: exact intervals, paired ratios, and the floor below which nothing is one."""
+"""What may be said about a difference: workers are what is drawn again, then their rounds; and the A/A floor.
+
+Two workers that run the same code differ for as long as they live, so many rounds of few workers prove little. The unit
+of resampling is the worker (one restart of one arm); within each worker drawn, its rounds are drawn again.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ..bench.results import Batch, Slice
 
-CONFIDENCE = 0.95
-ENOUGH = 6
-"""With fewer values, not even the interval from the smallest to the largest covers the median in 95 of 100 runs."""
+TAIL = 0.025  # What a 95 % interval leaves out on each side
+ENOUGH = 6  # With fewer workers not even the interval from the least to the most covers the middle in 95 of 100 runs
+DRAWS, DRAWS_OF_ROUNDS, SEED = 2000, 100, 20261126
+LARGEST = 1000.0
+"""A ratio beyond this factor counts as this: a slice without one success is in the middle, and not infinite."""
+FASTER, SLOWER, CHEAPER, DEARER, SMALLER, LARGER = "faster", "slower", "cheaper", "dearer", "smaller", "larger"
+NO_DIFFERENCE = "no difference shown"
 
-FASTER, SLOWER, CHEAPER, DEARER, NO_DIFFERENCE = "faster", "slower", "cheaper", "dearer", "no difference shown"
+Groups = Sequence[Sequence[float]]
+"""Values of the rounds, worker by worker; none of them empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A median, and the interval that covers it."""
+    """The middle of the workers, and the interval that covers the true one in 95 of 100 runs."""
 
-    n: int
-    median: float
-    low: float | None = None
-    """None where there are too few values for an interval of the wanted confidence."""
+    workers: int
+    rounds: int  # Of all workers
+    middle: float  # The geometric mean of the workers, each by the median of its rounds
+    low: float | None = None  # None where there are too few workers for an interval
     high: float | None = None
-    coverage: float | None = None
-    """How often an interval made like this covers the true median, exactly: at least the wanted confidence."""
 
     @property
     def excludes_one(self) -> bool:
@@ -36,59 +45,68 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
-@cache
-def interval_rank(n: int, confidence: float = CONFIDENCE) -> tuple[int, float] | None:
-    """Return how many values the interval leaves out on each side, and its coverage; None if n is too small.
-
-    It is the sign test's: from the k-th smallest of n values to the k-th largest. The true median is outside only if
-    fewer than k of n fair coins show heads, or fewer than k show tails.
-    """
-    outside, found, tail = 0.0, None, 0
-    for k in range(1, n // 2 + 1):
-        tail += math.comb(n, k - 1)
-        outside = 2 * tail / 2**n
-        if outside > 1 - confidence:
-            break
-        found = (k - 1, 1 - outside)
-    return found
-
-
-def median_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Return the median of plain values with the exact interval of the sign test, which assumes no distribution.
+def estimate(groups: Groups) -> Estimate:
+    """Return the middle of positive values (ratios, mostly) with its interval, by a hierarchical bootstrap.
 
     Raises:
         ValueError: There are no values.
     """
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("there is no median of no values")
-    return _estimate(ordered, statistics.median(ordered), confidence)
+    return _estimate([groups], [1])
 
 
-def ratio_interval(ratios: Iterable[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Return the median of ratios with its interval: that of the reciprocals is the reciprocal.
+def quotient(above: Groups, below: Groups) -> Estimate:
+    """Return the middle of one set of workers divided by that of another: they did not take turns.
 
     Raises:
-        ValueError: There are no ratios.
+        ValueError: There are no values on one side.
     """
-    ordered = sorted(ratios)
-    if not ordered:
-        raise ValueError("there is no median of no ratios")
-    middle = len(ordered) // 2
-    if len(ordered) % 2:
-        return _estimate(ordered, ordered[middle], confidence)
-    # The geometric mean: the arithmetic one of 1/2 and 2 is 1.25, whichever is divided by whichever.
-    low, high = ordered[middle - 1], ordered[middle]
-    median = 1.0 if low == 0 and math.isinf(high) else low if low == high else math.sqrt(low) * math.sqrt(high)
-    return _estimate(ordered, median, confidence)
+    return _estimate([above, below], [1, -1])
 
 
-def _estimate(ordered: Sequence[float], median: float, confidence: float) -> Estimate:
-    n = len(ordered)
-    if (rank := interval_rank(n, confidence)) is None:
-        return Estimate(n, median)
-    left_out, coverage = rank
-    return Estimate(n, median, ordered[left_out], ordered[n - 1 - left_out], coverage)
+def _estimate(sides: Sequence[Groups], signs: Sequence[int]) -> Estimate:
+    if not all(sides):
+        raise ValueError("there is no middle of no values")
+    # One side: ratios. Two: what is to be divided; a value of 0 counts as hardly anything.
+    low, high = (1 / LARGEST, LARGEST) if len(sides) == 1 else (1e-9, math.inf)
+    logs = [[np.log(np.clip(group, low, high)) for group in side] for side in sides]
+    middle = sum(sign * np.mean([np.median(group) for group in side]) for sign, side in zip(signs, logs, strict=True))
+    workers = min(len(side) for side in sides)
+    rounds = min(sum(map(len, side)) for side in sides)
+    if workers < ENOUGH:
+        return Estimate(workers, rounds, math.exp(middle))
+    rng = np.random.default_rng(SEED)
+    drawn = sum(sign * _draw(side, rng) for sign, side in zip(signs, logs, strict=True))
+    low, high = np.exp(middle + _widened(workers) * (np.quantile(drawn, [TAIL, 1 - TAIL]) - middle))
+    return Estimate(workers, rounds, math.exp(middle), float(low), float(high))
+
+
+def _draw(groups: Sequence[Any], rng: np.random.Generator) -> Any:
+    """Return the means of as many workers as there are, drawn with replacement, each with its rounds drawn again.
+
+    Workers differ by more than they are apart: by the noise of their rounds, which the second draw adds again. So they
+    are first moved together by as much, or the interval would be up to half too wide.
+    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and Their Application" (1997), section 3.8.
+    """
+    middles = np.array([np.median(group) for group in groups])
+    noise = np.stack([np.median(rng.choice(one, (DRAWS_OF_ROUNDS, len(one))), axis=1) for one in groups])
+    noise -= middles[:, None]  # workers x draws of their rounds
+    apart = np.var(middles)
+    shrink = math.sqrt(max(0.0, 1 - np.mean(noise**2) / apart)) if apart else 0.0
+    moved = middles.mean() + shrink * (middles - middles.mean())
+    workers = rng.integers(len(groups), size=(DRAWS, len(groups)))
+    return (moved[workers] + noise[workers, rng.integers(DRAWS_OF_ROUNDS, size=workers.shape)]).mean(axis=1)
+
+
+def _widened(workers: int) -> float:
+    """Return by how much an interval of few workers must be wider: they vary less than what they stand for.
+
+    It is Student's interval divided by the one that a bootstrap of a mean gives.
+    """
+    n, z = workers - 1, statistics.NormalDist().inv_cdf(1 - TAIL)
+    # Student's t by its expansion around the normal distribution; within 0.01 from n = 5 on.
+    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return t / z * math.sqrt(workers / n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +115,9 @@ class Metric:
 
     name: str
     label: str
-    value: Callable[[Slice], float | None]
-    """None where a slice has no such value."""
+    value: Callable[[Slice], float | None]  # None where a slice has no such value
     higher_is_better: bool
-    better: str
-    """What is said of an arm that is."""
+    better: str  # What is said of an arm that is
     worse: str
 
     def word(self, ratio: float) -> str:
@@ -109,60 +125,42 @@ class Metric:
         return self.better if (ratio > 1) == self.higher_is_better else self.worse
 
 
-def _worker_cpu(one: Slice) -> float | None:
-    return one.worker_cpu_s / one.tasks if one.tasks else None
+def _per_task(name: str) -> Callable[[Slice], float | None]:
+    def value(one: Slice) -> float | None:
+        spent = getattr(one, name)
+        return None if spent is None or not one.tasks else float(spent) / one.tasks
+
+    return value
 
 
-def _database_cpu(one: Slice) -> float | None:
-    return one.database_cpu_s / one.tasks if one.tasks and one.database_cpu_s is not None else None
+def _latency(name: str) -> Callable[[Slice], float | None]:
+    return lambda one: getattr(one.latency, name) if one.latency else None
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("goodput", "goodput", lambda one: one.goodput_per_s, True, FASTER, SLOWER),
-        Metric("cpu", "worker CPU per task", _worker_cpu, False, CHEAPER, DEARER),
-        Metric("database_cpu", "database CPU per task", _database_cpu, False, CHEAPER, DEARER),
-        Metric("p50", "p50 latency", lambda one: one.latency.p50 if one.latency else None, False, FASTER, SLOWER),
-        Metric("p95", "p95 latency", lambda one: one.latency.p95 if one.latency else None, False, FASTER, SLOWER),
-        Metric("p99", "p99 latency", lambda one: one.latency.p99 if one.latency else None, False, FASTER, SLOWER),
+        Metric("cpu", "worker CPU per task", _per_task("worker_cpu_s"), False, CHEAPER, DEARER),
+        Metric("database_cpu", "database CPU per task", _per_task("database_cpu_s"), False, CHEAPER, DEARER),
+        *(Metric(name, f"{name} latency", _latency(name), False, FASTER, SLOWER) for name in ("p50", "p95", "p99")),
     )
 }
 """By name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Ratios of one arm to another, each from two slices of the same round of the same batch."""
-
-    by_batch: Mapping[int, Sequence[float]]
-    left_out: int = 0
-    """Rounds in which one of the two has no value, or both are 0: there is no ratio of nothing to nothing."""
-
-    @property
-    def pooled(self) -> list[float]:
-        """The ratios of all batches."""
-        return [ratio for ratios in self.by_batch.values() for ratio in ratios]
-
-
-def paired_ratios(batches: Iterable[Batch], arm: str, reference: str, metric: Metric) -> Pairs:
-    """Return arm divided by reference, round by round."""
-    ratios: dict[int, list[float]] = {}
-    left_out = 0
+def paired_ratios(batches: Iterable[Batch], arm: str, reference: str, metric: Metric) -> list[list[float]]:
+    """Return arm divided by reference, round by round of each batch; rounds with a value of one only are left out."""
+    found = []
     for batch in batches:
-        rounds: defaultdict[int, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
-        for one in sorted(batch.slices, key=lambda one: one.number):
-            if one.arm in {arm, reference}:
-                rounds[one.round][one.arm].append(metric.value(one))
-        for values in rounds.values():
-            pairs = list(zip(values[arm], values[reference], strict=False))
-            left_out += max(len(values[arm]), len(values[reference])) - len(pairs)
-            for above, below in pairs:
-                if above is None or below is None or above == below == 0:
-                    left_out += 1
-                else:
-                    ratios.setdefault(batch.number, []).append(above / below if below else math.inf)
-    return Pairs(ratios, left_out)
+        rounds: defaultdict[int, dict[str, float | None]] = defaultdict(dict)
+        for one in batch.slices:
+            rounds[one.round][one.arm] = metric.value(one)
+        pairs = [(values.get(arm), values.get(reference)) for values in rounds.values()]
+        ratios = [a / b if b else math.inf for a, b in pairs if a is not None and b is not None and (a or b)]
+        if ratios:
+            found.append(ratios)
+    return found
 
 
 def distance(ratio: float) -> float:
@@ -170,20 +168,18 @@ def distance(ratio: float) -> float:
     return math.inf if ratio <= 0 else max(ratio, 1 / ratio)
 
 
-def noise_floor(copies: Iterable[Pairs]) -> float | None:
+def noise_floor(copies: Iterable[Groups]) -> float | None:
     """Return the factor below which nothing is a difference: what arms that are the reference again show.
 
-    It is the largest of what their intervals reach, and of their medians batch by batch: two workers that run the same
-    code differ for as long as they live. None if no such arm was measured.
+    It is the farthest that their intervals reach, or that one worker was off where there are too few for an interval;
+    None if no such arm was measured.
     """
     reached: list[float] = []
-    for pairs in copies:
-        if not (pooled := pairs.pooled):
-            continue
-        estimate = ratio_interval(pooled)
-        ends = [estimate.low, estimate.high] if estimate.low is not None and estimate.high is not None else pooled
-        medians = [ratio_interval(ratios).median for ratios in pairs.by_batch.values()]
-        reached += [distance(ratio) for ratio in [*ends, *medians] if ratio is not None]
+    for groups in copies:
+        if groups:
+            found = estimate(groups)
+            ends = [one for one in (found.low, found.high) if one is not None]
+            reached += map(distance, ends or [estimate([group]).middle for group in groups])
     return max(reached, default=None)
 
 
@@ -193,59 +189,47 @@ class Ratio:
 
     metric: str
     estimate: Estimate
-    verdict: str
-    """`faster`, `slower`, `cheaper`, `dearer` or `no difference shown`."""
-    reason: str = ""
-    """Why no difference is shown; empty if one is."""
-    floor: float | None = None
-    """The A/A floor that it was held against."""
-    batches: dict[int, float] = field(default_factory=dict)
-    """The median of each batch: workers are started anew between them."""
-    left_out: int = 0
-    """Rounds without a ratio."""
+    verdict: str  # `faster`, `slower`, `cheaper`, `dearer` or `no difference shown`
+    reason: str = ""  # Why no difference is shown; empty if one is
+    floor: float | None = None  # The A/A floor that it was held against
 
     @property
-    def shown(self) -> bool:
-        """Whether there is a difference that may be claimed."""
-        return self.verdict != NO_DIFFERENCE
+    def better(self) -> bool:
+        """Whether the arm is shown to be better."""
+        return self.verdict in {FASTER, CHEAPER, SMALLER}
+
+    @property
+    def worse(self) -> bool:
+        """Whether the arm is shown to be worse."""
+        return self.verdict in {SLOWER, DEARER, LARGER}
 
 
-def compare_pairs(pairs: Pairs, metric: Metric, floor: float | None) -> Ratio | None:
-    """Return the pooled ratio with what may be said about it; None if there is not one pair.
+def compare_groups(groups: Groups, metric: Metric, floor: float | None) -> Ratio | None:
+    """Return the ratio with what may be said about it; None if there is not one round to compare.
 
     Args:
         floor: What `noise_floor` returned for this metric.
     """
-    if not (pooled := pairs.pooled):
-        return None
-    estimate = ratio_interval(pooled)
-    batches = {number: ratio_interval(ratios).median for number, ratios in sorted(pairs.by_batch.items())}
-    reason = _doubt(estimate, batches, floor)
-    word = NO_DIFFERENCE if reason else metric.word(estimate.median)
-    return Ratio(metric.name, estimate, word, reason, floor, batches, pairs.left_out)
+    return judged(estimate(groups), metric, floor) if groups else None
 
 
-def verdict(estimate: Estimate, batches: Mapping[int, float], floor: float | None, metric: Metric) -> str:
-    """Return what may be said: one of the metric's two words, or that no difference is shown."""
-    return NO_DIFFERENCE if _doubt(estimate, batches, floor) else metric.word(estimate.median)
-
-
-def _doubt(estimate: Estimate, batches: Mapping[int, float], floor: float | None) -> str:
-    """Return why a difference may not be claimed; empty if it may."""
-    if estimate.low is None:
-        return f"{estimate.n} rounds are too few for a 95 % interval, which takes {ENOUGH}"
-    if not estimate.excludes_one:
-        return "the interval holds 1"
-    if floor is None:
-        return "no A/A arm shows the noise floor"
+def judged(found: Estimate, metric: Metric, floor: float | None) -> Ratio:
+    """Return an estimate with its verdict, by the one rule: an interval without 1, and beyond the A/A floor."""
+    if found.low is None:
+        reason = f"too few workers ({found.workers}) for a 95 % interval, which takes {ENOUGH}"
+    elif not found.excludes_one:
+        reason = "the interval holds 1"
+    elif floor is None:
+        reason = "no A/A arm shows the noise floor"
     # A hair more: 1 / (1 / x) is not always x.
-    if distance(estimate.median) <= floor * (1 + 1e-9):
-        return f"within the A/A floor of {(floor - 1) * 100:.0f} %"
-    if len(batches) < 2:
-        return "seen in one batch only: it may be how these workers happened to start"
-    same_side = [median for median in batches.values() if (median > 1) == (estimate.median > 1) and median != 1]
-    if len(same_side) < len(batches):
-        return f"the batches disagree: only in {len(same_side)} of {len(batches)} is it so"
-    if sum(distance(median) > floor for median in same_side) < 2:
-        return "beyond the A/A floor in one batch only"
-    return ""
+    elif distance(found.middle) <= floor * (1 + 1e-9):
+        reason = f"within the A/A floor of {(floor - 1) * 100:.1f} %"
+    else:
+        reason = ""
+    return Ratio(metric.name, found, NO_DIFFERENCE if reason else metric.word(found.middle), reason, floor)
+
+
+def middle_of(values: Iterable[float | None]) -> float | None:
+    """Return the median of the values that are known; None of none."""
+    known = [one for one in values if one is not None]
+    return statistics.median(known) if known else None

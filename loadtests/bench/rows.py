@@ -1,0 +1,99 @@
+"""One row per task: what the load generator writes down, and what checks and percentiles are computed from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO
+
+from ..tasks.replies import Outcome
+
+UNANSWERED = "unanswered"
+"""The outcome of a task to which no final reply came."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task that was sent, and how it ended. Times are `time.monotonic()` seconds of one host."""
+
+    slice: int  # Number of the slice it was sent in; 0 outside the benchmark
+    arm: str  # Name of the arm, as in `Arm.name`
+    workload: str
+    number: int  # The task's argument, from which the workload derives everything it does
+    task_id: str
+    intended: float  # When it should have been sent; later than `sent` never, earlier when the generator was behind
+    sent: float  # Just before it was published
+    started: float  # When its last attempt began in the worker; 0 if unanswered
+    ended: float  # When its last attempt ended in the worker; 0 if unanswered
+    outcome: str  # `success`, `failure` or `unanswered`
+    attempts: int  # Replies to it; 2 for a task that retried once
+    checkout_ms: float  # Waiting for a connection of the connection pool, connecting included, in the last attempt
+    database_ms: float  # In the driver: statements, COMMIT and ROLLBACK, in the last attempt
+    finals: int = 1  # Final replies; more than 1 is a task that ran twice
+    pid: int = 0
+    breach: str = ""  # What the worker saw to be wrong with its Session: shared, or inherited in mid-transaction
+    error_type: str = ""
+    error: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the worker says that it was committed."""
+        return self.outcome == Outcome.SUCCESS
+
+    @property
+    def latency_ms(self) -> float:
+        """From the intended send time to the end in the worker: a stall of generator or worker is not omitted."""
+        return (self.ended - self.intended) * 1000
+
+    @property
+    def queue_ms(self) -> float:
+        """From publishing to the begin of the last attempt."""
+        return (self.started - self.sent) * 1000
+
+    @property
+    def run_ms(self) -> float:
+        """The last attempt."""
+        return (self.ended - self.started) * 1000
+
+    @property
+    def send_lag_ms(self) -> float:
+        """How far the generator was behind."""
+        return (self.sent - self.intended) * 1000
+
+
+COLUMNS = tuple(field.name for field in fields(TaskRow))
+_TYPES = tuple({"int": int, "float": float, "str": str}[str(field.type)] for field in fields(TaskRow))
+
+
+class RowWriter:
+    """Appends rows to a CSV file object."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._writer, self._file = csv.writer(file), file
+
+    def header(self) -> None:
+        """Write the names of the columns."""
+        self._writer.writerow(COLUMNS)
+
+    def write(self, rows: Iterable[TaskRow]) -> None:
+        """Append and flush; times to a microsecond, a hundred times finer than what is reported."""
+        for row in rows:
+            values = (getattr(row, name) for name in COLUMNS)
+            self._writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
+        self._file.flush()
+
+
+def read_rows(path: Path) -> Iterator[TaskRow]:
+    """Yield the rows of a file with a header, packed or not."""
+    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        next(csv.reader(file), None)
+        yield from parse_rows(file)
+
+
+def parse_rows(file: IO[str]) -> Iterator[TaskRow]:
+    """Yield the rows of an open file, from where it stands."""
+    for cells in csv.reader(iter(file.readline, "")):
+        yield TaskRow(*(convert(cell) for convert, cell in zip(_TYPES, cells, strict=True)))

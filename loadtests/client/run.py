@@ -1,0 +1,269 @@
+"""One Locust run: the hubs of this process, Locust's statistics of what came back, and the end of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gevent
+from locust import events, stats
+from locust.runners import MasterRunner, WorkerRunner
+
+from ..bench.rows import RowWriter
+from ..tasks.workloads import Workload
+from .hub import Pending, ReplyHub
+from .outcomes import TaskUnanswered, failure_of, phases_of, row_of
+
+REQUEST_TYPE, LAG = "celery", "lag"
+"""What Locust's tables call the latency of tasks, and how late arrivals were sent."""
+DRAIN_S = 10.0
+LATE = 0.1
+"""Share of the median latency from which on the load generator measures itself."""
+FINISH, FINISHED, TASKS = "celery_alchemy_finish", "celery_alchemy_finished", "celery_alchemy_tasks"
+EXIT_BREACH = 3
+
+console: logging.Logger = logging.getLogger("locust.stats_logger")
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+def bucket(response_time: float) -> float:
+    """Return the milliseconds to 3 significant digits, but not finer than 0.01 ms.
+
+    Locust's own buckets are 1 ms wide below 100 ms: 2.4 and 2.5 ms, 5 % apart, would be shown as 2 and 3.
+    """
+    return round(response_time, 2 if response_time < 1 else 2 - math.floor(math.log10(response_time)))
+
+
+class Run:
+    """What belongs to one Locust environment in one process."""
+
+    environment: Any
+    hubs: dict[Any, ReplyHub]
+
+    def __init__(self, environment: Any) -> None:
+        self.environment, self.hubs = environment, dict[Any, ReplyHub]()
+        self.tasks: int = 0
+        """Tasks that have ended since the process began; on the master of all its load generators."""
+        self.conclusions: list[str] = []
+        """What to print at the end."""
+        self._reported = 0
+        self._report: list[str] = []
+        self._writer: RowWriter | None = None
+        self._finished: set[str] = set()
+        runner, hooks = environment.runner, environment.events
+        hooks.test_start.add_listener(lambda **_: self._finished.clear())
+        hooks.test_stop.add_listener(lambda **_: self.drain())
+        hooks.quitting.add_listener(lambda **_: self.judge())
+        hooks.quit.add_listener(lambda **_: self.conclude())
+        if isinstance(runner, WorkerRunner):
+            hooks.report_to_master.add_listener(lambda data, **_: data.update({TASKS: self.take_new()}))
+            runner.register_message(FINISH, lambda **_: self.finish(), concurrent=True)
+        if isinstance(runner, MasterRunner):
+            hooks.test_stopping.add_listener(lambda **_: self.await_workers())
+            hooks.worker_report.add_listener(lambda data, **_: self.add_tasks(data.get(TASKS, 0)))
+            runner.register_message(FINISHED, lambda msg, **_: self._finished.add(msg.node_id))
+
+    def hub(self, key: Any, make: Callable[[], ReplyHub]) -> ReplyHub:
+        """Return the hub of this key, which all its users share."""
+        if key not in self.hubs:
+            self.hubs[key] = make()
+        return self.hubs[key]
+
+    def write_rows_to(self, directory: str) -> None:
+        """Write a row for each task into a file in this directory; if it is another machine's, do not."""
+        if self._writer is None and Path(directory).is_dir():
+            path = Path(directory) / f"rows-{self.environment.runner.client_id}.csv"
+            self._writer = RowWriter(path.open("a", newline=""))
+
+    def ended(
+        self, pending: Pending, name: str, *, number: int, workload: Workload | None, arrival: bool,
+        context: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Tell Locust of a task that has ended: one `request` event, whose row alone counts in the aggregate.
+
+        A task that failed has no response time: to fail fast is no way to keep a percentile.
+        """
+        row = row_of(pending, workload=name, number=number)
+        failure = failure_of(row, workload)
+        self.tasks += 1
+        if self._writer:
+            self._writer.write([row])
+        phases = phases_of(row) if row.finals else {}
+        self.environment.events.request.fire(
+            request_type=REQUEST_TYPE,
+            name=name,
+            response_time=None if failure else row.latency_ms,
+            response_length=0,
+            exception=failure,
+            context={**context, "task_id": row.task_id, "attempts": row.attempts, **phases},
+        )
+        for phase, milliseconds in {**phases, **({LAG: row.send_lag_ms} if arrival else {})}.items():
+            # Not an event: that would count the task again in the aggregate.
+            self.environment.stats.get(name, phase).log(milliseconds, 0)
+
+    def drain(self) -> None:
+        """Wait for the answers to what is in flight; what is then unanswered counts as failed."""
+        for hub in self.hubs.values():
+            hub.drain(DRAIN_S)
+            hub.give_up()
+
+    def take_new(self) -> int:
+        """Return how many tasks have ended since the last call."""
+        new, self._reported = self.tasks - self._reported, self.tasks
+        return new
+
+    def add_tasks(self, number: int) -> None:
+        """On the master: count what a Locust worker reports."""
+        self.tasks += number
+
+    def finish(self) -> None:
+        """On a Locust worker: stop sending, wait for answers, say so."""
+        runner = self.environment.runner
+        runner.stop()
+        # Before the message, on the same connection: the master has everything when it hears that this one is done.
+        runner._send_stats()
+        runner.send_message(FINISHED)
+
+    def await_workers(self) -> None:
+        """On the master: let the workers finish while it can still hear them; it leaves them half a second itself."""
+        runner = self.environment.runner
+        wanted = {client.id for client in runner.clients.all}
+        runner.send_message(FINISH)
+        deadline = time.monotonic() + DRAIN_S + 5
+        while not wanted & {client.id for client in runner.clients.all} <= self._finished:
+            if time.monotonic() > deadline:
+                logger.warning("Not every Locust worker has finished in time.")
+                return
+            gevent.sleep(0.02)
+
+    def judge(self) -> None:
+        """Set the exit code, once nothing is in flight: 3 if a threshold is not kept.
+
+        Otherwise Locust decides: 1 if a task failed, unless --fail-ratio says how many may.
+        """
+        environment = self.environment
+        environment.runner.stop()
+        if isinstance(environment.runner, WorkerRunner):
+            environment.runner._send_stats()
+            environment.process_exit_code = 0
+            return
+        # Now: writing them as JSON is how Locust begins its statistics anew.
+        self._report = report(environment.stats)
+        breaches = list(breaches_of(environment.stats, environment.parsed_options))
+        for breach in breaches:
+            logger.error(breach)
+        if environment.process_exit_code is None:
+            allowed = getattr(environment.parsed_options, "fail_ratio", None) is not None
+            environment.process_exit_code = EXIT_BREACH if breaches else 0 if allowed else None
+
+    def conclude(self) -> None:
+        """Disconnect, and print the percentiles."""
+        self.close()
+        if not isinstance(self.environment.runner, WorkerRunner):
+            for line in [*self._report, "", *self.conclusions]:
+                console.info(line)
+
+    def close(self) -> None:
+        """Disconnect."""
+        for hub in self.hubs.values():
+            hub.close()
+        self.hubs.clear()
+
+
+def merged(statistics: Any, method: str = REQUEST_TYPE) -> Any:
+    """Return Locust's statistics of a phase, or of the latency, of all tasks together."""
+    found = stats.StatsEntry(statistics, "all", method)
+    found.start_time = statistics.total.start_time
+    for (_, of), entry in statistics.entries.items():
+        if of == method:
+            found.extend(entry)
+    return found
+
+
+def goodput_per_s(tasks: Any) -> float:
+    """Return the successful tasks per second, from the start of the test to the last one's end."""
+    seconds = (tasks.last_request_timestamp or 0.0) - tasks.start_time
+    return float((tasks.num_requests - tasks.num_failures) / seconds) if seconds > 0 else 0.0
+
+
+def breaches_of(statistics: Any, options: Any) -> Iterator[str]:
+    """Yield a sentence for each threshold that was not kept. Without a single successful task no latency is kept."""
+    tasks = merged(statistics)
+    for percent in (95, 99):
+        limit, value = getattr(options, f"fail_p{percent}", None), tasks.get_response_time_percentile(percent / 100)
+        if limit is not None and (not value or value > limit):
+            shown = f"{value:.2f} ms" if value else "unknown, for no task succeeded"
+            yield f"--fail-p{percent}: the p{percent} latency is {shown}; the limit is {limit:g} ms."
+    ratio, least = getattr(options, "fail_ratio", None), getattr(options, "fail_goodput", None)
+    if ratio is not None and (tasks.fail_ratio > ratio or not tasks.num_requests):
+        yield (
+            f"--fail-ratio: {tasks.num_failures} of {tasks.num_requests} tasks failed ({tasks.fail_ratio:.4f}); "
+            f"the limit is {ratio:g}."
+        )
+    if least is not None and goodput_per_s(tasks) < least:
+        yield f"--fail-goodput: {goodput_per_s(tasks):.1f} successful tasks per second; the limit is {least:g}."
+
+
+def report(statistics: Any) -> list[str]:
+    """Return a table of percentiles to 3 significant digits: Locust's own shows whole milliseconds."""
+    tasks, lag = merged(statistics), merged(statistics, LAG).get_response_time_percentile(0.99)
+    errors = [(stats.StatsError.parse_error(one.error), one.occurrences) for one in statistics.errors.values()]
+    unanswered = sum(occurrences for text, occurrences in errors if text.startswith(TaskUnanswered.__name__))
+    lines = [
+        f"{tasks.num_requests - tasks.num_failures} of {tasks.num_requests} tasks succeeded, "
+        f"{goodput_per_s(tasks):.1f} per second; {unanswered} unanswered."
+    ]
+    if lag > LATE * tasks.get_response_time_percentile(0.5) > 0:
+        lines.append(
+            f"The load generator was late itself: it sent tasks up to {lag:.2f} ms (p99) after their time. "
+            "Use --processes, or another machine."
+        )
+    names = sorted({name for name, method in statistics.entries if method == REQUEST_TYPE})
+    width = max((len(name) for name in names), default=0) + 1
+    lines += ["", f"{'In ms':{width}}{'':9} {'n':>8} {'p50':>10} {'p95':>10} {'p99':>10} {'max':>10}"]
+    for name in names:
+        for method in (REQUEST_TYPE, "queue", "checkout", "database", "run"):
+            if (entry := statistics.entries.get((name, method))) and entry.num_requests > entry.num_none_requests:
+                shown = (*(entry.get_response_time_percentile(p) for p in (0.5, 0.95, 0.99)), entry.max_response_time)
+                cells = " ".join(f"{value:10.2f}" for value in shown)
+                phase = "latency" if method == REQUEST_TYPE else method
+                lines.append(f"{name:{width}}{phase:9} {entry.num_requests - entry.num_none_requests:8} {cells}")
+    return lines
+
+
+_RUNS: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
+
+
+def run_of(environment: Any) -> Run:
+    """Return the run of a Locust environment."""
+    if environment not in _RUNS:
+        _RUNS[environment] = Run(environment)
+    return _RUNS[environment]
+
+
+def _interrupt() -> None:
+    """Let Ctrl-C reach Locust's main greenlet.
+
+    Python raises KeyboardInterrupt in whichever greenlet runs: mostly in one that reads replies, which would end it
+    while tasks are still in flight.
+    """
+    gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
+
+
+def register() -> None:
+    """Have every Locust process that imports this package compute in finer buckets, and keep a run."""
+
+    def begin(environment: Any, **_: Any) -> None:
+        run_of(environment)
+        gevent.signal_handler(signal.SIGINT, _interrupt)
+
+    replaced: Any = stats
+    replaced.bucket_response_time = bucket
+    hooks: Any = events
+    hooks.init.add_listener(begin)

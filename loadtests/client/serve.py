@@ -1,0 +1,162 @@
+"""What a Locust run needs beside it: services and a worker, or the events of a worker that is there already.
+
+A process of its own, because Locust monkey-patches the process it runs in, and because this one ends, with everything
+it started, when its stdin closes: also if Locust is killed.
+
+    {"start": {"workload": ..., "worker_pool": ..., ...}}    services and a worker; answered with where they are
+    {"start": {"app": ..., "task": ..., "events": true}}     the worker of somebody else's app, which stays as it was
+    {"sample": true}                                         what can be seen of the connections, by title
+    {"finish": {"tasks": N}}                                 the end: sample and verdicts, [name, passed, detail]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import URL
+
+from ..bench import checks
+from ..bench.cells import Bench, RunningCell
+from ..bench.results import Arm, Verdict
+from ..bench.rows import TaskRow, parse_rows
+from ..errors import LoadTestError
+from ..services.databases import connect_server, parse_database_url
+from ..services.rundir import run_directory
+from ..services.sampler import Observer, Sampler
+from ..services.starting import broker, database_server
+from .lines import answer_lines
+
+SETTLE_S = 2.0
+
+
+def _rows(directory: Path) -> Iterator[TaskRow]:
+    for path in directory.glob("rows-*.csv"):
+        # A Locust process that was killed leaves half a row at the end.
+        with path.open(newline="") as file, contextlib.suppress(ValueError, csv.Error):
+            yield from parse_rows(file)
+
+
+class Helper:
+    """What is there until the end of stdin."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._cell: RunningCell | None = None
+        self._database = ""
+        """The database whose connections are counted."""
+        self._sampler: Sampler | None = None
+        self._observer: Observer | None = None
+
+    def execute(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Execute one command, and return its answer.
+
+        Raises:
+            LoadTestError: Something does not start.
+        """
+        match command:
+            case {"start": wanted}:
+                return self._watch(**wanted) if "app" in wanted else self._start(**wanted)
+            case {"finish": {"tasks": tasks}}:
+                sample, verdicts = self._sample(), self._finish(tasks)
+                return {"sample": sample, "verdicts": [[one.name, one.passed, one.detail] for one in verdicts]}
+        return self._sample()
+
+    def _start(
+        self, workload: str, worker_pool: str, concurrency: int, strategy: str | None, pattern: str,
+        database_url: str | None, broker_url: str | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Start services and a worker: a cell of the benchmark whose load comes from elsewhere."""
+        run = self._stack.enter_context(run_directory())
+        server = self._stack.enter_context(database_server(run, database_url))
+        queue = self._stack.enter_context(broker(run, broker_url))
+        arm = Arm(worker_pool, concurrency, pattern, strategy or "")
+        self._cell = cell = RunningCell(Bench(run, server, queue, None), arm, workload)
+        self._stack.callback(cell.close)
+        cell.start()
+        if cell.worker is None or cell.environment is None:
+            raise LoadTestError(cell.failed_start)
+        self._count_connections(server.url, cell.connections_name)
+        target = {name: getattr(cell.environment, name) for name in ("broker_url", "reply_url", "queue")}
+        ready = cell.worker.ready
+        why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
+        described = (
+            f"Worker {cell.worker_pid}: {worker_pool}, concurrency {concurrency}, pattern {pattern}{why}; "
+            f"workload {workload}"
+        )
+        return {**target, "rows_directory": str(run.path), "described": [server.label, queue.label, described]}
+
+    def _watch(self, app: str, task: str, events: bool, database_url: str | None) -> dict[str, Any]:
+        """Look at the worker of somebody else's app; switch the events on that it does not send."""
+        from ..services.their_workers import find_app, require_task, task_events
+
+        found = find_app(app)
+        require_task(found, app, task)
+        switched = self._stack.enter_context(task_events(found)) if events else []
+        if database_url:
+            url = parse_database_url(database_url)
+            self._count_connections(connect_server(url, "--database-url").url, str(url.database))
+        said = f" Task events were switched on for this run: {', '.join(switched)}." if switched else ""
+        return {"described": [f"Sending {task} to the running worker of {app}.{said}"]}
+
+    def _count_connections(self, server_url: URL, database: str) -> None:
+        self._database = database
+        self._sampler = self._stack.enter_context(Sampler(server_url, [database]))
+        self._observer = self._stack.enter_context(closing(Observer(server_url, database)))
+
+    def _sample(self) -> dict[str, Any]:
+        """Return what can be seen now, by what the web page calls it."""
+        if self._observer is None or self._sampler is None:
+            return {}
+        now, peak = self._observer.snapshots()[self._database], self._sampler.peaks[self._database]
+        worker = self._cell.worker if self._cell else None
+        return {
+            "Connections": now.total,
+            "Connections, at most": max(now.total, peak.total),
+            **({"Connections, promised": worker.ready.max_connections} if worker else {}),
+            "Idle in transaction": now.idle_in_transaction,
+            "Idle in transaction, at most": max(now.idle_in_transaction, peak.idle_in_transaction),
+            **({"Worker is running": worker.alive} if worker else {}),
+        }
+
+    def _finish(self, tasks: int) -> list[Verdict]:
+        """Check the connections, and of a worker of ours the tasks, if this machine knows them all; stop it."""
+        cell = self._cell
+        if cell is None:
+            if self._observer is None:
+                return []
+            left = self._observer.settle(self._database, idle_in_transaction=0, within_s=SETTLE_S)
+            return checks.check_connections(0, None, left.idle_in_transaction, None)[:1]
+        cell.rows = list(_rows(cell.bench.run.path))
+        verdicts = cell.check(self._sampler)
+        if len(cell.rows) != tasks:
+            # Load generators on other machines keep their rows: what the database says by itself can be checked.
+            unchecked = f"not checked: {len(cell.rows)} of {tasks} tasks are known here"
+            kept = (checks.TOTAL, checks.BALANCES, checks.IDLE, checks.PROMISE)
+            verdicts = [verdict for verdict in verdicts if verdict.name in kept]
+            verdicts.append(Verdict(checks.ANSWERED, True, unchecked))
+        return [*verdicts, *cell.stop()]
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Unwind, so that every server and worker is stopped on the way out."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run as `python -m celery_alchemy.loadtests.client.serve`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    with ExitStack() as stack:
+        answer_lines(sys.stdin, Helper(stack).execute)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The numbers in README and docs, computed from what is committed below loadtests/results.
+
+`<!-- = goodput RUN CONTEST ARM -->...<!-- / -->`: between the marks stands what `KNOWN` makes of the first.
+`python -m celery_alchemy.loadtests.reports.numbers FILE ...` writes it, and fails where something else stood there.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from ..faults.soak import Sample, Soak
+from .reading import summarise
+from .summary import Summary
+from .tables import Cell, Table, by_pool
+from .terminal import markdown_table
+from .wording import number
+
+RESULTS = Path("loadtests/results")
+MARKED = re.compile(r"(<!-- = ([^>]*?) -->).*?(<!-- / -->)", re.DOTALL)
+read: Callable[[str], Summary] = cache(lambda run: summarise(RESULTS / run))
+
+
+def soak(run: str) -> Table:
+    rows = []
+    for kept in json.loads((RESULTS / run / "soak.json").read_text()):
+        one = Soak(**{**kept, "samples": [Sample(**sample) for sample in kept["samples"]]})
+        first, last, (slope, error) = one.samples[0], one.samples[-1], one.slope("memory_bytes")
+        memory = f"{first.memory_bytes / 1e6:.0f} → {last.memory_bytes / 1e6:.0f}", f"{slope:.0f} ± {2 * error:.0f}"
+        rows.append([*map(Cell, (one.pool, *memory, f"{last.sessions}", f"{last.connections}", f"{one.failed}"))])
+    return Table("", ["worker pool", "memory, MB", "slope, bytes a task", "Sessions", "connections", "failed"], rows)
+
+
+KNOWN: dict[str, Callable[..., str]] = {
+    "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
+    "tasks": lambda run: f"{sum(row.tasks for one in read(run).contests for row in one.rows):,}",
+    "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
+    "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
+    "round-trips": lambda run, workload, pattern: f"{read(run).round_trips[workload][pattern]:g}",
+    "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
+}
+
+
+def main(*names: str) -> int:
+    differ = []
+    for path in map(Path, names):
+        text = path.read_text()
+        made = MARKED.sub(lambda found: found[1] + KNOWN[found[2].split()[0]](*found[2].split()[1:]) + found[3], text)
+        pairs = zip(MARKED.finditer(text), MARKED.finditer(made), strict=True)
+        differ += [f"{path} has:\n{old[0]}\nthe results say:\n{new[0]}" for old, new in pairs if old[0] != new[0]]
+        path.write_text(made)
+    print(*differ, sep="\n")
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

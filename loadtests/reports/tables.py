@@ -1,0 +1,343 @@
+"""Every table of a report, made once: the terminal, the page and Markdown only draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..bench.results import Counted
+from ..tasks.patterns import OURS
+from .reading import middle_of_steps
+from .recommendation import NO_EVIDENCE, Choice
+from .statistics import METRICS, Ratio, middle_of
+from .summary import ContestSummary, Row, Standing, Summary, SweepSummary
+from .wording import count, interval, listed, mebibytes, name_in, number, percent, sizes, where
+
+COMPARABLE = 0.9
+"""A worker that answered less than this share of its orders has not done the work that its CPU is compared for."""
+
+
+class Cell(NamedTuple):
+    """What stands in one place of a table."""
+
+    text: str
+    style: str = ""  # `good`, `bad`, `broken` or `muted`
+    note: str = ""  # A second line, where there is room for one
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[Cell]]
+    note: str = ""
+
+    def only(self, *columns: str) -> Table:
+        """Return the table with these columns, in its own order; every column of a name."""
+        kept = [place for place, name in enumerate(self.columns) if name in columns or not place]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return Table(self.title, [self.columns[place] for place in kept], rows, self.note)
+
+
+def _table(title: str, columns: str, rows: Iterable[Sequence[Cell | str]], note: str = "") -> list[Table]:
+    """Return a table in a list; an empty list where it has no rows."""
+    made = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
+    # A column without a word in it says nothing.
+    kept = [place for place in range(columns.count("|") + 1) if any(row[place].text for row in made)]
+    names = [columns.split("|")[place].strip() for place in kept]
+    return [Table(title, names, [[row[place] for place in kept] for row in made], note)] if made else []
+
+
+def ratio_cell(found: Ratio | None) -> Cell:
+    """Return a ratio with its interval, its verdict, and what both rest on."""
+    if found is None:
+        return Cell("-", "muted")
+    style = "good" if found.better else "bad" if found.worse else "muted"
+    word = f" {found.verdict}" if found.better or found.worse else ""
+    # That an interval holds 1 can be seen.
+    why = f"{found.reason}; " if found.reason and not (found.estimate.low and not found.estimate.excludes_one) else ""
+    return Cell(f"{interval(found.estimate)}{word}", style, f"{why}{sizes(found.estimate)}")
+
+
+def correctness(summary: Summary) -> str:
+    """Return how much was right, in a sentence."""
+    rows = [row for contest in summary.contests for row in contest.rows if not row.arm.copy]
+    if not rows:
+        return "Nothing was compared: no contest was run."
+    broken = [row for row in rows if row.broken and not row.blocked]
+    blocked = [row for row in rows if row.blocked]
+    ours = [row for row in rows if row.arm.pattern == OURS]
+    said = f"{len(broken)} of {len(rows)} combinations of worker pool, pattern and workload broke an invariant"
+    said += f" ({listed(dict.fromkeys(row.arm.label for row in broken))})" if broken else ""
+    said += f"; celery-alchemy kept every one in {sum(not row.broken for row in ours)} of {len(ours)}."
+    if blocked:
+        said += f" {len(blocked)} were not run: their driver blocks the green hub, which is not the pattern's doing."
+    return said
+
+
+def choices(found: Sequence[Choice]) -> list[Table]:
+    """Return what to choose, with the ratios that the rule goes by; nothing where it had none to go by."""
+    rows = [
+        (
+            f"{one.topic} {one.subject}",
+            Cell(one.choice, "good" if one.changed else "bad" if one.choice == NO_EVIDENCE else ""),
+            one.against, ratio_cell(one.goodput), ratio_cell(one.cpu),
+        )
+        for one in found if one.goodput or one.choice == NO_EVIDENCE
+    ]  # fmt: skip
+    note = "Ratios are those of the arm that is not the reference to the reference."
+    return _table("What to choose", "for | choose | rather than | goodput | worker CPU per task", rows, note)
+
+
+def standings(summary: Summary) -> list[Table]:
+    """Return each pattern under each worker pool, over all workloads."""
+    found: dict[str, list[list[Cell | str]]] = {}
+    for one in summary.standings:
+        blocked = f", driver blocks in {one.blocked}" if one.blocked else ""
+        right = Cell(f"{one.broken} of {one.cells}{blocked}", "broken" if one.broken or blocked else "good")
+        ratios = [ratio_cell(one.ratios.get(name)) for name in ("goodput", "cpu", "database_cpu", "p95")]
+        found.setdefault(one.pool, []).append([one.arm.label, right, *ratios])
+    columns = "pattern | broken | goodput | worker CPU per task | database CPU per task | p95"
+    note = "Ratios to the reference, from all workers of all contests in which the pattern is right."
+    return [one for pool, rows in found.items() for one in _table(f"{pool}, over all workloads", columns, rows, note)]
+
+
+def by_pool(summary: Summary, what: str) -> Table:
+    """Return a metric of every pattern under every worker pool side by side; or, for `right`, in how many workloads."""
+
+    def cell(one: Standing) -> Cell:
+        if one.blocked:
+            return Cell("blocks")
+        if what == "right":
+            return Cell(f"{one.cells - one.broken} of {one.cells}")
+        return ratio_cell(one.ratios[what]) if one.ratios else Cell("wrong" if one.broken else "is 1")
+
+    pools = list(dict.fromkeys(one.pool for one in summary.standings))
+    found: dict[str, dict[str, Cell]] = {}
+    for one in sorted(summary.standings, key=lambda one: one.arm.pattern != OURS):
+        found.setdefault(one.arm.label, {})[one.pool] = cell(one)
+    rows = [[Cell(label), *(cells.get(pool, Cell("")) for pool in pools)] for label, cells in found.items()]
+    return Table("", ["pattern", *pools], rows)
+
+
+def contest(one: ContestSummary) -> list[Table]:
+    """Return one contest, arm by arm."""
+    measured = f"{count(one.workers, 'restart')}, {count(one.rounds, 'round')}" if one.rounds else "checked only"
+    floor = f", A/A floor {percent(one.floors['goodput'])}" if "goodput" in one.floors else ""
+    columns = (
+        "arm | right | goodput /s | ratio | CPU ms/task | ratio | DB ms/task | p50 ms | p95 ms | p99 ms | p99.9 ms "
+        "| connections | MiB"
+    )
+    return _table(f"{one.name}: {measured}{floor}", columns, (_row(one.kind, row) for row in one.rows), one.note)
+
+
+def _row(kind: str, row: Row) -> list[Cell | str]:
+    name = Cell(name_in(kind, row.arm), "", f"takes {row.strategy}" if row.arm.strategy == "auto" else "")
+    promised = "?" if row.promised_connections is None else row.promised_connections
+    if row.broken:
+        return [name, Cell(row.word, "broken", f"{row.breaches[0].name}: no"), *["-"] * 11]
+    seen = [f"{row.peak_connections} of {promised}", mebibytes(row.pss_bytes)]
+    if not (speed := row.speed):
+        return [name, Cell("ok", "good"), *["-"] * 9, *seen]
+    at = speed.latency
+    latencies = [number(getattr(at, part) if at else None) for part in ("p50", "p95", "p99", "p999")]
+    goodput, cpu = (
+        Cell("is 1", "muted") if row.reference else ratio_cell(row.ratio(one)) for one in ("goodput", "cpu")
+    )
+    return [
+        name, Cell("ok", "good"), number(speed.goodput_per_s), goodput, number(speed.worker_cpu_ms), cpu,
+        number(speed.database_cpu_ms), *latencies, *seen,
+    ]  # fmt: skip
+
+
+def open_loads(summary: Summary) -> list[Table]:
+    """Return the most that each arm kept under open load."""
+    return _table(
+        f"Open load within {summary.facts.objective}",
+        "arm | sweeps | tasks/s kept | goodput there | p50 ms | p99 ms | p99.9 ms | p99.9 uncorrected | late | skipped",
+        (_sweep(one) for one in summary.sweeps),
+        "Kept: the highest rate that met the objective, the median of the sweeps, in brackets the least and the most. "
+        "Latency counts from when a task was due; uncorrected, from when it was sent. Late: answered later than the "
+        "objective; skipped: due too long ago to be sent; both of all steps.",
+    )
+
+
+def _sweep(one: SweepSummary) -> list[Cell | str]:
+    name = f"{one.workload}, {where(one.arm)}"
+    if one.breaches:
+        return [name, Cell("broken", "broken", f"{one.breaches[0].name}: no. {one.breaches[0].detail}"), *["-"] * 8]
+    if (knee := one.knee) is None:
+        return [name, Cell("not measured", "muted"), *["-"] * 8]
+    at, uncorrected = (middle_of_steps(one.kept, which) for which in ("latency", "uncorrected"))
+    kept = [step.achieved_per_s for step in one.kept if step]
+    several = knee.sweeps > 1
+    rate = f"{number(knee.middle)}{f' [{number(knee.low)}, {number(knee.high)}]' if several else ''}"
+    sure = f"covers the median in {knee.coverage:.1%}" if several else "one sweep: no interval"
+    return [
+        name, str(knee.sweeps), Cell(rate, "", f"{'at least; ' if one.open_ended else ''}{sure}"),
+        number(sorted(kept)[len(kept) // 2] if kept else None),
+        *(number(getattr(at, part) if at else None) for part in ("p50", "p99", "p999")),
+        number(uncorrected.p999 if uncorrected else None),
+        str(sum(step.late for step in one.steps)), str(sum(step.skipped for step in one.steps)),
+    ]  # fmt: skip
+
+
+def phases(summary: Summary) -> list[Table]:
+    """Return where the time of a task goes, by contest and arm."""
+    found = []
+    for one in summary.contests:
+        rows = [
+            [name_in(one.kind, row.arm), *(_spread(row, part) for part in ("queue", "checkout", "database", "run"))]
+            for row in one.rows if row.speed and row.speed.phases.get("run") and not row.arm.copy
+        ]  # fmt: skip
+        found += _table(f"{one.name}: ms, median and p95", "arm | queue | checkout | database | run", rows)
+    return found
+
+
+def _spread(row: Row, part: str) -> str:
+    found = row.speed.phases.get(part) if row.speed else None
+    return f"{number(found.p50)}, {number(found.p95)}" if found else "-"
+
+
+def round_trips(summary: Summary) -> list[Table]:
+    """Return how often a task waits for the database's answer."""
+    patterns = list(dict.fromkeys(name for counted in summary.round_trips.values() for name in counted))
+    rows: list[list[Cell | str]] = [
+        [name, *(number(counted.get(one)) for one in patterns)] for name, counted in summary.round_trips.items()
+    ]
+    return _table("Round trips per task, counted by a proxy", " | ".join(["workload", *patterns]), rows)
+
+
+def breaches(summary: Summary) -> list[Table]:
+    """Return what was wrong: every breach, and once for each arm the failures that the workload did not intend."""
+    rows: list[Sequence[Cell | str]] = []
+    for one in summary.contests:
+        for row in one.rows:
+            failures = ", ".join(f"{n} {error}" for error, n in row.errors.items())
+            for turn, breach in enumerate(row.breaches):
+                name = f"{one.name}, {name_in(one.kind, row.arm)}"
+                rest = ("", "") if turn else (failures, row.log)
+                rows.append((name, Cell(f"{breach.name}: no", "broken"), breach.detail, *rest))
+    rows += [
+        (f"open load: {one.workload}, {where(one.arm)}", Cell(f"{breach.name}: no", "broken"), breach.detail, "", "")
+        for one in summary.sweeps for breach in one.breaches
+    ]  # fmt: skip
+    rows += [
+        (f"{one.name}, {name_in(one.kind, row.arm)}", Cell("not checked", "muted"), said, "", "")
+        for one in summary.contests for row in one.rows for said in row.unchecked
+    ]  # fmt: skip
+    return _table("Every breach", "where | invariant | found | failures | end of its log", rows)
+
+
+def noise(summary: Summary) -> list[Table]:
+    """Return how far identical arms were apart, and what disturbed."""
+    rows = [
+        [one.name, str(one.workers), str(one.rounds), *(percent(one.floors.get(metric)) for metric in METRICS)]
+        for one in summary.contests if one.floors
+    ]  # fmt: skip
+    columns = " | ".join(["contest", "restarts", "rounds", *(metric.label for metric in METRICS.values())])
+    all_flags = [
+        *((f"{one.name}, {name_in(one.kind, row.arm)}", flag)
+          for one in summary.contests for row in one.rows for flag in row.flags),
+        *((f"{one.workload}, {where(one.arm)}", flag) for one in summary.sweeps for flag in one.flags),
+    ]  # fmt: skip
+    flags: dict[str, list[str]] = {}
+    for place, flag in all_flags:
+        flags.setdefault(flag.partition(":")[0], []).append(f"{place}: {flag}")
+    marked = [(Cell(kind, "bad"), str(len(found)), found[0]) for kind, found in flags.items()]
+    return [
+        *_table("A/A floor: what identical arms differed by", columns, rows),
+        *_table("What to keep in mind", "what | rows | the first of them", marked),
+    ]
+
+
+def facts(summary: Summary) -> list[Table]:
+    """Return what the numbers depend on."""
+    of = summary.facts
+    rows = [
+        ("command", of.command), ("begun", of.begun), ("services", ", ".join(of.services)),
+        *((name, value) for name, value in of.machine.items()),
+        ("versions", ", ".join(f"{name} {value}" for name, value in of.versions.items())),
+        *(
+            (f"options of {part}", ", ".join(f"{name} {value}" for name, value in options.items()))
+            for part, options in of.options.items() if isinstance(options, dict)
+        ),
+        *((f"workload {name}", said) for name, said in of.workloads.items()),
+        *((f"pattern {name}", said) for name, said in of.patterns.items()),
+    ]  # fmt: skip
+    return _table("What the numbers depend on", "what | which", [row for row in rows if row[1]])
+
+
+# Demo
+
+
+def demo(summary: Summary) -> list[Table]:
+    """Return the recipe and celery-alchemy side by side, under each worker pool."""
+    rows: list[list[Cell | str]] = []
+    for pool, row, times in side_by_side(summary):
+        name, found = f"{pool}, {row.arm.pattern}", row.counted
+        if found is None:
+            rows.append(
+                [name, Cell(f"{row.word}: {row.breaches[0].name}" if row.broken else "-", "broken"), *["-"] * 5]
+            )
+            continue
+        rows.append([
+            name,
+            Cell(f"{found.right} of {found.sent}", "good" if found.right == found.sent else "broken"),
+            str(found.wrong), str(found.unanswered),
+            Cell(str(found.connections_left), "broken" if found.connections_left else ""),
+            number(found.right / found.seconds if found.seconds else None),
+            Cell(number(_cpu_ms(found)), "",
+                 f"{times:.2f}x" if times else ""),
+        ])  # fmt: skip
+    return _table(
+        "Every order, looked up in the database",
+        "worker pool, Session by | right | wrong | lost | left | right /s | CPU ms",
+        rows,
+        "Right: answered once, ended as it was meant to, and the database holds exactly what it says. Lost: no answer. "
+        "Left: connections in a transaction or checked out after the last answer. Right /s: goodput. CPU ms: of the "
+        "worker, per answered order; 1.00x: as much as the recipe, shown where that answered nine of ten.",
+    )
+
+
+def side_by_side(summary: Summary) -> list[tuple[str, Row, float]]:
+    """Return the arms of a demo, under each worker pool what is written by hand first, with the worker pool.
+
+    The number is ours: CPU per answered order, as a multiple of the other's; 0 where too few were answered to tell.
+    """
+    found = []
+    for one in summary.of_kind("demo"):
+        rows = sorted(one.rows, key=lambda row: row.arm.pattern == OURS)
+        costs = [_cpu_ms(row.counted) for row in rows]
+        known = rows[0].counted and rows[0].counted.unanswered <= (1 - COMPARABLE) * rows[0].counted.sent and costs[0]
+        found += [
+            (one.pool, row, (cost or 0) / costs[0] if known and costs[0] and row.arm.pattern == OURS else 0.0)
+            for row, cost in zip(rows, costs, strict=True)
+        ]
+    return found
+
+
+def _cpu_ms(found: Counted | None) -> float | None:
+    answered = found.sent - found.unanswered if found else 0
+    return 1000 * found.worker_cpu_s / answered if found and answered else None
+
+
+def demo_in_short(summary: Summary) -> list[str]:
+    """Return what a demo shows: the worker pool where the two differ most, and all of them together."""
+    found = [(pool, row.arm.pattern, row.counted, times) for pool, row, times in side_by_side(summary) if row.counted]
+    by_hand = [one for one in found if one[1] != OURS]
+    if not by_hand or len(by_hand) == len(found):
+        return []
+    pool, name, worst, _ = min(by_hand, key=lambda one: one[2].right / max(1, one[2].sent))
+    lines = []
+    for where_, theirs, ours in (
+        (f"Under {pool}", [worst], [one for at, who, one, _ in found if (at, who) == (pool, OURS)]),
+        ("In all", [one[2] for one in by_hand], [one for _, who, one, _ in found if who == OURS]),
+    ):
+        (a, b), (c, d) = ((sum(one.right for one in arm), sum(one.sent for one in arm)) for arm in (theirs, ours))
+        lines.append(f"{where_} the {name} got {a:,} of {b:,} orders right; celery-alchemy {c:,} of {d:,}")
+    cost = middle_of(times or None for *_, times in found)
+    return [f"{lines[0]}.", f"{lines[1]}{f', at {cost:.2f}x the worker CPU per order' if cost else ''}."]

@@ -1,0 +1,132 @@
+"""What the database server says of the workload's connections."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple, Self
+
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+MYSQL = """
+    SELECT p.db, count(*), coalesce(sum(p.command = 'Sleep' AND t.trx_id IS NOT NULL), 0)
+    FROM information_schema.processlist p
+    LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id
+    WHERE p.id <> connection_id() AND find_in_set(p.db, :databases)
+    GROUP BY p.db
+"""
+POSTGRESQL = """
+    SELECT {by}, count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%')
+    FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND {by} = ANY(:databases)
+    GROUP BY {by}
+"""
+INNODB_PAUSE_S = 0.12  # InnoDB shows the transactions of a moment ago to those that look more often than every 0.1 s
+_innodb = threading.Lock()
+
+
+class Connections(NamedTuple):
+    """The connections to one database, at one moment or at most."""
+
+    total: int = 0
+    idle_in_transaction: int = 0
+
+
+class Observer:
+    """Counts connections to databases over a connection of its own, which it leaves out."""
+
+    def __init__(self, server_url: URL, *databases: str, by: str = "datname") -> None:
+        """Connect.
+
+        Args:
+            by: `application_name` counts by what programs call themselves, on PostgreSQL only.
+        """
+        self._engine = create_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self._databases = databases
+        self._patient = self._engine.dialect.name != "postgresql"
+        self._query = text(MYSQL if self._patient else POSTGRESQL.format(by=by))
+
+    def snapshots(self) -> dict[str, Connections]:
+        """Return the present counts, by database; on MySQL and MariaDB one call of all at a time, and not at once."""
+        with _innodb if self._patient else nullcontext():
+            if self._patient:
+                time.sleep(INNODB_PAUSE_S)
+            databases = ",".join(self._databases) if self._patient else list(self._databases)
+            rows = self._connection.execute(self._query, {"databases": databases})
+        found = {name: Connections(int(total), int(idle)) for name, total, idle in rows}
+        return {name: found.get(name, Connections()) for name in self._databases}
+
+    def settle(
+        self, database: str, *, total: float = math.inf, idle_in_transaction: float = math.inf, within_s: float
+    ) -> Connections:
+        """Wait until no more than the given counts are left, or the time is over; return what is left."""
+        deadline = time.monotonic() + within_s
+        while True:
+            seen = self.snapshots()[database]
+            calm = seen.total <= total and seen.idle_in_transaction <= idle_in_transaction
+            if calm or time.monotonic() > deadline:
+                return seen
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Close the observing connection."""
+        self._connection.close()
+        self._engine.dispose()
+
+
+class Sampler:
+    """Takes snapshots every `interval_s` in a thread, while its block runs.
+
+    Between two samples a connection can open and close unseen.
+    """
+
+    def __init__(self, server_url: URL, databases: Sequence[str], interval_s: float = 0.1, by: str = "datname") -> None:
+        self.peaks: dict[str, Connections] = dict.fromkeys(
+            databases, Connections()
+        )  # The most seen at once, by database
+        self.samples: int = 0
+        self.error: str | None = None  # Why sampling ended early; None if it did not
+        self._observer = Observer(server_url, *databases, by=by)
+        self._interval_s = interval_s
+        self._blind_until = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="connection-sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._observer.close()
+
+    def forget(self) -> None:
+        """Begin anew: the most seen from now on."""
+        self.peaks = dict.fromkeys(self.peaks, Connections())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away during the block: connections of our own do not count."""
+        self._blind_until = math.inf
+        try:
+            yield
+        finally:
+            # The server takes a moment to forget a connection that was closed.
+            self._blind_until = time.monotonic() + self._interval_s
+
+    def _sample(self) -> None:
+        try:
+            while not self._stopped.wait(self._interval_s):
+                if time.monotonic() >= self._blind_until:
+                    for name, seen in self._observer.snapshots().items():
+                        self.peaks[name] = Connections(*map(max, self.peaks[name], seen))
+                    self.samples += 1
+        except SQLAlchemyError as error:
+            self.error = str(error)

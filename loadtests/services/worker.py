@@ -1,0 +1,145 @@
+"""Start a real `celery worker`, wait until it consumes, and end it in bounded time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import WorkerError
+from ..reporting import user_environ
+from ..tasks.patterns import FOREIGN
+from ..tasks.replies import ReplyList
+from .environment import WorkerEnvironment
+from .guard import with_package
+from .processes import ChildProcess, StopStep, child_process
+from .rundir import RunDirectory
+
+OWN_APP = "celery_alchemy.loadtests.tasks.app"
+REPORTING = "celery_alchemy.loadtests.reporting"
+START_S = 45.0
+# Warm shutdown finishes the running tasks; cold shutdown drops them. A worker with a broken session can ignore both.
+STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyMessage:
+    """What a worker says of itself once it consumes."""
+
+    pid: int
+    strategy: str  # Name of the session strategy in force
+    reason: str  # Why that one
+    max_connections: int | None
+    """The most connections it announces to open, all its pool processes together; None if it knows no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that is ready."""
+
+    process: ChildProcess
+    ready: ReadyMessage
+    start_s: float  # Seconds from the start of the process until it was ready
+
+    @property
+    def alive(self) -> bool:
+        """Whether the main process still runs."""
+        return self.process.exit_code is None
+
+
+@contextmanager
+def running_worker(
+    run: RunDirectory, environment: WorkerEnvironment, *, pool: str, concurrency: int, strategy: str | None = None,
+    name: str = "", app: str = OWN_APP, app_environ: Mapping[str, str] | None = None,
+    start_timeout_s: float = START_S, stop_steps: Sequence[StopStep] = STOP_STEPS,
+) -> Iterator[Worker]:  # fmt: skip
+    """Start a worker, yield it when it is ready, stop it when the block ends.
+
+    Args:
+        pool: Worker pool, as in `celery worker --pool`.
+        concurrency: Pool processes, threads or greenlets; solo ignores it.
+        strategy: Session strategy to insist on; None leaves the choice to the worker.
+        name: Of this worker among those of the run; the worker pool's by default.
+        app: As in `celery -A`; another one than ours is told to load `reporting`, and to consume our queue.
+        app_environ: What another app than ours needs besides the present environment.
+    Raises:
+        WorkerError: It ended, or was not ready in time.
+    """
+    name = name or pool
+    arguments = [f"--pool={pool}", f"--concurrency={concurrency}"]
+    arguments += [f"--session-strategy={strategy}"] if strategy else []
+    arguments += [f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []
+    command = worker_command(app, *arguments, hostname=f"{name}@%h")
+    if environment.pattern in FOREIGN:
+        command = [sys.executable, *FOREIGN[environment.pattern].worker, str(concurrency)]
+    if app == OWN_APP:
+        # The caller's own Celery settings must not change what is measured.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
+        environ = with_package({**inherited, **environment.to_environ()})
+    else:
+        told = user_environ(environment.reply_url, environment.ready_key)
+        environ = with_package({**os.environ, **(app_environ or {}), **told})
+    environ["TMPDIR"] = str(run.path)  # what a worker that is killed leaves behind is removed with the run
+    started = time.monotonic()
+    # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
+    with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
+        ready = _wait_until_ready(process, environment, pool, start_timeout_s)
+        yield Worker(process, ready, time.monotonic() - started)
+
+
+def worker_command(app: str, *arguments: str, hostname: str, loglevel: str = "INFO") -> list[str]:
+    """Return the command of a worker that talks to no other worker.
+
+    Args:
+        arguments: The worker pool among them, as `--pool=...`: Celery patches for gevent and eventlet only where it
+            recognises the option.
+    """
+    return [
+        *(sys.executable, "-m", "celery", "-A", app, "worker", *arguments),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+        *(f"--hostname={hostname}", f"--loglevel={loglevel}"),
+    ]
+
+
+def when_ready(
+    announced: Callable[[], T | None], exit_code: Callable[[], int | None], name: str, within_s: float = START_S
+) -> T:
+    """Return what the worker says of itself once it consumes.
+
+    Args:
+        announced: Waits a moment for it; None if it has not come.
+    Raises:
+        WorkerError: It ended, or was not ready in time.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        found = announced()
+        if found is not None:
+            return found
+        if exit_code() is not None:
+            raise WorkerError(f"The {name} worker ended with code {exit_code()} before it was ready.")
+        if time.monotonic() > deadline:
+            raise WorkerError(f"The {name} worker was not ready in time.")
+
+
+def _wait_until_ready(
+    process: ChildProcess, environment: WorkerEnvironment, pool: str, within_s: float
+) -> ReadyMessage:
+    with contextlib.closing(ReplyList(environment.reply_url, environment.ready_key)) as announcements:
+        try:
+            messages = when_ready(
+                lambda: list(announcements.pop(timeout_s=0.25)) or None, lambda: process.exit_code, pool, within_s
+            )
+        except WorkerError as error:
+            raise WorkerError(f"{error}\n{process.log_tail()}") from None
+        return ReadyMessage(**json.loads(messages[0]))

@@ -1,0 +1,249 @@
+"""The ways to give a task its Session that are compared: ours, what people write by hand, and other frameworks.
+
+A worker builds one of them, which imports what it needs; reading names and summaries imports none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from celery import Celery, Task
+from celery.concurrency import get_implementation
+from celery.signals import worker_init, worker_process_init
+from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from . import phases
+
+OURS = "celery-alchemy"
+POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+DEFAULT_CONNECTIONS = 15  # SQLAlchemy's connection pool: 5 kept open, and 10 more when all are in use
+TUNED_CONNECTIONS = 20
+
+AnySession = Session | scoped_session[Any]
+Work = Callable[[AnySession], Any]
+
+
+class Built(NamedTuple):
+    """A pattern in a worker: how it runs one attempt of a task, and the class of its tasks."""
+
+    attempt: Callable[[Any, Work], Any]
+    """Called with the bound task and the work to do in its Session; returns what the work returns."""
+    base: type[Any] = Task
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One way to give a task its Session."""
+
+    name: str
+    summary: str  # One sentence for people
+    build: Callable[[Celery, str], Built] | None
+    """Called once in a worker, with its app and the database URL; None: the worker is another framework's."""
+    pools: tuple[str, ...] = POOLS  # The worker pools under which it is what its name says
+    connections: Callable[[int], int] = lambda tasks: DEFAULT_CONNECTIONS
+    """The most connections of one process that runs so many tasks at one time."""
+    worker: tuple[str, ...] = ()
+    """Another framework's: the arguments of Python that start its worker, but for how many tasks run at one time."""
+    without: tuple[str, ...] = ()  # Names of the workloads that it cannot run
+
+    def runs(self, pool: str, workload: str) -> bool:
+        """Whether it is to be compared there."""
+        return pool in self.pools and workload not in self.without
+
+
+PATTERNS: dict[str, Pattern] = {}  # Celery's, by name, ours first
+
+
+def _pattern(summary: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
+    def add(build: Callable[[Celery, str], Built]) -> Callable[[Celery, str], Built]:
+        pattern = Pattern(name or build.__name__, summary, build, **options)
+        PATTERNS[pattern.name] = pattern
+        return build
+
+    return add
+
+
+def _engine(url: str, **options: Any) -> Engine:
+    return phases.instrument(create_engine(url, **options))
+
+
+def _in_a_block(make_session: Callable[[], Session]) -> Built:
+    def attempt(task: Task, work: Work) -> Any:
+        with make_session() as session, session.begin():
+            return work(session)
+
+    return Built(attempt)
+
+
+@_pattern("self.db of a DatabaseTask: one Session per task request, committed when the task returns.", OURS)
+def celery_alchemy(app: Celery, url: str) -> Built:
+    from celery_alchemy import Alchemy, DatabaseTask
+
+    app.conf.alchemy_database_url = url
+    # "auto" would measure a busy machine, and differ from start to start; `loadtests.first_statement` compares both.
+    app.conf.alchemy_begin_with_first_statement = False
+    Alchemy(app)
+    return Built(lambda task, work: work(task.db), DatabaseTask)
+
+
+@_pattern("The published DatabaseTask: the Session is an attribute of the Task, closed in after_return.")
+def recipe(app: Celery, url: str) -> Built:
+    """Sources: seatable/dtable-events, dtable_events/celery_app/tasks/base.py; sogo.dev, "Celery and SQLAlchemy"."""
+    make_session = sessionmaker(_engine(url))
+
+    class DatabaseTask(Task):  # type: ignore[misc]
+        abstract = True
+        _session: Session | None = None
+
+        @property
+        def session(self) -> Session:
+            if self._session is None:
+                self._session = make_session()
+            return self._session
+
+        def after_return(self, *args: Any, **kwargs: Any) -> None:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
+    def attempt(task: DatabaseTask, work: Work) -> Any:
+        result = work(task.session)
+        task.session.commit()
+        return result
+
+    return Built(attempt, DatabaseTask)
+
+
+@_pattern("with Session(engine) in each task, on one Engine made when the module is imported.")
+def with_session(app: Celery, url: str) -> Built:
+    """Source: SQLAlchemy, "Session Basics"."""
+    engine = _engine(url)
+    return _in_a_block(lambda: Session(engine))
+
+
+@_pattern(
+    "with Session(engine) in each task, on an Engine that opens a connection for each (NullPool).",
+    # The server can still be ending a connection when the next one of the same task slot is there.
+    connections=lambda tasks: 2 * tasks,
+)
+def null_pool(app: Celery, url: str) -> Built:
+    """The usual advice against forks."""
+    engine = _engine(url, poolclass=NullPool)
+    return _in_a_block(lambda: Session(engine))
+
+
+@_pattern(
+    "with Session(engine) in each task, on an Engine made in each pool process by worker_process_init.",
+    pools=("prefork", "solo"),
+)
+def process_init(app: Celery, url: str) -> Built:
+    """The other usual advice against forks."""
+    make_session = sessionmaker()
+
+    @worker_process_init.connect(weak=False)
+    def make_engine(**_: Any) -> None:
+        make_session.configure(bind=_engine(url))
+
+    return _in_a_block(make_session)
+
+
+@_pattern(
+    "What an expert writes: a sessionmaker, a connection pool as large as the tasks at one time, made after the fork.",
+    connections=lambda tasks: min(tasks, TUNED_CONNECTIONS),
+)
+def tuned(app: Celery, url: str) -> Built:
+    make_session = sessionmaker(_engine(url, poolclass=NullPool), expire_on_commit=False)
+
+    def make_pool(tasks: int) -> None:
+        size = min(tasks, TUNED_CONNECTIONS)
+        make_session.configure(bind=_engine(url, pool_size=size, max_overflow=0, pool_use_lifo=True))
+
+    @worker_init.connect(weak=False)
+    def in_the_only_process(sender: Any, **_: Any) -> None:
+        if get_implementation(sender.pool_cls).__module__ != "celery.concurrency.prefork":
+            make_pool(sender.concurrency)
+
+    @worker_process_init.connect(weak=False)
+    def in_a_pool_process(**_: Any) -> None:
+        make_pool(1)
+
+    def attempt(task: Task, work: Work) -> Any:
+        with make_session.begin() as session:
+            return work(session)
+
+    return Built(attempt)
+
+
+@_pattern("A scoped_session with SQLAlchemy's thread-local registry, removed after each task.")
+def thread_local(app: Celery, url: str) -> Built:
+    session = scoped_session(sessionmaker(_engine(url)))
+
+    def attempt(task: Task, work: Work) -> Any:
+        try:
+            result = work(session)
+            session.commit()
+            return result
+        finally:
+            session.remove()
+
+    return Built(attempt)
+
+
+@_pattern("One Session for all tasks of the process.")
+def global_session(app: Celery, url: str) -> Built:
+    session = Session(_engine(url))
+
+    def attempt(task: Task, work: Work) -> Any:
+        try:
+            result = work(session)
+            session.commit()
+            return result
+        except Exception:
+            session.rollback()
+            raise
+
+    return Built(attempt)
+
+
+@_pattern("Flask-SQLAlchemy's db.session, in an application context around each task.")
+def flask(app: Celery, url: str) -> Built:
+    """Sources: Flask, "Background Tasks with Celery"; Flask-SQLAlchemy, "Flask Application Context"."""
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+
+    flask_app = Flask(__name__)
+    flask_app.config["SQLALCHEMY_DATABASE_URI"] = url
+    db = SQLAlchemy(flask_app)
+    with flask_app.app_context():
+        phases.instrument(db.engine)
+
+    class FlaskTask(Task):  # type: ignore[misc]
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with flask_app.app_context():
+                return self.run(*args, **kwargs)
+
+    def attempt(task: FlaskTask, work: Work) -> Any:
+        result = work(db.session)
+        db.session.commit()
+        return result
+
+    return Built(attempt, FlaskTask)
+
+
+FOREIGN: dict[str, Pattern] = {
+    "taskiq": Pattern(
+        "taskiq",
+        "taskiq with an AsyncSession for each task, from a dependency.",
+        build=None,
+        pools=("gevent",),  # its peer: many tasks at one time in one process
+        worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
+        without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
+    )
+}
+"""Workers of other frameworks, on the same queue."""
+WAYS = PATTERNS | FOREIGN
