@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from celery.result import allow_join_result
 from sqlalchemy import URL
 
 # A shell leaves SIGINT and SIGQUIT ignored to what it starts in the background, and so to all that starts.
@@ -166,6 +167,13 @@ def there(postgresql_server: URL, run_name: str) -> Iterator[databases.PostgreSQ
         yield database
 
 
+@pytest.fixture(scope="module")
+def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
+    """A MariaDB database of one module."""
+    with databases.new_mariadb(servers.mariadb(), f"{run_name}_{uuid.uuid4().hex[:4]}") as database:
+        yield database
+
+
 @pytest.fixture
 def key() -> str:
     """What the rows of one test have in common."""
@@ -206,6 +214,13 @@ def worker(
         worker.connections_when_untouched = database.connections(name)
         yield worker
     databases.assert_no_connections(database, name)
+
+
+@pytest.fixture(autouse=True)
+def results_may_be_waited_for() -> Iterator[None]:
+    """A worker that a test starts in this process forbids `result.get()` for good."""
+    with allow_join_result():
+        yield
 
 
 @pytest.fixture(autouse=True)

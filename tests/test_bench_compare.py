@@ -6,9 +6,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from support.bench_results import Plan, write_results
 
+from celery_alchemy.loadtests.bench.commands import bench
 from celery_alchemy.loadtests.bench.results import Arm
 from celery_alchemy.loadtests.reports.compare import Comparison, Condition, compare, parse_condition, print_comparison
 
@@ -78,7 +80,7 @@ def test_a_wrong_condition_says_what_to_write(text: str, message: str) -> None:
 def test_a_run_compared_with_itself_has_no_difference(pair: Pair) -> None:
     first, _ = pair()
     found = compare(first, first, conditions("goodput:-1%", "cpu:+1%", "p99:+1%", "pss:+1%"))
-    assert {change.verdict for change in found.changes} == {"no difference shown"}
+    assert {change.ratio.verdict for change in found.changes} == {"no difference shown"}
     assert found.failed == found.broken == found.healed == found.missing == []
 
 
@@ -86,20 +88,20 @@ def test_a_slower_arm_fails_the_condition_and_the_others_do_not(pair: Pair) -> N
     first, second = pair(speed=lambda arm, workload: 0.7 if arm.pattern == "with_session" else 1.0)
     found = compare(first, second, conditions("goodput:-10%", "p95:+50%", "pss:+10%"))
     assert failed(found) == {("goodput:-10%", "with_session")}
-    (change,) = [one for one in found.changes if one.arm.pattern == "with_session" and one.metric == "goodput"]
-    assert change.verdict == "slower"
-    assert change.estimate.low is not None
-    assert change.estimate.high is not None
-    assert change.estimate.low < 0.7 < change.estimate.high < 0.9
-    assert change.estimate.coverage is not None
-    assert change.estimate.coverage >= 0.95
+    (change,) = [one for one in found.changes if one.arm.pattern == "with_session" and one.ratio.metric == "goodput"]
+    assert change.ratio.verdict == "slower"
+    estimate = change.ratio.estimate
+    assert (estimate.workers, estimate.rounds) == (6, 24)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < 0.7 < estimate.high < 0.9
 
 
 def test_what_got_better_fails_nothing(pair: Pair) -> None:
     first, second = pair(speed=lambda arm, workload: 1.5)
     found = compare(first, second, conditions("goodput:-1%", "p50:+1%"))
     assert found.failed == []
-    assert "faster" in {change.verdict for change in found.changes if change.metric == "goodput"}
+    assert "faster" in {change.ratio.verdict for change in found.changes if change.ratio.metric == "goodput"}
 
 
 def test_a_loss_within_the_limit_fails_nothing(pair: Pair) -> None:
@@ -112,7 +114,7 @@ def test_memory_is_compared_by_the_ranges_of_the_batches(pair: Pair) -> None:
     first, second = pair(pss=1.5)
     found = compare(first, second, conditions("pss:+20%"))
     assert {metric for metric, _ in failed(found)} == {"pss:+20%"}
-    assert {one.verdict for one in found.changes if one.metric == "pss"} == {"larger"}
+    assert {one.ratio.verdict for one in found.changes if one.ratio.metric == "pss"} == {"larger"}
 
 
 def test_an_arm_that_became_broken_is_named_and_fails_every_condition(pair: Pair) -> None:
@@ -127,21 +129,21 @@ def test_an_arm_that_became_broken_is_named_and_fails_every_condition(pair: Pair
     assert back.failed == []
 
 
-def test_too_few_slices_are_never_a_failure(pair: Pair) -> None:
-    first, second = pair(replace(SMALL, batches=1, rounds=5), speed=lambda arm, workload: 0.2)
+def test_too_few_workers_are_never_a_failure(pair: Pair) -> None:
+    first, second = pair(replace(SMALL, batches=3, rounds=20), speed=lambda arm, workload: 0.2)
     found = compare(first, second, conditions("goodput:-10%"))
-    (reason,) = {one.reason for one in found.changes if one.metric == "goodput"}
-    assert reason == "5 slices are too few for an interval, which takes 7 on each side"
+    (reason,) = {one.ratio.reason for one in found.changes if one.ratio.metric == "goodput"}
+    assert reason == "too few workers (3) for a 95 % interval, which takes 6"
     assert found.failed == []
 
 
 def test_what_only_one_of_them_has_and_other_conditions_are_named(pair: Pair) -> None:
-    first, second = pair(baselines=(), version="0.2.0", workloads=("transfer", "insert"), rounds=12)
+    first, second = pair(baselines=(), version="0.2.0", workloads=("transfer", "insert"), rounds=6)
     found = compare(first, second)
     assert "only in the first, patterns/prefork/transfer: prefork-4-with_session" in found.missing
     assert "only in the second: patterns/prefork/insert" in found.missing
     assert "different version: celery-alchemy 0.1.0 there, 0.2.0 here" in found.caveats
-    assert "different option: matrix rounds 30 there, 36 here" in found.caveats
+    assert "different option: matrix rounds 24 there, 36 here" in found.caveats
     assert not any("machine" in caveat for caveat in found.caveats[1:])
 
 
@@ -161,3 +163,10 @@ def test_it_is_printed_as_it_was_found(pair: Pair) -> None:
     assert "Broken now: patterns/prefork/transfer, with_session: every task was answered: no. 3: a, b, c" in text
     assert "Failed: goodput:-10%: patterns/prefork/transfer, celery-alchemy auto: goodput 0.5" in text
     assert "different version: celery-alchemy 0.1.0 there, 0.2.0 here" in text
+
+
+def test_a_command_that_is_given_no_run_says_so(tmp_path: Path) -> None:
+    for arguments in (["report", str(tmp_path)], ["compare", str(tmp_path), str(tmp_path)]):
+        done = CliRunner().invoke(bench, arguments)
+        assert done.exit_code == 2
+        assert "holds no run of the benchmark: there is no run.sqlite in it." in " ".join(done.output.split())

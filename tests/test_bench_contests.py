@@ -5,13 +5,12 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from celery_alchemy.loadtests.bench.batches import slice_length
+from celery_alchemy.loadtests.bench.batches import Schedule, slice_length
 from celery_alchemy.loadtests.bench.cells import RunningCell
 from celery_alchemy.loadtests.bench.commands import bench
 from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
-from celery_alchemy.loadtests.bench.matrix import MatrixOptions
 from celery_alchemy.loadtests.bench.results import Arm
-from celery_alchemy.loadtests.rows import TaskRow
+from celery_alchemy.loadtests.bench.rows import TaskRow
 from celery_alchemy.workers.selection import automatic
 
 REFERENCE = Arm("threads", 4, "celery-alchemy", "auto")
@@ -58,8 +57,8 @@ def test_no_arm_gains_by_its_turn() -> None:
 
 
 def test_rounds_are_spread_over_the_restarts() -> None:
-    options = MatrixOptions(rounds=11, restarts=3, slice_s=1, ramp_s=0.1, checked_tasks=10, users_per_slot=2)
-    assert [options.of_batch(number).rounds for number in (1, 2, 3)] == [4, 4, 3]
+    schedule = Schedule(rounds=11, restarts=3, slice_s=1, ramp_s=0.1, checked_tasks=10, users_per_slot=2)
+    assert [schedule.rounds_of(number) for number in (1, 2, 3)] == [4, 4, 3]
 
 
 @pytest.mark.parametrize(

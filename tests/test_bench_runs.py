@@ -126,8 +126,8 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on(place: Path, numbe
     )  # fmt: skip
     words, environ = command(place, *arguments)
     with subprocess.Popen(words, cwd=place, env=environ, stdout=subprocess.PIPE, text=True) as process:
-        batches = place / "out" / "batches.jsonl"
-        eventually(lambda: batches.exists() and batches.stat().st_size, "a batch is kept", within_s=200)
+        kept_in = place / "out" / "run.sqlite"
+        eventually(lambda: kept_in.exists() and list(read_batches(kept_in.parent)), "a batch is kept", within_s=200)
         time.sleep(1)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
@@ -166,17 +166,24 @@ def test_a_sweep_finds_the_rate_that_keeps_the_objective(place: Path) -> None:
     """slow_query takes 50 ms, so one slot answers 20 a second: 5 must do, 60 cannot."""
     done = run(
         place, "alchemy", "bench", "sweep", "--pools=solo", "--workloads=slow_query", "--rates=5,60,80",
-        "--objective=p95=1s", "--step=3s", "--tasks=10", "--out=out",
+        "--objective=p95=1s", "--step=3s", "--sweeps=2", "--tasks=10", "--out=out",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = list(read_sweep(place / "out"))
-    assert [step.offered_per_s for step in steps] == [5, 60, 80]
+    every = sorted(read_sweep(place / "out"), key=lambda step: step.sweep)
+    assert [(step.sweep, step.offered_per_s) for step in every] == [
+        (number, rate) for number in (1, 2) for rate in (5, 60, 80)
+    ]
+    steps = every[:3]
     assert [step.met for step in steps] == [True, False, False]
     assert steps[1].achieved_per_s < 30
     assert steps[1].latency is not None
     assert steps[0].latency is not None
     # A queue that grows is seen, because latency counts from when a task should have been sent.
     assert steps[1].latency.p95 > 5 * steps[0].latency.p95
+    # Of those that were sent each is late that took longer than the objective; the generator itself was in time.
+    assert steps[0].late == 0 < steps[1].late
+    assert {step.skipped for step in steps} == {0}
+    assert steps[1].uncorrected is not None
     assert steps[-1].verdicts
     assert all(verdict.passed for verdict in steps[-1].verdicts)
     assert RunFacts.read(place / "out").objective == "p95=1000ms"
@@ -225,7 +232,14 @@ def test_a_task_of_the_users_own(project: Path, redis_broker: str) -> None:
     assert [cell.strategy for cell in threads.cells] == ["scoped", "scoped", "local"]
     assert not any(cell.broken for batch in batches.values() for cell in batch.cells)
     assert all(one.succeeded for batch in batches.values() for one in batch.slices)
-    assert redis_broker not in (project / "out" / "run.json").read_text()
+    # Each arm's own, though all are in one database at the same time: not more than it promised.
+    for batch in batches.values():
+        for cell in batch.cells:
+            assert cell.promised_connections is not None
+            assert 1 <= cell.peak_connections <= cell.promised_connections
+            (kept,) = (one for one in cell.verdicts if one.name == "never more connections than promised")
+            assert not kept.detail
+    assert redis_broker not in (project / "out" / "run.sqlite").read_bytes().decode(errors="replace")
     nothing_left(project)
 
 
@@ -252,3 +266,44 @@ def test_a_database_that_does_not_answer_is_said_so(place: Path) -> None:
     assert "cannot connect to postgresql+psycopg://somebody:***@127.0.0.1:1/shop" in " ".join(done.stdout.split())
     assert "secret" not in done.stdout + done.stderr
     assert processes_of(place) == []
+
+
+def test_a_demo_counts_the_orders_of_the_recipe_and_of_ours(place: Path) -> None:
+    """Of both the same number was sent; what is right, wrong or without an answer adds up to it."""
+    done = run(place, "alchemy", "bench", "demo", "--pools=threads,solo", "--out=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    batches = {batch.contest: batch for batch in read_batches(place / "out")}
+    assert set(batches) == {"demo/threads", "demo/solo"}
+    for batch in batches.values():
+        counted = {cell.arm.pattern: cell.counted for cell in batch.cells}
+        recipe, ours = counted["recipe"], counted["celery-alchemy"]
+        assert recipe is not None
+        assert ours is not None
+        assert recipe.sent == ours.sent == ours.right > 0
+        assert (ours.wrong, ours.unanswered, ours.connections_left) == (0, 0, 0)
+        assert recipe.right + recipe.wrong + recipe.unanswered == recipe.sent
+        assert recipe.wrong + recipe.unanswered > 0
+        assert min(ours.seconds, ours.worker_cpu_s, recipe.seconds, recipe.worker_cpu_s) > 0
+    nothing_left(place)
+
+
+def test_a_demo_in_the_background_can_be_stopped(place: Path) -> None:
+    """A shell starts what runs in the background with SIGINT ignored; whoever stops it all the same means it."""
+    words, environ = command(place, "alchemy", "bench", "demo", "--pools=solo", "--out=out")
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *words]
+    with subprocess.Popen(shell, cwd=place, env=environ, start_new_session=True, text=True, **quiet) as process:
+        eventually(lambda: len(processes_of(place)) > 6, "the workers run", within_s=100)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, output
+    nothing_left(place)
+
+
+def test_a_demo_removes_no_results_but_those_of_a_demo(place: Path) -> None:
+    (place / "out").mkdir()
+    RunFacts("celery alchemy bench", "", {"matrix": {"rounds": 40}}, [], {}, {}, {}, {}).write(place / "out")
+    done = run(place, "alchemy", "bench", "demo", "--out=out")
+    assert done.returncode == 2
+    assert "--out out holds other results than a demo's" in done.stdout
+    assert RunFacts.read(place / "out").options == {"matrix": {"rounds": 40}}

@@ -1,28 +1,32 @@
 """What a run keeps is whole after an interruption, goes on where it stopped, and never mixes with another run."""
 
-import gzip
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from celery_alchemy.loadtests.bench.contests import patterns_contest
-from celery_alchemy.loadtests.bench.matrix import remaining
+from celery_alchemy.loadtests.bench.contests import patterns_contest, remaining
 from celery_alchemy.loadtests.bench.results import (
-    BATCHES_FILE,
+    RUN_FILE,
     Arm,
     Batch,
     Cell,
+    Counted,
+    NoRunError,
     RunFacts,
     Slice,
     SweepStep,
     Verdict,
+    insert,
+    opened,
     read_batches,
+    read_round_trips,
     read_sweep,
 )
+from celery_alchemy.loadtests.bench.rows import TaskRow, read_rows
 from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget, writing
-from celery_alchemy.loadtests.percentiles import Percentiles
-from celery_alchemy.loadtests.rows import TaskRow, read_rows
+from celery_alchemy.loadtests.client.percentiles import Percentiles
 
 ARM = Arm("threads", 4, "celery-alchemy", "auto")
 CONTEST = patterns_contest("select", ARM, [], ["recipe"])
@@ -38,7 +42,10 @@ FACTS = RunFacts(
 
 def batch(number: int, *, broken: bool = False) -> Batch:
     verdicts = [Verdict("every task was answered", True), Verdict("the worker started", not broken, "no" * broken)]
-    cells = [Cell(ARM, verdicts[:1], phases={"run": Percentiles(1, 1.0, 2.0, 3.0, 4.0)}), Cell(RECIPE, verdicts)]
+    cells = [
+        Cell(ARM, verdicts[:1], phases={"run": Percentiles(1, 1.0, 2.0, 3.0, 4.0)}, log="[2026-01-01] it's {not} JSON"),
+        Cell(RECIPE, verdicts, errors={"KeyError": 3}, counted=Counted(20, 2, 17, 1, 4, 1.5, 0.25)),
+    ]
     item = Slice(
         number=10 * number, round=1, position=0, arm=ARM.name, seconds=1.0, succeeded=9, failed=0,
         unanswered=0, tasks=10, latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0), worker_cpu_s=0.1, database_cpu_s=None,
@@ -51,24 +58,29 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     store = Store(tmp_path, "matrix", FACTS)
     assert not store.resumed
     store.add_batch(batch(1), [ROW])
-    step = SweepStep(ARM, "select", 10.0, 4.0, 9.5, 0, 0, None, 0.1, 0.0, 3, 0.1, True)
-    store.add_sweep([step, replace(step, verdicts=[Verdict("x", True)])], [ROW, ROW])
+    step = SweepStep(ARM, "select", 10.0, 4.0, 9.5, 0, 0, None, 0.1, 0.0, 3, 0.1, True, sweep=2, late=3, skipped=4)
+    steps = [step, replace(step, verdicts=[Verdict("x", True)], latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0, 3.5))]
+    store.add_sweep(steps, [ROW, ROW])
+    store.add_round_trips({"select": {"recipe": 3.0}})
 
     assert list(read_batches(tmp_path)) == [batch(1)]
-    assert [one.offered_per_s for one in read_sweep(tmp_path)] == [10.0, 10.0]
+    assert list(read_sweep(tmp_path)) == steps
+    assert read_round_trips(tmp_path) == {"select": {"recipe": 3.0}}
+    assert store.has_round_trips
+    assert store.swept == Store(tmp_path, "matrix", FACTS).swept == {("select", ARM.name, 2)}
     packed = sorted((tmp_path / "tasks").iterdir())
-    assert [path.name for path in packed] == ["patterns-threads-select-1.csv.gz", f"sweep-select-{ARM.name}.csv.gz"]
-    plain = tmp_path / "rows.csv"
-    plain.write_bytes(gzip.decompress(packed[0].read_bytes()))
-    assert list(read_rows(plain)) == [ROW]
+    assert [path.name for path in packed] == ["patterns-threads-select-1.csv.gz", f"sweep-select-{ARM.name}-2.csv.gz"]
+    assert list(read_rows(packed[0])) == [ROW]
     assert ROW.latency_ms == 1250
     assert (ROW.queue_ms, ROW.run_ms) == (500, 750)
 
 
 def test_an_interrupted_run_goes_on_after_the_last_whole_batch(tmp_path: Path) -> None:
     Store(tmp_path, "matrix", FACTS).add_batch(batch(1, broken=True), [])
-    with (tmp_path / BATCHES_FILE).open("a") as file:
-        file.write('{"contest": "patterns/threads/sel')
+    with pytest.raises(RuntimeError), opened(tmp_path, write=True) as connection:
+        # Killed in the middle of the next batch: what it wrote is in no file.
+        insert(connection, "batches", batch(2), without=("cells", "slices"))
+        raise RuntimeError
 
     store = Store(tmp_path, "matrix", FACTS)
     assert store.resumed
@@ -106,6 +118,21 @@ def test_a_sweep_is_added_to_a_matrix(tmp_path: Path) -> None:
     assert store.facts.command.splitlines() == ["celery alchemy bench", "celery alchemy bench sweep"]
     assert RunFacts.read(tmp_path) == store.facts
     assert Store(tmp_path, "sweep", facts).facts == store.facts
+
+
+def test_where_there_is_no_run_that_is_said(tmp_path: Path) -> None:
+    for read in (RunFacts.read, lambda directory: list(read_batches(directory)), read_round_trips):
+        with pytest.raises(NoRunError, match=f"holds no run of the benchmark: there is no {RUN_FILE} in it"):
+            read(tmp_path)
+    assert not list(tmp_path.iterdir()), "reading makes no file"
+
+
+def test_a_file_of_an_older_version_is_read_with_what_it_has(tmp_path: Path) -> None:
+    Store(tmp_path, "matrix", FACTS).add_batch(batch(1), [])
+    with sqlite3.connect(tmp_path / RUN_FILE) as connection:
+        connection.execute("ALTER TABLE cells DROP COLUMN counted")
+    connection.close()
+    assert [cell.counted for one in read_batches(tmp_path) for cell in one.cells] == [None, None]
 
 
 def test_two_runs_do_not_write_into_one_directory(tmp_path: Path) -> None:

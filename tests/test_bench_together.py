@@ -9,17 +9,19 @@ from support.bench_results import Plan, write_results
 from celery_alchemy.loadtests.bench.results import Arm
 from celery_alchemy.loadtests.reports.reading import summarise
 from celery_alchemy.loadtests.reports.recommendation import recommend
-from celery_alchemy.loadtests.reports.together import PoolStanding, pool_standings
+from celery_alchemy.loadtests.reports.summary import Standing
 
 PLAN = Plan(
     pools=("prefork",),
     workloads=("select", "insert", "transfer", "statements", "slow_query", "cpu"),
     baselines=("with_session",),
+    batches=3,
+    sweep=False,
 )
 
 
-def standing(directory: Path, plan: Plan, label: str) -> PoolStanding:
-    (found,) = [one for one in pool_standings(summarise(write_results(directory, plan))) if one.label == label]
+def standing(directory: Path, plan: Plan, label: str) -> Standing:
+    (found,) = [one for one in summarise(write_results(directory, plan)).standings if one.arm.label == label]
     return found
 
 
@@ -30,17 +32,19 @@ def faster_by(factor: float, pattern: str = "with_session", strategy: str = "") 
     return replace(PLAN, speed=speed)
 
 
-def test_its_values_are_batches_of_all_workloads(tmp_path: Path) -> None:
-    found = standing(tmp_path, PLAN, "with_session").ratios["goodput"]
-    assert found.estimate.n == len(PLAN.workloads) * PLAN.batches
-    assert found.workloads == len(PLAN.workloads)
+def test_its_workers_are_those_of_all_workloads(tmp_path: Path) -> None:
+    found = standing(tmp_path, PLAN, "with_session")
+    estimate = found.ratios["goodput"].estimate
+    assert found.cells == len(PLAN.workloads)
+    assert estimate.workers == len(PLAN.workloads) * PLAN.batches
+    assert estimate.rounds == estimate.workers * PLAN.rounds
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.15, "faster"), (0.85, "slower")])
 def test_a_difference_that_one_contest_cannot_show_is_shown(tmp_path: Path, factor: float, verdict: str) -> None:
     found = standing(tmp_path, faster_by(factor), "with_session").ratios["goodput"]
     assert found.verdict == verdict
-    assert abs(found.estimate.median / factor - 1) < 0.05
+    assert abs(found.estimate.middle / factor - 1) < 0.05
 
 
 def test_two_of_the_same_are_not_told_apart(tmp_path: Path) -> None:
@@ -48,7 +52,7 @@ def test_two_of_the_same_are_not_told_apart(tmp_path: Path) -> None:
     assert {one.verdict for one in found.values()} == {"no difference shown"}
 
 
-def test_too_few_batches_show_nothing(tmp_path: Path) -> None:
+def test_too_few_workers_show_nothing(tmp_path: Path) -> None:
     found = standing(tmp_path, replace(faster_by(2.0), workloads=("select",)), "with_session").ratios["goodput"]
     assert found.verdict == "no difference shown"
     assert "too few" in found.reason
@@ -56,15 +60,15 @@ def test_too_few_batches_show_nothing(tmp_path: Path) -> None:
 
 def test_where_it_is_broken_it_has_no_part(tmp_path: Path) -> None:
     plan = replace(PLAN, broken={("prefork", "with_session"): {"every task was answered": "8: 0c3f"}})
-    labels = [one.label for one in pool_standings(summarise(write_results(tmp_path, plan)))]
-    assert "with_session" not in labels
-    assert "celery-alchemy local" in labels
+    found = standing(tmp_path / "one", plan, "with_session")
+    assert (found.broken, found.cells, found.ratios) == (6, 6, {})
+    assert standing(tmp_path / "two", plan, "celery-alchemy local").ratios
 
 
 def test_auto_is_contradicted_by_all_workloads_together(tmp_path: Path) -> None:
-    found = recommend(summarise(write_results(tmp_path, faster_by(1.12, "celery-alchemy", "local"))))
-    (check,) = found.automatic
-    assert check.agrees is False
-    assert any(
-        line.startswith("Over all workloads, celery-alchemy local to auto: goodput 1.1") for line in check.evidence
-    )
+    found = recommend(summarise(write_results(tmp_path, faster_by(1.15, "celery-alchemy", "local"))))
+    (strategy,) = [one for one in found if one.topic == "Strategy"]
+    assert (strategy.subject, strategy.choice, strategy.against) == ("under prefork", "local", "auto (per_process)")
+    assert strategy.changed
+    assert strategy.goodput
+    assert strategy.goodput.estimate.middle == pytest.approx(1.15, rel=0.05)

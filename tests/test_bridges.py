@@ -1,15 +1,20 @@
-"""docs/bridges.md on SQLite files: a failed task's rows are rolled back, whoever provides the Session."""
+"""The code of flask.md, fastapi.md and injection.md on SQLite files: a failed task leaves no rows behind."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
 from celery.signals import task_postrun, task_prerun
+from flask import Flask
+from flask import current_app as current_flask_app
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
-from support.docs import run_page
+from support.docs import DOCS, blocks, page_of, run_page
 from support.project.models import Base
+
+from celery_alchemy import Alchemy, WorkerPool
 
 Page = Callable[[str], dict[str, Any]]
 
@@ -20,7 +25,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
     before, made = current_app._get_current_object(), []
 
     def run(title: str) -> dict[str, Any]:
-        found = run_page("bridges.md", tmp_path, title=title)
+        found = run_page(page_of(title), tmp_path, title=title)
         made.append(found)
         found["app"].set_current()
         found["app"].conf.update(task_always_eager=True, task_eager_propagates=True)
@@ -54,7 +59,7 @@ def injected(annotation: Any) -> Callable[..., None]:
 
 
 def test_flask_sqlalchemy(page: Page) -> None:
-    found = page("Flask-SQLAlchemy")
+    found = page("One module, and Flask's Engine")
     flask_app, db, User, alchemy = (found[name] for name in ("flask_app", "db", "User", "alchemy"))
     with flask_app.app_context():
         db.create_all()
@@ -98,10 +103,74 @@ def test_flask_sqlalchemy_lite(page: Page) -> None:
         assert db.session.scalars(text("SELECT name FROM users")).all() == ["ada"]
 
 
+def test_fastapi_with_an_async_session_is_an_example() -> None:
+    """Which tests/test_examples.py starts."""
+    section = (
+        (DOCS / "fastapi.md").read_text().partition("\n## FastAPI with an AsyncSession\n")[2].partition("\n## ")[0]
+    )
+    found = blocks(section, "python")
+    example = (DOCS.parent / "examples/fastapi_app/shop.py").read_text()
+    assert len(found) == 3
+    assert all(block in example for block in found)
+
+
+def test_the_application_factory_is_an_example() -> None:
+    """The same: each block of its section is in the file that its first line names."""
+    words = (DOCS / "flask.md").read_text().partition("\n## An application factory\n")[2].partition("\n## ")[0]
+    found = [block.partition("\n") for block in blocks(words, "python")]
+    assert len(found) == 5
+    for name, _, code in found:
+        assert code in (DOCS.parent / "examples/flask_app" / name.removeprefix("# ")).read_text()
+
+
+@pytest.mark.parametrize(("own_engine", "most"), [(False, 10), (True, 75)])
+def test_the_connections_of_a_flask_application(own_engine: bool, most: int) -> None:
+    """As docs/flask.md counts them, for a prefork worker with four processes."""
+    flask_app, app = Flask("shop"), Celery(broker="memory://", set_as_current=False)
+    url = "postgresql+psycopg://localhost/shop"
+    flask_app.config["SQLALCHEMY_DATABASE_URI"] = url
+    flasks = SQLAlchemy(flask_app)
+    if own_engine:
+        with flask_app.app_context():
+            alchemy = Alchemy(app, engine=flasks.engine)
+    else:
+        app.conf.alchemy_database_url = url
+        alchemy = Alchemy(app)
+    alchemy.start_worker(WorkerPool(name="prefork", concurrency=4))
+    assert alchemy.strategy.max_connections == most
+    assert f" {most}" in (DOCS / "flask.md").read_text()
+    alchemy.stop()
+
+
+def test_tasks_with_a_context_of_their_own(page: Page, tmp_path: Path) -> None:
+    """What docs/flask.md says of `current_app`: a context in a task changes nothing about its Session."""
+    found = run_page("from-flask-sqlalchemy.md", tmp_path)
+    alchemy, db, flask_app, User = (found[name] for name in ("alchemy", "db", "flask_app", "User"))
+
+    class ContextTask(found["DatabaseTask"]):  # type: ignore[misc]
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with flask_app.app_context():
+                return super().__call__(*args, **kwargs)
+
+    def create(name: str) -> str:
+        db.session.add(User(name=name))
+        return str(current_flask_app.name)
+
+    with flask_app.app_context():
+        db.create_all()
+    task = found["app"].task(base=ContextTask, shared=False, name="context")(create)
+    assert task.apply(("ada",)).get() == "shop"
+    with alchemy.unit_of_work() as session:
+        assert [user.name for user in session.query(User)] == ["ada"]
+    alchemy.stop()
+
+
 def test_fastapi_and_sqlmodel(page: Page) -> None:
     from fastapi.testclient import TestClient
 
-    found = page("FastAPI and SQLModel")
+    found = page("FastAPI with `def` dependencies, and SQLModel")
     db, Hero = found["db"], found["Hero"]
     Hero.metadata.create_all(db.engine, tables=[Hero.__table__])
     api = found["api"]
@@ -109,7 +178,7 @@ def test_fastapi_and_sqlmodel(page: Page) -> None:
     def fail(session: Any) -> None:
         session.add(Hero(name="must not be there"))
         session.flush()
-        found["rename_hero"].apply_async_on_commit(("nobody", "x"), session=session)
+        found["rename_hero"].delay_on_commit("nobody", "x")
         raise ZeroDivisionError
 
     fail.__annotations__["session"] = found["RequestSession"]

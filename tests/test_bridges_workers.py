@@ -1,4 +1,4 @@
-"""docs/bridges.md in real workers: a failed task's rows are rolled back under prefork, threads and gevent."""
+"""The same pages in real workers: a failed task's rows are rolled back under prefork, threads and gevent."""
 
 import subprocess
 import sys
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from support.databases import PostgreSQL
-from support.docs import code_of
+from support.docs import code_of, page_of
 from support.waiting import eventually
 from support.worker import Site, start_process, stop_process
 
 #: What the worker needs beside the code on the page: a task that writes as those of the page do, and may fail.
 ENDS = {
-    "Flask-SQLAlchemy": """
+    "One module, and Flask's Engine": """
         User.__table__.name = "users"
         @app.task(base=DatabaseTask, name="write")
         def write(name, fails):
@@ -51,7 +51,7 @@ def start(site: Site, run_database: PostgreSQL, tmp_path: Path) -> Iterator[Call
 
         def start(section: str, pool: str) -> Celery:
             name = f"{site.prefix[:-1]}-{section}-{pool}"
-            code = code_of("bridges.md", run_database.url(name), broker=site.urls.celery, title=section)
+            code = code_of(page_of(section), run_database.url(name), broker=site.urls.celery, title=section)
             code += f"""
 app.conf.update(task_default_queue={name!r}, result_backend={site.urls.celery!r}, result_expires=60)
 app.conf.broker_transport_options = app.conf.result_backend_transport_options = {{"global_keyprefix": {site.prefix!r}}}

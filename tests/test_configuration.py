@@ -76,6 +76,11 @@ BAD = {
     "unknown-key": Bad(
         flat(alchemy_engine_option={"pool_size": 3}), ("alchemy_engine_option", "alchemy_engine_options")
     ),
+    "options-beside-an-engine": Bad(
+        flat(),
+        ("alchemy_database_url", "postgresql+psycopg://127.0.0.1:1/shop", "Alchemy(engine=...)", "Leave it out"),
+        initialise="db = Alchemy(app, engine=sqlalchemy.create_engine('sqlite://'))",
+    ),
     "wrong-type": Bad(flat(alchemy_commit_on_success="no"), ("alchemy_commit_on_success", "'no'", "True", "False")),
     "options-of-the-wrong-type": Bad(flat(alchemy_engine_options="pool_size=3"), ("alchemy_engine_options", "dict")),
     "engine-option-that-sqlalchemy-does-not-know": Bad(
@@ -100,6 +105,17 @@ BAD = {
     "async-driver": Bad(
         flat(alchemy_database_url=GOOD_URL.replace("psycopg", "asyncpg")),
         ("alchemy_database_url", "asyncpg", "postgresql+psycopg://"),
+    ),
+    "session-without-a-base": Bad(
+        flat(),
+        ("shop.plain", "'session'", "base=DatabaseTask"),
+        initialise="db = Alchemy(app)\nfrom celery_alchemy import CurrentSession\n"
+        "@app.task\ndef plain(session: CurrentSession): pass",
+    ),
+    "misspelled-attribute": Bad(
+        flat(),
+        ("shop.reads", "readonly", "'read_only'"),
+        initialise="db = Alchemy(app)\n@app.task(base=DatabaseTask, readonly=True)\ndef reads(): pass",
     ),
     "never-initialised": Bad(flat(), ("Alchemy(app)", "create"), initialise=""),
     "never-initialised-with-init-app": Bad(flat(), ("init_app",), initialise="db = Alchemy()"),
@@ -151,9 +167,10 @@ def test_it_stops_the_worker_before_a_message_is_consumed(site: Site, tmp_path: 
 
 
 def error_line(output: str) -> str:
-    """Return the line in which the worker says why it stops: the user need not read a traceback."""
-    lines = [line for line in output.splitlines() if "CRITICAL" in line and "Unrecoverable" not in line]
-    assert lines, output
+    """Return the line in which the worker says why it stops: said once, and without a traceback."""
+    lines = [line for line in output.splitlines() if "CRITICAL" in line or line.startswith("Error: ")]
+    assert len(lines) == 1, output
+    assert "Traceback" not in output
     return lines[0]
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 from support import databases
 
-from celery_alchemy.loadtests.overhead import baseline, callgrind, counts, place
+from celery_alchemy.loadtests.overhead import baseline, callgrind, counts, processes, walk
 from celery_alchemy.loadtests.overhead.baseline import Count
 from celery_alchemy.loadtests.overhead.counts import ROW
 from celery_alchemy.loadtests.overhead.rows import ROWS
@@ -24,7 +24,7 @@ ROWS_COUNTED = (ROW["one SELECT"], ROW["ten statements"])
 def url(postgresql_server: URL, run_name: str) -> Iterator[str]:
     with (
         databases.new_postgresql(postgresql_server, f"{run_name}_counts") as database,
-        place.database(database.url("counts")) as counted,
+        processes.database(database.url("counts")) as counted,
     ):
         yield counted
 
@@ -64,6 +64,13 @@ def test_round_trips_are_three_for_a_statement_and_one_for_reading(url: str) -> 
     assert [str(one) for one in baseline.regressions(more, known)] == [
         "round trips, solo, local, one INSERT: 4; the baseline is 3 (+33.3%, allowed +2%)"
     ]
+
+
+def test_a_walk_that_finds_nothing_is_no_short_one(url: str) -> None:
+    """A recording that looked in the wrong place would let every gate pass."""
+    assert min(one.with_layer for one in counts.walks(url)) > 0
+    with pytest.raises(ValueError, match="Nothing of strategies and workers was called"):
+        walk.measure([])
 
 
 @pytest.mark.skipif(not callgrind.is_available(), reason="valgrind is not installed")

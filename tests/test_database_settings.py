@@ -25,10 +25,10 @@ def make(tmp_path: Path, **conf: Any) -> tuple[Celery, Alchemy]:
 BAD: list[tuple[Any, str]] = [
     ("sqlite://", "alchemy_databases is a str, but it must be a dict from a database's name to its URL"),
     ({1: "sqlite://"}, "alchemy_databases has the key 1, but its keys must be strings"),
-    ({"reports": 7}, r"alchemy_databases\['reports'\] is a int, but it must be a URL, or a dict with 'url'"),
+    ({"reports": 7}, r"alchemy_databases\['reports'\] is an int, but it must be a URL, or a dict with 'url'"),
     ({"reports": {"ulr": "x"}}, r"\['reports'\] has the key 'ulr', which is none of a database. Did you mean 'url'\?"),
     ({"reports": {"pool_size": 3}}, "keyword arguments of create_engine go into 'engine_options'"),
-    ({"reports": {"url": 7}}, r"\['reports'\]\['url'\] is a int, but it must be a URL"),
+    ({"reports": {"url": 7}}, r"\['reports'\]\['url'\] is an int, but it must be a URL"),
     ({"reports": {"engine_options": {"pool_size": "3"}}}, r"\['engine_options'\]\['pool_size'\] is '3', but it must"),
     ({"reports": {"url": "sqlite://", "engine_options": {"poolsize": 3}}}, "poolsize"),
     ({"reports": {}}, "No URL for the database 'reports': put it into app.conf.alchemy_databases"),

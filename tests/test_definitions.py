@@ -11,12 +11,12 @@ from celery.exceptions import ImproperlyConfigured
 from celery.signals import task_retry
 from pydantic import ValidationError
 from support import definitions
-from support.apps import make_app
+from support.apps import Isolated, make_app
 from support.databases import PostgreSQL, SQLite, assert_no_connections, new_sqlite
 from support.definitions import NAMES, Refused, arguments, define, write
 from support.worker import Site, Worker, running
 
-from celery_alchemy import ConfigurationError, DatabaseTask
+from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask
 
 
 @pytest.fixture
@@ -240,3 +240,61 @@ def test_the_mixins_are_what_they_claim() -> None:
         first, second = getattr(definitions, before).__mro__, getattr(definitions, after).__mro__
         assert first.index(DatabaseTask) == 1
         assert second.index(DatabaseTask) == 2
+
+
+def test_db_task_is_app_task_with_our_base(sqlite: SQLite) -> None:
+    app, db = make_app(sqlite.url(""))
+
+    @db.task
+    def bound(self: Any) -> Any:
+        return self
+
+    @db.task
+    def plain(number: int) -> int:
+        return number
+
+    @db.task(bind=True, base=definitions.House, read_only=True)
+    def named_otherwise(task: Any) -> Any:
+        return task
+
+    assert bound() is app.tasks[bound.name]
+    assert plain(3) == 3
+    assert named_otherwise().made
+    assert app.tasks[named_otherwise.name].read_only is True
+
+
+def test_db_task_without_an_app_is_a_shared_task(sqlite: SQLite) -> None:
+    db = Alchemy()
+
+    @db.task(name="of_no_app_yet")
+    def task(self: DatabaseTask, key: str) -> None:
+        write(self.db, key, False)
+
+    app = Isolated("isolated", broker="memory://", set_as_current=False)
+    app.conf.alchemy_database_url = sqlite.url("")
+    db.init_app(app)
+    app.tasks["of_no_app_yet"].apply(args=("row",)).get()
+    assert sqlite.rows("row") == ["written"]
+    db.dispose()
+
+
+@pytest.mark.parametrize("base", [Task, object, "DatabaseTask"])
+def test_db_task_with_another_base_is_refused(sqlite: SQLite, base: Any) -> None:
+    _, db = make_app(sqlite.url(""))
+    with pytest.raises(ConfigurationError, match="the base must be DatabaseTask"):
+        db.task(base=base)
+
+
+def test_db_task_of_another_database_is_refused_with_the_remedy(sqlite: SQLite) -> None:
+    app, _ = make_app(sqlite.url(""))
+    reports = Alchemy(app, database="reports")
+    with pytest.raises(ConfigurationError, match=r"self\.session_for\('reports'\)"):
+        reports.task(lambda: None)
+
+
+def test_completion_shows_the_public_names(sqlite: SQLite) -> None:
+    _, db = make_app(sqlite.url(""))
+    shown = {name for name in dir(db) if not name.startswith("_")}
+    assert {"session", "engine", "unit_of_work", "on_commit", "task", "init_app"} <= shown
+    assert not {"units", "runners", "lock", "start_worker", "after_fork", "pin"} & shown
+    assert all(hasattr(type(db), name) or hasattr(db, name) for name in shown)

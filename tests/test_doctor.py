@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from support import databases, preloaded, servers
 from support.databases import PostgreSQL
 from support.pgbouncer import pgbouncer
 
+from celery_alchemy.workers.doctor.rules.catalogue import CATALOGUE
+from celery_alchemy.workers.doctor.static import examine_path
+
 PROJECTS = Path(__file__).parent / "doctor"
 SMALL = {"pool_size": 2, "max_overflow": 1}
 Doctor = Callable[..., dict[str, Any]]
 
 
 def call(
-    url: str, project: str, *arguments: str, settings: dict[str, Any] | None = None
+    url: str, project: str, *arguments: str, settings: dict[str, Any] | None = None, cwd: Path = PROJECTS
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "celery", "-A", project, "alchemy", "doctor", *arguments]
     environment = {**os.environ, "DOCTOR_URL": url, "DOCTOR_SETTINGS": json.dumps(settings or {})}
-    return preloaded.run(command, cwd=PROJECTS, env=environment, timeout=100)
+    return preloaded.run(command, cwd=cwd, env=environment, timeout=100)
 
 
 @pytest.fixture
@@ -62,15 +66,14 @@ def test_it_says_nothing_against_a_right_project(doctor: Doctor, pool: str) -> N
     ("project", "code", "level", "at", "remedy"),
     [
         ("recipe", "session-on-task", "error", "self._session = SessionLocal()", "base=DatabaseTask of celery_alchemy"),
-        ("recipe", "engine-at-import", "error", "engine = create_engine", "Alchemy(app, engine=engine)"),
         ("global_session", "global-session", "error", "session = Session(", "db.session"),
-        ("engine_at_import", "engine-at-import", "error", "engine = create_engine", "db.engine"),
+        ("engine_at_import", "engine-at-import", "error", "with engine.connect()", "dispose(close=False)"),
+        ("guarded_engine", "engine-at-import", "note", "with engine.connect()", "dispose(close=False)"),
         ("commit_in_signal", "commit-in-signal", "error", "db.session.commit()", "Commit in the task"),
         ("commit_in_hook", "commit-in-hook", "error", "self.session.commit()", "Commit in the task"),
         ("sends_before_commit", "sends-before-commit", "warning", "welcome.delay(name)", "delay_on_commit"),
         ("flat_tasks", "session-on-task", "error", "self.session = flat_database", "base=DatabaseTask"),
         ("flat_tasks", "commit-in-signal", "error", "sender.session.commit()", "Commit in the task"),
-        ("flat_tasks", "engine-at-import", "error", "flat_database.py: engine = create_engine", "db.engine"),
         ("own_scoped_session", "scoped-session", "warning", "DBSession = scoped_session", "db.share(DBSession)"),
     ],
 )
@@ -78,15 +81,40 @@ def test_patterns_in_the_code_are_found_at_their_line(
     doctor: Doctor, project: str, code: str, level: str, at: str, remedy: str
 ) -> None:
     found = doctor(project, "--no-connect")
-    one = found["codes"][code]
+    one = {**found["codes"], **found["notes"]}[code]
     assert one["level"] == level
     file, _, text_ = at.rpartition(".py: ")
     assert one["where"].endswith(line(file or project, text_))
     assert remedy in one["remedy"]
     assert found["exit"] == (1 if level == "error" or "error" in {f["level"] for f in found["codes"].values()} else 0)
-    both = {"session-on-task", "engine-at-import"}
-    expected = {"recipe": both, "flat_tasks": both | {"commit-in-signal"}}.get(project, {code})
+    expected = {"flat_tasks": {"session-on-task", "commit-in-signal"}}.get(
+        project, {code} if level != "note" else set()
+    )
     assert set(found["codes"]) == expected, "and nothing else"
+
+
+def test_what_waits_outside_tasks(doctor: Doctor) -> None:
+    """Each function that does is named once; what a task may call, and what says what it waits for, is left alone."""
+    lines = (PROJECTS / "on_commit_outside.py").read_text().splitlines()
+    wrong = {number for number, one in enumerate(lines, 1) if "# too early" in one}
+    found = [one for one in doctor("on_commit_outside", "--no-connect")["findings"] if one["level"] != "note"]
+    assert {one["code"] for one in found} == {"on-commit-outside"}
+    assert sorted(int(one["where"].rpartition(":")[2]) for one in found) == sorted(wrong)
+    for settings in ({"alchemy_on_commit_outside": "send"}, {"doctor_shares": True}):
+        assert doctor("on_commit_outside", "--no-connect", **settings)["codes"] == {}
+
+
+def test_what_a_task_leaves_on_its_connection(doctor: Doctor) -> None:
+    """Each line that does is named once; what ends with the transaction is left alone, and so is a listener."""
+    lines = (PROJECTS / "session_state.py").read_text().splitlines()
+    wrong = {number for number, one in enumerate(lines, 1) if "# stays" in one}
+    found = doctor("session_state", "--no-connect")
+    assert set(found["codes"]) == {"session-state"}
+    stays = [one for one in found["findings"] if one["code"] == "session-state"]
+    assert sorted(int(one["where"].rpartition(":")[2]) for one in stays) == sorted(wrong)
+    assert all("alchemy_reset_on_return" in one["remedy"] for one in stays)
+    assert found["exit"] == 0
+    assert doctor("session_state", "--no-connect", alchemy_reset_on_return=True)["codes"] == {}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +144,29 @@ def test_settings_are_put_in_their_place(
     assert one["remedy"]
     assert "secret" not in json.dumps(found)
     assert found["exit"] == (1 if one["level"] == "error" else 0)
+
+
+BIG = {"pool_size": 20, "max_overflow": 0}
+
+
+@pytest.mark.parametrize(
+    ("pool", "main", "other", "code", "words"),
+    [
+        ("gevent", {}, BIG, "tasks-queue", "the Engine of 'default' has 15 connections, and 20 are enough"),
+        ("eventlet", {}, BIG, "tasks-queue", "has 15 connections"),
+        ("gevent", BIG, {}, "tasks-queue", "the Engine of `binds`"),
+        ("threads", BIG, {"pool_size": 100}, "tasks-queue", "the Engine of 'default' has 20 connections:"),
+        ("prefork", {"poolclass": "NullPool"}, {}, "null-pool", "anew for each task"),
+        ("gevent", BIG, BIG, "", ""),
+        ("gevent", {"max_overflow": -1}, BIG, "no-limit", "sets no limit"),
+    ],
+)
+def test_an_engine_that_is_given_has_as_many_connections_as_tasks_need(
+    doctor: Doctor, pool: str, main: dict[str, Any], other: dict[str, Any], code: str, words: str
+) -> None:
+    found = doctor("given_engine", "--no-connect", "-P", pool, "-c", "100", main=main, other=other)
+    assert set(found["codes"]) - {"no-limit"} == {code} - {"", "no-limit"}
+    assert not code or words in found["codes"][code]["what"]
 
 
 @pytest.fixture
@@ -156,6 +207,51 @@ def test_two_phase_needs_a_server_that_prepares(doctor: Doctor, run_database: Po
         assert "max_prepared_transactions" in found["codes"]["two-phase"]["remedy"]
     else:
         assert found["codes"] == {}
+
+
+@pytest.fixture
+def full_url(run_database: PostgreSQL, run_name: str) -> Iterator[str]:
+    """A user whom the server allows no connection."""
+    role = f"{run_name}_full"
+    run_database.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'secret' CONNECTION LIMIT 0")
+    try:
+        url = make_url(run_database.url("doctor")).set(username=role, password="secret")
+        yield url.render_as_string(hide_password=False)
+    finally:
+        run_database.execute(f'DROP ROLE "{role}"')
+
+
+def test_too_many_clients_is_told_as_that(doctor: Doctor, full_url: str) -> None:
+    found = doctor("settings", url=full_url)
+    assert set(found["codes"]) == {"too-many-clients"}
+    one = found["codes"]["too-many-clients"]
+    assert "has no connection left: " in one["what"]
+    assert "pg_stat_activity" in one["remedy"]
+    assert "secret" not in json.dumps(found)
+    assert found["exit"] == 1
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["recipe"],
+        ["flat_tasks", "flat_database"],
+        ["global_session"],
+        ["engine_at_import"],
+        ["commit_in_signal"],
+        ["sends_before_commit"],
+        ["own_scoped_session"],
+    ],
+    ids=lambda files: files[0],
+)
+def test_source_files_alone_say_the_same(run_database: PostgreSQL, files: list[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / f"{name}.py").write_text((PROJECTS / f"{name}.py").read_text())
+    done = call(run_database.url("doctor"), files[0], "--json", "--no-connect", cwd=tmp_path)
+    with_app = [one for one in json.loads(done.stdout)["findings"] if one["code"] in CATALOGUE]
+    alone = [asdict(one) for one in examine_path(tmp_path).findings]
+    assert with_app
+    assert alone == with_app
 
 
 def test_databases_of_one_server_add_up(doctor: Doctor, run_database: PostgreSQL, allowed: int) -> None:

@@ -7,53 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from support.project.models import Base, Row
+from support.project.models import Row
+from support.shop import Shop
 
-from celery_alchemy import Alchemy, CeleryAlchemyError, DatabaseTask
-
-
-class Shop:
-    """An app, its database in a file, and what was sent through a broker in memory."""
-
-    def __init__(self, path: Path, **settings: Any) -> None:
-        self.app = Celery("shop", broker="memory://", set_as_current=False)
-        self.app.conf.update(alchemy_database_url=f"sqlite:///{path}", task_default_queue=str(path), **settings)
-        self.db = Alchemy(self.app)
-        self.ran: list[str] = []
-        self.engine = create_engine(f"sqlite:///{path}")
-        Base.metadata.create_all(self.engine)
-
-        @self.app.task(base=DatabaseTask, bind=True, shared=False)
-        def rename(task: Any, name: str) -> str:
-            self.ran.append(name)
-            return str(task.request.id)
-
-        self.rename = rename
-
-    def sent(self) -> list[str]:
-        """Return the ids of the messages that have arrived since the last look."""
-        ids = []
-        with (
-            self.app.connection_for_read() as connection,
-            connection.SimpleQueue(self.app.conf.task_default_queue) as q,
-        ):
-            while True:
-                try:
-                    message = q.get(block=False)
-                except q.Empty:
-                    return ids
-                message.ack()
-                ids.append(message.headers["id"])
-
-    def close(self) -> None:
-        self.db.stop()
-        self.engine.dispose()
-        self.app.close()
+from celery_alchemy import CeleryAlchemyError
 
 
 @pytest.fixture
@@ -175,7 +135,7 @@ def test_a_session_of_a_unit_of_work_may_be_named(shop: Shop) -> None:
 
 
 def test_what_is_no_session_is_refused(shop: Shop) -> None:
-    with pytest.raises(CeleryAlchemyError, match="session is a int"):
+    with pytest.raises(CeleryAlchemyError, match="session is an int"):
         shop.rename.apply_async_on_commit(("ada",), session=3)
 
 

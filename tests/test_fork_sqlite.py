@@ -26,3 +26,27 @@ def test_child_of_a_sqlite_transaction(tmp_path: Path, action: str, whose: str) 
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"first": "changed", "rows": 301, "check": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("memory", {"child": 2, "rows": 1}),
+        ("static", {"child": 2, "rows": 1}),
+        ("file", {"child": 0, "rows": 301}),
+        ("detached", {"child": 0, "rows": 301}),
+    ],
+)
+def test_an_engine_that_nobody_told_of(tmp_path: Path, kind: str, found: dict[str, int]) -> None:
+    """A file is the parent's until it commits; a database in memory is copied, and each process has its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.fork_sqlite_unknown", str(tmp_path / "forks.db"), kind],
+        env=forking.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == found, done.stderr

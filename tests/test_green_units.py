@@ -101,6 +101,13 @@ def test_nested_units_without_a_reserve_are_refused(host: Host) -> None:
     assert answer == {"nested": 0, "refused": 5, "most": 5, "checked_out": 0}
 
 
+def test_killed_while_they_wait_for_a_connection(host: Host) -> None:
+    """A greenlet that waits holds nothing, and passes on the call that came too late for it."""
+    answer = host.play("kill_waiting", alchemy={"pool_size": 1, "pool_timeout": 20})
+    assert answer == {"early": 0, "done": 8, "most": 2, "checked_out": 0}
+    assert host.play("kill_called") == [1, 1]
+
+
 def test_fork_and_subprocess_in_a_greenlet(host: Host, key: str, request: pytest.FixtureRequest) -> None:
     """A fork harms neither the forking greenlet's transaction nor another's that goes on in the child too."""
     host.play("subprocess_in_greenlet", alchemy={}, key=key)

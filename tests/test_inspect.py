@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import text
 from support import databases
 from support.databases import PostgreSQL
 from support.waiting import eventually
 from support.worker import TESTS, Site, Worker, running
+
+from celery_alchemy.workers.watching import control
 
 POOLS = {"prefork": 3, "threads": 3, "gevent": 4, "eventlet": 4, "solo": 1}
 
@@ -58,8 +62,9 @@ def test_what_is_open_now(worker: Worker, key: str) -> None:
         assert len(one["id"]) == 32
         assert one["statements"] == 2
         assert one["state"] == "idle in transaction"
-        assert one["statement"] == "SELECT 'the last one'"
+        assert one["statement"] == "SELECT ? AS secret", "its literal is masked"
         assert 0 <= one["since_s"] <= one["age_s"] < 30
+    assert "the last one" not in str(seen)
     assert opened(worker) == []
 
 
@@ -86,6 +91,24 @@ def test_nested_ones_are_shown(worker: Worker, key: str) -> None:
     assert [one["statements"] for one in seen] == [1, 2]
     assert seen[0]["task"] == "wait_nested"
     assert "unit_of_work() at" in seen[1]["task"]
+
+
+def test_a_helper_thread_that_outlives_its_task_is_shown(worker: Worker, key: str) -> None:
+    """With a unit of work, or with a connection that is of none."""
+    skip_solo(worker)
+    opened(worker)
+    states = {"in_a_unit_of_work": 1, "on_a_connection": 1, "in_a_session": 1, "after_its_transaction": 0}
+    for kind, in_transaction in states.items():
+        barrier = f"{key}-{kind}"
+        assert worker.call("leave_a_helper", kind, barrier, 2).state == "SUCCESS"
+        (seen,) = worker.while_all_wait(barrier, 2, lambda: opened(worker))
+        assert seen["state"] == ("idle in transaction" if in_transaction else "no transaction"), seen
+        assert seen["statement"] == "SELECT ?"
+        assert seen["since_s"] >= 0
+        place = "unit_of_work() at " if kind == "in_a_unit_of_work" else "connection checked out at "
+        assert seen["task"].startswith(place), seen
+        assert "observed.py:" in seen["task"]
+        eventually(lambda: opened(worker) == [], "it has ended")
 
 
 def test_totals(worker: Worker, key: str) -> None:
@@ -150,3 +173,17 @@ def test_the_command_line_knows_it(worker: Worker, site: Site) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert '"processes"' in done.stdout
+
+
+def test_every_answer_has_the_same_keys(worker: Worker, key: str) -> None:
+    """Of a worker, of one without an Alchemy, of a process with something open and of one without."""
+    skip_solo(worker)
+    found = worker.inspect("sessions")
+    app = Celery("without", set_as_current=False)
+    assert set(control.sessions(SimpleNamespace(app=app))) == set(found)
+    assert found["error"] is found["outbox"] is None
+    task_id = worker.send("wait_in_transaction", key, 2)
+    busy = worker.while_all_wait(key, 2, lambda: worker.inspect("sessions"))
+    assert worker.wait(task_id).state == "SUCCESS"
+    shapes = {(frozenset(one), frozenset(one["connections"])) for one in [*found["processes"], *busy["processes"]]}
+    assert len(shapes) == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from celery_alchemy.loadtests.faults.commands import in_words, markdown
 from celery_alchemy.loadtests.faults.faults import FAULTS
 from celery_alchemy.loadtests.faults.place import Damage
-from celery_alchemy.loadtests.faults.report import in_words, markdown
 from celery_alchemy.loadtests.faults.runs import Cell, Result, cells
 from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, Soak
 
@@ -29,7 +29,7 @@ def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
         (found["cell"]["pattern"], found["cell"]["strategy"]): found["damage"] | {"failed": found["failed"]}
         for found in facts["results"]
     }
-    assert len(damage) == 7
+    assert len(damage) == 8
     nothing = {"lost": 0, "wrong": 0, "leaked": 0, "stuck": 0, "needless": 0, "failed": ""}
     for (pattern, _), found in damage.items():
         assert found.pop("tasks") > 0
@@ -50,7 +50,7 @@ def test_a_fault_that_is_not_known() -> None:
 def test_cells() -> None:
     found = list(cells(["prefork", "gevent"], ["forked", "idle"]))
     assert {cell.pool for cell in found if cell.fault == "forked"} == {"prefork"}
-    assert len(found) == 7 + 14
+    assert len(found) == 8 + 16
     assert set(FAULTS) >= {cell.fault for cell in found}
 
 

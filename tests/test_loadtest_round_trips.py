@@ -8,13 +8,13 @@ from support import loadworkers as load
 from support import servers
 from support.worker import Site
 
-from celery_alchemy.loadtests import services
 from celery_alchemy.loadtests.errors import WorkerError
-from celery_alchemy.loadtests.patterns import OURS
-from celery_alchemy.loadtests.proxy import counting_proxy
-from celery_alchemy.loadtests.round_trips import Sender, measure, sender
-from celery_alchemy.loadtests.rundir import run_directory
-from celery_alchemy.loadtests.workloads import WORKLOADS
+from celery_alchemy.loadtests.overhead.round_trips import measure
+from celery_alchemy.loadtests.services import starting
+from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.tasks.patterns import OURS
+from celery_alchemy.loadtests.tasks.workloads import WORKLOADS
 
 BEGIN, COMMIT = 1, 1
 
@@ -27,8 +27,8 @@ def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
 def _bench(server_url: URL, site: Site) -> Iterator[load.Bench]:
     with (
         run_directory() as run,
-        services.database_server(run, server_url.render_as_string(hide_password=False)) as server,
-        services.broker(run, site.urls.celery) as broker,
+        starting.database_server(run, server_url.render_as_string(hide_password=False)) as server,
+        starting.broker(run, site.urls.celery) as broker,
     ):
         yield load.Bench(run, server, broker)
 
@@ -69,7 +69,7 @@ def test_the_proxy_passes_on_that_either_side_hung_up(postgresql_server: URL) ->
 
 
 def test_the_proxy_reaches_a_server_behind_a_unix_socket() -> None:
-    with run_directory() as run, services.database_server(run) as server, counting_proxy(server.url) as proxy:
+    with run_directory() as run, starting.database_server(run) as server, counting_proxy(server.url) as proxy:
         engine = create_engine(proxy.url, poolclass=NullPool)
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
@@ -90,8 +90,9 @@ def test_a_task_costs_what_its_statements_and_its_transaction_cost(bench: load.B
     }.items():
         assert counted[name][OURS] == counted[name]["with_session"] == expected
         assert counted[name]["null_pool"] > expected
-    assert counted["mix"][OURS] <= counted["mix"]["with_session"]  # whose driver may prepare one statement more
     scoped = measure(*bench, [OURS], workloads, tasks=10, strategy="scoped")
+    # Tasks of the mix may meet and be tried again, and a driver may prepare one statement more: less than one for each.
+    assert max(counted["mix"][OURS], scoped.pop("mix")[OURS]) < counted.pop("mix")["with_session"] + 1
     assert {name: {OURS: trips[OURS]} for name, trips in counted.items()} == scoped
 
 
@@ -103,15 +104,11 @@ def test_our_pattern_spares_the_second_rollback_of_mariadb(site: Site) -> None:
 
 def test_a_task_that_fails_is_not_counted(bench: load.Bench) -> None:
     with load.load_worker(bench, "solo", concurrency=1) as worker:
-        with sender(worker.environment) as tell:
-            replies = tell.run(WORKLOADS["mix"], range(10))
-            assert sorted(reply.error_type or "" for reply in replies) == [""] * 9 + ["TransferRefused"]
-        engine = create_engine(worker.database, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        with engine.connect() as connection:
-            connection.exec_driver_sql("TRUNCATE account CASCADE")
-        with sender(worker.environment) as tell, pytest.raises(WorkerError, match=r"select.*WrongResult"):
-            tell.run(WORKLOADS["select"], [0])
-        with sender(worker.environment) as tell:
-            lost = Sender(tell.environment, tell.app, tell.replies, alive=lambda: False)
-            with pytest.raises(WorkerError, match="not answered"):
-                lost.run(WORKLOADS["slow_query"], range(20))
+        replies = worker.run(WORKLOADS["mix"], range(10))
+        assert sorted(reply.error_type or "" for reply in replies) == [""] * 9 + ["TransferRefused"]
+        worker.rows("TRUNCATE account CASCADE")
+        with pytest.raises(WorkerError, match=r"select.*WrongResult"):
+            worker.run(WORKLOADS["select"], [0])
+        worker.worker.process.stop(at_once=True)
+        with pytest.raises(WorkerError, match=r"20 tasks of slow_query.*not answered"):
+            worker.run(WORKLOADS["slow_query"], range(20))

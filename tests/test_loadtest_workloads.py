@@ -16,12 +16,13 @@ from support import loadworkers as load
 from support.waiting import eventually
 from support.worker import Site
 
-from celery_alchemy.loadtests import phases, services
-from celery_alchemy.loadtests.models import Base
-from celery_alchemy.loadtests.patterns import PATTERNS, POOLS
-from celery_alchemy.loadtests.replies import Outcome, ReplyList
-from celery_alchemy.loadtests.rundir import run_directory
-from celery_alchemy.loadtests.workloads import (
+from celery_alchemy.loadtests.services import starting
+from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.tasks import phases
+from celery_alchemy.loadtests.tasks.models import Base
+from celery_alchemy.loadtests.tasks.patterns import PATTERNS, POOLS
+from celery_alchemy.loadtests.tasks.replies import Outcome, ReplyList
+from celery_alchemy.loadtests.tasks.workloads import (
     ACCOUNTS,
     PARTS,
     PREFLIGHT,
@@ -42,8 +43,8 @@ def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
     url = postgresql_server.render_as_string(hide_password=False)
     with (
         run_directory() as run,
-        services.database_server(run, url) as server,
-        services.broker(run, site.urls.celery) as broker,
+        starting.database_server(run, url) as server,
+        starting.broker(run, site.urls.celery) as broker,
     ):
         yield load.Bench(run, server, broker)
 
@@ -84,9 +85,8 @@ def test_of_ten_transfers_of_the_mix_three_end_in_their_own_way() -> None:
 
 def test_whoever_reads_the_definitions_needs_neither_the_app_nor_locust() -> None:
     script = (
-        "import sys; import celery_alchemy.loadtests.workloads, celery_alchemy.loadtests.patterns as p; "
-        "loaded = {'celery_alchemy.loadtests.app', 'locust', 'gevent', 'flask'} & set(sys.modules); "
-        "loaded |= {m for m in sys.modules if m.startswith(p.__name__ + '.')}; "
+        "import sys; import celery_alchemy.loadtests.tasks.workloads, celery_alchemy.loadtests.tasks.patterns; "
+        "loaded = {'celery_alchemy.loadtests.tasks.app', 'locust', 'gevent', 'flask'} & set(sys.modules); "
         "sys.exit(f'loaded: {loaded}' if loaded else 0)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LOADTEST")}
@@ -148,16 +148,16 @@ def test_a_fan_out_that_fails_is_answered_once(bench: load.Bench) -> None:
         tasks = worker.call(FAN_OUT, range(3))
         # Whatever else the parts would have to say is said before the tasks sent after them have ended.
         others = worker.send(WORKLOADS["slow_query"], range(8))
-        worker.collect([*tasks, *others], enough=lambda: all(task.final for task in others))
+        worker.ended([*tasks, *others], enough=lambda: all(task.final for task in others))
         assert [[reply.error_type for reply in task.replies] for task in tasks] == [["ProgrammingError"]] * 3
 
 
 def test_connections_are_promised_for_baselines_too(bench: load.Bench) -> None:
-    for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2 * 2)):
+    for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2 * 2), ("tuned", 2, 2)):
         with load.load_worker(bench, "prefork", pattern, concurrency=concurrency) as worker:
             assert worker.worker.ready.max_connections == promised
             assert worker.worker.ready.strategy == ""
-    assert PATTERNS["null_pool"].connections_per_process is None
+    assert PATTERNS["tuned"].connections(100) == 20
 
 
 THEIRS = """
@@ -198,7 +198,7 @@ def test_a_users_worker_answers_for_tasks_with_the_header_only(bench: load.Bench
         elsewhere = f"{worker.environment.queue}.elsewhere"
         worker.send_named("theirs.look")
         sent = [worker.send_named("theirs.look", reply_to=elsewhere) for _ in range(4)]
-        for task in worker.collect(sent, elsewhere):
+        for task in worker.ended(sent, elsewhere):
             assert task.final[0].database_ms >= 50
         default = ReplyList(worker.environment.reply_url, worker.environment.reply_key)
         assert list(default.pop(timeout_s=0.1)) == []

@@ -13,10 +13,10 @@ from celery import Celery
 from support import locusts
 from support.waiting import eventually
 
-from celery_alchemy.loadtests.brokers import embedded_valkey
-from celery_alchemy.loadtests.guard import with_package
-from celery_alchemy.loadtests.replies import redis_url
-from celery_alchemy.loadtests.rundir import run_directory
+from celery_alchemy.loadtests.services.brokers import embedded_valkey
+from celery_alchemy.loadtests.services.guard import with_package
+from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.tasks.replies import redis_url
 
 SHOP = """
 import os

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import URL
 from support import locusts
 
-from celery_alchemy.loadtests.rows import TaskRow, parse_rows
+from celery_alchemy.loadtests.bench.rows import TaskRow, parse_rows
 
 STALL_S = 2.0
 STALLED_MS = 1000.0
@@ -127,7 +127,7 @@ def test_tasks_of_a_standing_worker_are_given_up_in_bounded_time(
 
 
 def test_somebody_elses_task_is_sent_with_its_arguments(generator: locusts.Generator) -> None:
-    name = "celery_alchemy.loadtests.workloads.select"
+    name = "celery_alchemy.loadtests.tasks.workloads.select"
     answer = load(generator, workload=None, task=name, args=[7], users=2, tasks=10)
     assert answer["succeeded"] == 10
     failing = load(generator, workload=None, task=name, args=[], kwargs={"no": 1}, users=2, tasks=10)

@@ -17,7 +17,7 @@ import json, time
 from locust import constant, events, task
 from celery_alchemy.loadtests import ArrivalUser, CeleryUser
 
-PREFIX = "celery_alchemy.loadtests.workloads."
+PREFIX = "celery_alchemy.loadtests.tasks.workloads."
 TARGET = json.loads({target!r})
 
 class Reader(CeleryUser):
@@ -97,7 +97,7 @@ class Seen:
 def test_a_few_lines_are_enough_and_each_task_is_one_request(bank: locusts.Bank, tmp_path: Path) -> None:
     seen = Seen(bank, tmp_path, "Reader")
     assert seen.done.returncode == 0, seen.output
-    name = "celery_alchemy.loadtests.workloads.select"
+    name = "celery_alchemy.loadtests.tasks.workloads.select"
     assert seen.requests
     assert {tuple(request[:2]) for request in seen.requests} == {("celery", name)}
     assert max(Counter(request[4]["task_id"] for request in seen.requests).values()) == 1
@@ -114,13 +114,18 @@ def test_a_few_lines_are_enough_and_each_task_is_one_request(bank: locusts.Bank,
     assert 0 < int(seen.csv["", "Aggregated"]["Request Count"]) <= len(seen.requests)
 
 
-def test_percentiles_are_exact_to_a_hundredth_of_a_millisecond(bank: locusts.Bank, tmp_path: Path) -> None:
+def test_percentiles_have_three_digits(bank: locusts.Bank, tmp_path: Path) -> None:
     seen = Seen(bank, tmp_path, "Reader")
     ordered = sorted(request[2] for request in seen.requests)
     line = next(line for line in seen.output.splitlines() if line.startswith("celery_alchemy.") and " latency " in line)
-    shown = [float(cell) for cell in line.split()[2:]]
-    expected = [ordered[math.ceil(len(ordered) * percent / 100) - 1] for percent in (50, 95, 99, 100)]
-    assert shown == [len(ordered), *(round(value, 2) for value in expected)]
+    number, *shown = (float(cell) for cell in line.split()[2:])
+    assert number == len(ordered)
+    assert shown[-1] == round(ordered[-1], 2)
+    for percent, value in zip((50, 95, 99), shown, strict=False):
+        # Locust's rank is the nearest one, or the next.
+        rank = math.ceil(len(ordered) * percent / 100) - 1
+        near = (ordered[rank], ordered[min(rank + 1, len(ordered) - 1)])
+        assert any(value == pytest.approx(one, rel=0.006, abs=0.01) for one in near), (value, near)
     # Locust's own statistics: three significant digits, where it had whole milliseconds.
     buckets = {float(value) for value in seen.stats["celery"]["response_times"]}
     assert buckets <= {float(f"{value:.3g}") for value in ordered} | {round(value, 2) for value in ordered}
@@ -144,12 +149,12 @@ def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locus
 
 def test_arrivals_do_not_wait_for_the_worker(bank: locusts.Bank, tmp_path: Path) -> None:
     """A user that waits would send nothing between a task and its answer; this one's tasks are side by side."""
-    seen = Seen(bank, tmp_path, "Visitor", "-u", "1")
+    seen = Seen(bank, tmp_path, "Visitor", "-u", "1", "-t", "12s")  # a busy machine may send few at first
     assert seen.done.returncode == 0, seen.output
     ended = sorted(request[4]["ended"] for request in seen.requests)
     began = sorted(one["ended"] - (one["queue"] + one["run"]) / 1000 for *_, one in seen.requests)
-    assert any(later < earlier for later, earlier in zip(began[1:], ended, strict=False))
-    assert len(seen.requests) <= 301
+    assert any(later < earlier for later, earlier in zip(began[1:], ended, strict=False)), seen.requests[:20]
+    assert len(seen.requests) <= 601
     assert {request[3] for request in seen.requests} == {None}
 
 

@@ -53,7 +53,8 @@ def test_an_idle_transaction_is_named_once(worker: Worker, key: str) -> None:
     assert worker.wait(task_id).state == "SUCCESS"
     (said,) = warnings(worker)[before:]
     assert f"wait_in_transaction[{task_id}]" in said
-    assert "after 2 statement(s), the last: SELECT 'the last one'" in said
+    assert "after 2 statements, the last: SELECT ? AS secret." in said
+    assert "the last one" not in worker.log()
     # Another request of the same task within the minute.
     other = f"{key}-other"
     task_id = worker.send("wait_in_transaction", other, 2)
@@ -69,6 +70,20 @@ def test_neither_a_slow_statement_nor_slow_work_outside_a_transaction_is_idle(wo
     worker.while_all_wait(key, 2, wait_a_second)
     assert worker.wait(task_id).state == "SUCCESS"
     assert len(warnings(worker)) == before
+
+
+@pytest.mark.parametrize("kind", ["in_a_unit_of_work", "on_a_connection", "after_its_transaction"])
+def test_a_helper_thread_that_outlives_its_task_is_warned_of(worker: Worker, key: str, kind: str) -> None:
+    def idle() -> list[str]:
+        return [line for line in warnings(worker) if "the last: SELECT ?" in line]
+
+    before = len(idle())
+    assert worker.call("leave_a_helper", kind, key, 2).state == "SUCCESS"
+    if kind == "after_its_transaction":
+        worker.while_all_wait(key, 2, wait_a_second)
+    else:
+        worker.while_all_wait(key, 2, lambda: eventually(lambda: len(idle()) > before, "it is warned of"))
+    assert len(idle()) == before + (kind != "after_its_transaction")
 
 
 def test_an_observer_is_told(worker: Worker, key: str) -> None:
@@ -259,4 +274,18 @@ def test_units_are_forgotten_when_they_end(run_database: PostgreSQL) -> None:
         assert describe(mine, mine.began)["state"] == "no transaction"
         raise ZeroDivisionError
     assert len(open_units()) == before
+    db.stop()
+
+
+def test_a_strange_id_is_made_fit_for_every_answer_and_log(run_database: PostgreSQL) -> None:
+    app, db = make_app(run_database.url("metrics"))
+
+    @app.task(base=DatabaseTask, bind=True, name="shop.\ud800")
+    def look(self: Any) -> dict[str, Any]:
+        self.db.execute(text("SELECT 1"))
+        (mine,) = [one for one in open_units() if one.label.startswith("shop.")]
+        return describe(mine, mine.began)
+
+    found = look.apply(task_id="a\0b\nc\udcff задача").get()
+    assert (found["task"], found["id"]) == ("shop.?", "a?b?c? задача")
     db.stop()

@@ -1,21 +1,24 @@
 """Options of transactions: running again after a conflict, the statement timeout, the task's name on the server."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import make_url, text
+from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from support import databases, green, servers
 from support.apps import make_app
 from support.databases import PostgreSQL
 from support.fleet import Fleet, fleet
 from support.project.models import Row
+from support.waiting import eventually
 from support.worker import Site, Worker
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, TransientDatabaseError
-from celery_alchemy.loadtests.proxy import counting_proxy
+from celery_alchemy.loadtests.services.proxy import counting_proxy
 from celery_alchemy.strategies.features.transaction_settings import LONGEST_NAME, shortened
+from celery_alchemy.strategies.several.two_phase import short
 
 POOLS = {"prefork": 3, "threads": 4, "gevent": 6, "eventlet": 6, "solo": 1}
 SETTINGS = {"alchemy_isolation_retries": 200, "alchemy_statement_timeout_s": 1.5, "alchemy_application_name": True}
@@ -62,6 +65,20 @@ def test_serialization_failures_come_at_commit_and_the_setting_says_how_often(
 
 def test_the_attempts_have_an_end(worker: Worker, key: str) -> None:
     assert worker.call("always_loses", key).error == "TransientOperationalError"
+    assert worker.said(key) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["nested", "core", "eager", "callback"])
+def test_a_body_that_has_committed_anything_does_not_run_again(
+    worker: Worker, run_database: PostgreSQL, key: str, how: str
+) -> None:
+    assert worker.call("loses_after_a_commit", key, how).error == "TransientOperationalError"
+    assert worker.said(key) == [1]
+    assert run_database.rows(key) == [how]
+
+
+def test_a_body_that_has_only_read_inside_runs_again(worker: Worker, key: str) -> None:
+    assert worker.call("loses_after_a_commit", key, "reading").error == "TransientOperationalError"
     assert worker.said(key) == [1, 2, 3]
 
 
@@ -183,7 +200,75 @@ def test_the_name_costs_one_round_trip(run_database: PostgreSQL) -> None:
 def test_a_name_fits(label: str) -> None:
     found = shortened(label)
     assert len(found.encode()) <= LONGEST_NAME
-    assert found == label or "[" not in label or found.endswith("[01234567]")
+    assert found == label.replace("ü", "?") or "[" not in label or found.endswith("[01234567]")
+
+
+STRANGE = {
+    "NUL": "a\0b",
+    "surrogate": "a\ud800b",
+    "escaped bytes": b"a\xffb".decode(errors="surrogateescape"),
+    "lines": "a\nb\r\x1b[31m",
+    "not in LATIN1": "задача-数",
+    "emoji": "🦆" * 70,
+    "not in ASCII": "tâche",
+    "quotes": "'; \\ %s %(x)s :y $1 --",
+    "empty": "",
+}
+
+
+@pytest.fixture(scope="module", params=["LATIN1", "SQL_ASCII", "UTF8"])
+def encoded(request: pytest.FixtureRequest, postgresql_server: URL, run_name: str) -> Iterator[PostgreSQL]:
+    """A database that has not every letter."""
+    name = f"{run_name}_{request.param.lower()}"
+    admin = create_engine(postgresql_server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        how = f"ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}" {how}')
+        database = PostgreSQL(postgresql_server.set(database=name))
+        yield database
+        database.engine.dispose()
+        connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("client_encoding", ["", "latin1"])
+def test_a_name_that_the_database_has_no_letters_for(encoded: PostgreSQL, driver: str, client_encoding: str) -> None:
+    """It stands in a task's id, in its name, or in both."""
+    if not client_encoding and "sql_ascii" in str(encoded.engine.url.database):
+        client_encoding = "utf8"  # without one psycopg decodes nothing, which SQLAlchemy cannot use
+    url = make_url(green.url_with(encoded, driver, "names"))
+    url = url.update_query_dict({"client_encoding": client_encoding} if client_encoding else {})
+    app, db = make_app(url.render_as_string(hide_password=False), changes={"alchemy_application_name": True})
+
+    def task(self: Any) -> str:
+        return str(self.db.execute(text("SHOW application_name")).scalar_one())
+
+    for strange in STRANGE.values():
+        for name, task_id in ((f"shop.{strange}", "1234"), ("shop.task", f"{strange}1234"), (strange or "x", strange)):
+            shown = app.task(base=DatabaseTask, bind=True, name=name)(task).apply(task_id=task_id).get()
+            assert shown.isascii()
+            assert shown.isprintable()
+            assert len(shown) <= LONGEST_NAME
+            assert shown.startswith(("shop.", "?", "a?b", "t?che", strange[:3]))
+    db.stop()
+
+
+def test_a_prepared_transaction_of_a_database_with_a_strange_name() -> None:
+    """Its name stands between quotes in PREPARE TRANSACTION, and MySQL lets it have 64 bytes."""
+    names = {short(strange) for strange in [*STRANGE.values(), "shop", "my.shop-2", "a/b", "a:b"]}
+    assert len(names) == len(STRANGE) + 4, "each has its own"
+    assert {"shop", "my.shop-2"} < names
+    for name in names:
+        assert len(name) <= 16
+        assert re.fullmatch(r"[A-Za-z0-9_.~-]*", name)
+
+
+def test_a_worker_of_tasks_with_strange_ids(worker: Worker, run_database: PostgreSQL, key: str) -> None:
+    for name, strange in STRANGE.items():
+        if strange:
+            worker.send_only("insert", key, name, task_id=f"{strange}-{key}")
+    wanted = sorted(name for name, strange in STRANGE.items() if strange)
+    eventually(lambda: sorted(run_database.rows(key)) == wanted, "all are committed")
 
 
 def test_running_again_needs_no_worker(run_database: PostgreSQL, key: str) -> None:

@@ -2,99 +2,33 @@
 
 import contextlib
 import json
+import pickle
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, group
+from celery import group
 from kombu.exceptions import OperationalError
+from sqlalchemy import make_url, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
-from support import databases, forking, servers
+from support import databases, forking
 from support.databases import Database, PostgreSQL
 from support.faults import SEED, amount
-from support.project.models import Row
+from support.outbox import TABLE, Shop
+from support.project.models import Base, Row
 from support.waiting import eventually
 from support.worker import Site
 
-from celery_alchemy import Alchemy, CeleryAlchemyError, DatabaseTask
-from celery_alchemy.strategies.features.outbox import send_some
+from celery_alchemy import CeleryAlchemyError, ConfigurationError, DatabaseTask
+from celery_alchemy.strategies.features import outbox as rows
+from celery_alchemy.strategies.features.outbox_table import database_now
 from celery_alchemy.workers.sending import outbox
 
 KILLS = amount(80, 1000)
-
-
-@pytest.fixture(scope="module")
-def mariadb(run_name: str) -> Iterator[databases.MariaDB]:
-    with databases.new_mariadb(servers.mariadb(), f"{run_name}_outbox") as database:
-        yield database
-
-
-class Shop:
-    """An app with an outbox, and what has been sent through its broker."""
-
-    def __init__(self, database: Database, **settings: Any) -> None:
-        self.database = database
-        self.app = Celery("outbox", broker="memory://", set_as_current=False)
-        self.app.conf.update(
-            alchemy_database_url=database.url("outbox"),
-            alchemy_outbox=True,
-            task_default_queue=uuid.uuid4().hex,
-            **settings,
-        )
-        self.db = Alchemy(self.app)
-        database.execute("DELETE FROM celery_alchemy_outbox")
-
-        @self.app.task(base=DatabaseTask, bind=True, shared=False, name="note")
-        def note(task: Any, *args: Any, **kwargs: Any) -> None:
-            pass
-
-        self.note = note
-
-    def sent(self) -> list[Any]:
-        """Return what has arrived since the last look: id, arguments, headers."""
-        found = []
-        name = self.app.conf.task_default_queue
-        with self.app.connection_for_read() as connection, connection.SimpleQueue(name) as queue:
-            while True:
-                try:
-                    message = queue.get(block=False)
-                except queue.Empty:
-                    return found
-                message.ack()
-                found.append((message.headers["id"], message.decode()[0], message.headers))
-
-    def count(self) -> int:
-        """Return how many messages are in the queue."""
-        with self.app.connection_for_read() as connection:
-            return int(connection.default_channel.queue_declare(self.app.conf.task_default_queue).message_count)
-
-    def arguments(self) -> list[Any]:
-        return [arguments for _, arguments, _ in self.sent()]
-
-    def waiting(self) -> list[list[str]]:
-        """Return the ids of the messages that wait, by row."""
-        rows = self.database.column("SELECT messages FROM celery_alchemy_outbox ORDER BY id")
-        return [[message["options"]["task_id"] for message in json.loads(row)] for row in rows]
-
-    @contextlib.contextmanager
-    def broker_gone(self, monkeypatch: pytest.MonkeyPatch, refused: str = "") -> Iterator[None]:
-        """Let nothing be sent, or only what has not `refused` as its argument."""
-        original = self.app.amqp.send_task_message
-
-        def send(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if not refused:
-                raise OperationalError("the broker is gone")
-            if refused in str(message.body):
-                raise ValueError("this one cannot be sent")
-            return original(producer, name, message, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(self.app.amqp, "send_task_message", send)
-            yield
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
@@ -102,8 +36,7 @@ def shop(request: pytest.FixtureRequest) -> Iterator[Shop]:
     name = "run_database" if request.param == "postgresql" else "mariadb"
     shop = Shop(request.getfixturevalue(name))
     yield shop
-    shop.db.stop()
-    shop.app.close()
+    shop.stop()
 
 
 def test_it_is_sent_after_the_commit_and_the_outbox_is_empty(shop: Shop, key: str) -> None:
@@ -153,22 +86,45 @@ def test_a_broker_that_is_gone_loses_nothing(shop: Shop, monkeypatch: pytest.Mon
     with shop.broker_gone(monkeypatch), pytest.raises(OperationalError):
         outbox.send_waiting(shop.db)
     assert len(shop.waiting()) == 1
-    assert outbox.send_waiting(shop.db) == (1, 0)
+    assert outbox.send_waiting(shop.db) == (3, 0)
     assert shop.arguments() == [[0], [1], [2]]
     assert shop.waiting() == []
 
 
 def test_one_that_cannot_be_sent_holds_up_no_other(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    with shop.broker_gone(monkeypatch):
+    """Of its own transaction neither: those are not sent again with each of its attempts."""
+    with shop.broker_gone(monkeypatch), shop.db.unit_of_work():
         for what in ("first", "poison", "last"):
-            with shop.db.unit_of_work():
-                shop.note.delay_on_commit(what)
+            shop.note.delay_on_commit(what)
     with shop.broker_gone(monkeypatch, refused="poison"):
         assert outbox.send_waiting(shop.db) == (2, 1)
-        assert outbox.send_waiting(shop.db) == (0, 1)
+        for _ in range(10):
+            shop.make_due()
+            outbox.send_waiting(shop.db)
     assert shop.arguments() == [["first"], ["last"]]
+    assert shop.database.column(f"SELECT attempts FROM {TABLE} WHERE due_at IS NULL") == [10]
+    assert "this one cannot be sent" in shop.database.column(f"SELECT error FROM {TABLE}")[0]
+    shop.make_due()
+    assert outbox.send_waiting(shop.db) == (0, 0)  # set aside: nobody sends it before it is told to
+    with shop.db.unit_of_work() as session:
+        assert rows.retry(session, rows.chosen_table(), []) == 1
     assert outbox.send_waiting(shop.db) == (1, 0)
     assert shop.arguments() == [["poison"]]
+
+
+def test_pauses_grow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shop.broker_gone(monkeypatch), shop.db.unit_of_work():
+        shop.note.delay_on_commit("poison")
+    pauses = []
+    with shop.broker_gone(monkeypatch, refused="poison"):
+        for _ in range(9):
+            shop.make_due()
+            assert outbox.send_waiting(shop.db) == (0, 1)
+            with shop.db.unit_of_work() as session:
+                (pause,) = session.scalars(select(rows.chosen_table().c.due_at - database_now()))
+            pauses.append(pause)
+    for pause, expected in zip(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600], strict=True):
+        assert expected / 2 < pause <= expected
 
 
 def test_who_sends_also_sends_what_others_left(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,13 +142,28 @@ def test_what_somebody_else_is_sending_is_left_out(shop: Shop, monkeypatch: pyte
             with shop.db.unit_of_work():
                 shop.note.delay_on_commit(what)
     with shop.db.unit_of_work() as session:
-        sending = send_some(session, 1, lambda messages: None)
-        next(sending)  # it holds the lock of the first
+        (theirs,) = rows.claim(session, rows.chosen_table(), 1)  # and it holds the lock
         assert outbox.send_waiting(shop.db) == (1, 0)
-        sending.close()
-        session.rollback()
     assert shop.arguments() == [["ours"]]
+    assert outbox.send_waiting(shop.db) == (0, 0)  # the lock is gone, the lease is not
+    with shop.db.unit_of_work() as session:
+        rows.record(session, rows.chosen_table(), rows.Record(again=[theirs.id]))
     assert outbox.send_waiting(shop.db) == (1, 0)
+    assert shop.arguments() == [["theirs"]]
+
+
+def test_a_transaction_is_sent_by_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two senders would let its messages overtake one another."""
+    with shop.broker_gone(monkeypatch), shop.db.unit_of_work():
+        for number in range(5):
+            shop.note.delay_on_commit(number)
+    table = rows.chosen_table()
+    with shop.db.unit_of_work() as session:
+        claimed = rows.claim(session, table, 1)
+        assert [row.position for row in claimed] == [0, 1, 2, 3, 4]
+        rows.record(session, table, rows.Record(again=[row.id for row in claimed[3:]]))
+    with shop.db.unit_of_work() as session:
+        assert rows.claim(session, table) == []
 
 
 def test_the_message_is_the_one_that_was_asked_for(shop: Shop) -> None:
@@ -213,10 +184,19 @@ def test_the_message_is_the_one_that_was_asked_for(shop: Shop) -> None:
 
 
 def test_binary_serializers(shop: Shop) -> None:
+    """They are sent as the bytes that they are; what the app's own workers would refuse is refused at the call."""
+    with (
+        shop.db.unit_of_work(),
+        pytest.raises(CeleryAlchemyError, match="'application/x-python-serialize'"),
+    ):
+        shop.note.apply_async_on_commit(({1, 2},), serializer="pickle")
+    shop.app.conf.accept_content = ["json", "pickle"]
     with shop.db.unit_of_work():
         shop.note.apply_async_on_commit(({1, 2},), serializer="pickle")
-        assert shop.count() == 0
-    assert shop.count() == 1
+        assert shop.messages() == []
+    (message,) = shop.messages()
+    assert message.content_type == "application/x-python-serialize"
+    assert pickle.loads(message.body)[0] == ({1, 2},)
 
 
 def test_an_option_that_cannot_be_written_down_says_so(shop: Shop) -> None:
@@ -263,6 +243,8 @@ def note(what): pass
 if __name__ == "__main__":
     import os
     from celery_alchemy.workers.sending import outbox
+    from celery_alchemy.strategies.features import outbox as rows
+    rows.LEASE_S = 0.1
     outbox.Delivery.__call__ = lambda self: os._exit(0)  # killed right after the COMMIT
     with db.unit_of_work():
         note.delay_on_commit("left")
@@ -276,7 +258,7 @@ if __name__ == "__main__":
         done = subprocess.run(
             [*command, "--once"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
         )
-        assert (done.returncode, done.stdout) == (0, "sent 1 rows of the outbox\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "sent 1 messages of the outbox\n"), done.stderr
     else:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         count = "SELECT count(*) FROM celery_alchemy_outbox"
@@ -313,3 +295,87 @@ def test_killed_anywhere(request: pytest.FixtureRequest, site: Site, tmp_path: P
     assert answer["killed"] > KILLS / 5, "too few were killed to show anything"
     assert 0 < len(committed) < KILLS
     assert database.column("SELECT count(*) FROM celery_alchemy_outbox") == [0]
+
+
+# -- without its table -----------------------------------------------------------------------------------------------
+
+NO_TABLE = "alchemy_outbox is on, but the database has no table 'celery_alchemy_outbox'.*outbox_table"
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def shop_without_a_table(request: pytest.FixtureRequest, run_database: PostgreSQL, tmp_path: Path) -> Iterator[Shop]:
+    """An app whose database has no outbox; the table is away for the time of the test."""
+    if request.param == "sqlite":
+        database: Database = databases.SQLite(make_url(f"sqlite:///{tmp_path}/shop.db"))
+        Base.metadata.create_all(database.engine)
+    else:
+        database = run_database if request.param == "postgresql" else request.getfixturevalue("mariadb")
+    shop = Shop(database)
+    database.execute("ALTER TABLE celery_alchemy_outbox RENAME TO away")
+    yield shop
+    shop.db.stop()
+    database.execute("ALTER TABLE away RENAME TO celery_alchemy_outbox")
+
+
+def test_a_task_that_sends_says_that_the_table_is_missing(shop_without_a_table: Shop, key: str) -> None:
+    shop = shop_without_a_table
+
+    @shop.app.task(base=DatabaseTask, bind=True, shared=False, name="sends")
+    def sends(task: Any) -> None:
+        task.db.add(Row(key=key, note="written"))
+        shop.note.delay_on_commit(1)
+
+    with pytest.raises(ConfigurationError, match=NO_TABLE):
+        sends.apply(throw=True)
+    with pytest.raises(ConfigurationError, match=NO_TABLE):
+        outbox.send_waiting(shop.db)
+    assert shop.sent() == []
+    assert shop.database.column("SELECT note FROM rows_ WHERE key_ = :key", key=key) == []
+
+
+def test_another_missing_table_is_not_blamed_on_the_outbox(shop_without_a_table: Shop) -> None:
+    with pytest.raises(DBAPIError), shop_without_a_table.db.unit_of_work() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ("", "nothing in this process declares its table 'celery_alchemy_outbox'"),
+        (
+            "app.conf.alchemy_outbox_table = 'shop.messages'",
+            "nothing in this process declares its table 'shop.messages'",
+        ),
+        (
+            "app.conf.alchemy_outbox_table = 'shop.messages'; kept = outbox_table(MetaData())",
+            "declares 'celery_alchemy_outbox' instead of 'shop.messages'",
+        ),
+        ("kept = outbox_table(MetaData(schema='shop'))", None),
+        ("kept = outbox_table(MetaData(), name='messages')", None),
+        ("kept = outbox_table(MetaData())", None),
+        (
+            "kept = outbox_table(MetaData()), outbox_table(MetaData(schema='shop'))",
+            "declares 2 tables for it: celery_alchemy_outbox, shop.celery_alchemy_outbox. Name the one to use: "
+            "alchemy_outbox_table = 'celery_alchemy_outbox'",
+        ),
+    ],
+)
+def test_a_worker_says_that_no_table_is_declared(tmp_path: Path, declared: str, says: str | None) -> None:
+    """It connects to nothing when it starts: it can only tell what its code declares."""
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import logging, sys\n"
+        "from celery import Celery\nfrom sqlalchemy import MetaData\n"
+        "from celery_alchemy import Alchemy, DatabaseTask, outbox_table\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "app = Celery('shop', broker='memory://')\n"
+        "app.conf.update(alchemy_database_url='postgresql+psycopg://127.0.0.1:1/shop', alchemy_outbox=True)\n"
+        f"db = Alchemy(app)\n{declared}\n"
+        "app.WorkController(pool_cls='solo')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    if says is None:
+        assert "alchemy_outbox" not in done.stdout
+    else:
+        assert says in done.stdout + done.stderr
+        assert bool(done.returncode) == ("2 tables" in says), "the worker does not start where it is not clear which"

@@ -1,15 +1,18 @@
 """Scripts, web processes, eager tasks: everything that runs without a worker."""
 
+import contextvars
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from support.apps import Isolated, make_app
@@ -18,6 +21,8 @@ from support.definitions import Refused
 from support.project.models import Row, User
 
 from celery_alchemy import Alchemy, CeleryAlchemyError, ConfigurationError, DatabaseTask, NoUnitOfWork
+from celery_alchemy.strategies.scope import here
+from celery_alchemy.workers.sending.recording import recording
 
 
 @pytest.fixture
@@ -289,3 +294,89 @@ def test_a_block_may_be_left_in_another_thread(tmp_path: Path, strategy: str) ->
     with db.unit_of_work() as session:
         session.execute(text("SELECT * FROM halves"))
     db.stop()
+
+
+def test_a_block_that_is_left_open_in_a_thread_is_not_for_other_code(tmp_path: Path) -> None:
+    """FastAPI's pool runs each half of a dependency in a context of its own; its thread serves others in between."""
+    app = Celery("requests", broker="memory://", set_as_current=False)
+    app.conf.update(alchemy_database_url=f"sqlite:///{tmp_path}/requests")
+    db = Alchemy(app)
+
+    @app.task(base=DatabaseTask)
+    def told(number: int) -> None: ...
+
+    def run(thread: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Any:
+        return thread.submit(contextvars.Context().run, function, *args).result()
+
+    def endpoint(session: Session, number: int) -> None:
+        assert not db.in_unit_of_work
+        with pytest.raises(NoUnitOfWork):
+            db.session()
+        with db.follow(session):
+            told.delay_on_commit(number)
+            db.on_commit(functools.partial(ran.append, number))
+        with db.unit_of_work():  # of its own
+            db.on_commit(functools.partial(ran.append, -number))
+        session.execute(text("SELECT 1"))
+
+    def sent() -> list[int]:
+        return [message.args[0] for message in enqueued.of(told)]
+
+    ran: list[int] = []
+    with recording(app) as enqueued, ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        blocks = [db.unit_of_work() for _ in range(4)]
+        sessions = [run(first, block.__enter__) for block in blocks]
+        for number, session in enumerate(sessions, 1):
+            run(first, endpoint, session, number)
+        assert sent() == []
+        assert ran == [-1, -2, -3, -4]
+        run(first, blocks[0].__exit__, None, None, None)
+        error = ZeroDivisionError()
+        run(first, blocks[1].__exit__, type(error), error, None)
+        run(second, blocks[2].__exit__, None, None, None)
+        event.listen(sessions[3], "before_commit", lambda session: told.delay_on_commit(5))
+        run(second, blocks[3].__exit__, None, None, None)
+        assert sent() == [1, 3, 4, 5]
+        assert ran[4:] == [1, 3, 4]
+        for thread in (first, second):
+            assert run(thread, lambda: here().units) == []
+    db.stop()
+
+
+@pytest.mark.parametrize("ending", ["end", "commit", "read_only"])
+def test_a_router_that_writes_has_a_unit_of_work_of_its_own(app: Celery, db: Alchemy, key: str, ending: str) -> None:
+    """Not that of the transaction which was waited for: it may be read-only, or be rolled back later."""
+
+    @app.task(base=DatabaseTask)
+    def told() -> None: ...
+
+    def router(*args: Any, **options: Any) -> None:
+        db.session.add(Row(key=key))
+
+    app.conf.task_routes = (router,)
+    with recording_broker(app) as sent:
+        with db.unit_of_work(read_only=ending == "read_only") as session:
+            session.execute(text("SELECT 1"))
+            told.delay_on_commit()
+            if ending == "commit":
+                session.commit()
+                session.rollback()
+        assert len(sent) == 1
+    with db.unit_of_work(read_only=True) as session:
+        assert len(session.scalars(select(Row).where(Row.key == key)).all()) == 1
+
+
+@contextmanager
+def recording_broker(app: Celery) -> Iterator[list[str]]:
+    """Yield the ids of what is published."""
+    sent: list[str] = []
+
+    publish = app.amqp.send_task_message
+
+    def send(*args: Any, **options: Any) -> Any:
+        sent.append(args[2].headers["id"])
+        return publish(*args, **options)
+
+    app.amqp.send_task_message = send
+    yield sent
+    del app.amqp.send_task_message

@@ -1,6 +1,5 @@
 """The pytest plugin, used by test modules of its own: with xdist, asyncio, Celery's worker in a thread, the docs'."""
 
-import re
 import subprocess
 import sys
 import textwrap
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from support.databases import PostgreSQL
-from support.docs import DOCS
-
-README = DOCS.parent / "README.md"
+from support.docs import DOCS, blocks
 
 INI = """[pytest]
 addopts = -p no:locust -p no:cacheprovider -q
@@ -35,11 +32,8 @@ def url(request: pytest.FixtureRequest, run_database: PostgreSQL, tmp_path: Path
 
 @pytest.fixture
 def shop(url: str, tmp_path: Path) -> Path:
-    """A project: the README's shop, and an empty test suite."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
-    left_out = ("alchemy_databases", "with db.unit_of_work() as session:  #")
-    code = "\n".join(block for block in blocks if not any(words in block for words in left_out))
-    code += "\n" + block_with(blocks, "def welcome").partition("\n\n\nwith db.unit")[0]
+    """A project: the tutorial's shop, and an empty test suite."""
+    code = "\n".join(block for block in pages("tutorial.md") if not block.startswith("with db.unit_of_work()"))
     code = code.replace("postgresql+psycopg://localhost/shop", url).replace("redis://localhost", "memory://")
     (tmp_path / "shop.py").write_text(code)
     (tmp_path / "conftest.py").write_text(block_with(pages("testing.md"), "# conftest.py"))
@@ -48,11 +42,11 @@ def shop(url: str, tmp_path: Path) -> Path:
 
 
 def pages(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    return blocks((DOCS / page).read_text(encoding="utf-8"), "python")
 
 
-def block_with(blocks: list[str], words: str) -> str:
-    return next(block for block in blocks if words in block)
+def block_with(found: list[str], words: str) -> str:
+    return next(block for block in found if words in block)
 
 
 @pytest.fixture
@@ -296,8 +290,10 @@ def test_enqueued(run: Run) -> None:
                 alchemy_enqueued.assert_enqueued(create, args=("bob",))
             with pytest.raises(AssertionError, match="Sent so far:\\n  shop.create args=.*'ada'"):
                 alchemy_enqueued.assert_enqueued(create, args=("bob",))
-            with pytest.raises(AssertionError, match="was to be sent 2 times, and was 1 times"):
+            with pytest.raises(AssertionError, match="was to be sent 2 times, and was sent 1 time[.]") as caught:
                 alchemy_enqueued.assert_enqueued(create, count=2)
+            hidden = [entry.ishidden(caught) for entry in caught.traceback]
+            assert hidden == [False, True]  # the line of the test is shown
             with pytest.raises(AssertionError, match="was not to be sent"):
                 alchemy_enqueued.assert_not_enqueued(create)
         """

@@ -12,7 +12,7 @@ PACKAGE = Path(celery_alchemy.__file__).parent
 FILES = sorted(path for folder in ("strategies", "workers") for path in (PACKAGE / folder).rglob("*.py"))
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in FILES}
 #: Here stand the private parts of SQLAlchemy, Celery and the drivers.
-ROOMS = ("strategies/_sqlalchemy.py", "workers/_celery.py", "strategies/drivers/")
+ROOMS = ("strategies/_sqlalchemy.py", "strategies/_sqlalchemy_pools.py", "workers/_celery.py", "strategies/drivers/")
 #: Of the standard library: the caller's line, for a message; a signal's handler without an enum of it. And what
 #: SQLAlchemy's own pool classes override.
 ALLOWED = {"_getframe", "_replace", "_do_get", "_signal"}
@@ -85,19 +85,31 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
 #: apps, Engines, Session classes and drivers have been seen; what is watched, and by whom.
 SHARED = {
     "strategies/interrupts.py": {"_interrupt_types", "shield"},
+    "strategies/place.py": {"_place"},
     "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
+    "strategies/engines/elsewhere.py": {"_running"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {
-        "_engines", "_records", "_callbacks", "_graveyard", "_pinned", "_registered",
+        "_pools", "_records", "_detached", "_private", "_callbacks", "_graveyard", "_pinned", "_registered",
+        "_refusing",
     },
     "strategies/engines/leaks.py": {"_library_modules"},
-    "strategies/watching/statements.py": {"_watched", "_wanted"},
+    "strategies/features/following.py": {"_followed", "_open"},
+    "strategies/features/foreign_callbacks.py": {"_all"},
+    "strategies/features/on_event_loop.py": {"_tasks", "_threads"},
+    "strategies/features/outbox_table.py": {"_declared", "_named"},
+    "strategies/watching/statements.py": {"_outside", "_watched", "_wanted"},
     "workers/apps.py": {"_all"},
-    "workers/sending/enqueue.py": {"_ordered", "_sent", "_celerys_own"},
-    "workers/sending/outbox.py": {"_last_look"},
+    "workers/sending/arguments.py": {"_warned"},
+    "workers/sending/broker.py": {"_brokers"},
+    "workers/sending/celerys_own.py": {"_sending"},
+    "workers/sending/following.py": {"_told"},
+    "workers/sending/orders.py": {"_ordered", "_sent"},
+    "workers/sending/outbox.py": {"_executor", "_last_look", "_places", "collecting"},
     "workers/watching/observers.py": {"_observers"},
+    "workers/watching/outbox.py": {"_looking"},
     "workers/watching/processes.py": {"_pool_processes", "_FORKS"},
 }  # fmt: skip
 

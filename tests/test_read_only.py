@@ -16,7 +16,7 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, CeleryAlchemyError, ConfigurationError, DatabaseTask, WorkerPool
-from celery_alchemy.loadtests.proxy import CountingProxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy, counting_proxy
 
 DRIVERS = ("psycopg", "psycopg2", "pymysql")
 ALL = pytest.mark.parametrize("driver", DRIVERS)

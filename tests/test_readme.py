@@ -1,64 +1,120 @@
-"""The README's code runs as it stands, but for the addresses of the servers."""
+"""The README's quickstart, pasted; its diff, applied; its numbers, looked up."""
 
-from __future__ import annotations
-
+import json
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery, Task
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from support.docs import blocks
+from support.waiting import eventually
+from support.worker import start_process, stop_process
 
-README = Path(__file__).parent.parent / "README.md"
+from celery_alchemy import Alchemy, DatabaseTask
 
-
-def python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
-
-
-@pytest.fixture(scope="module")
-def readme(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The namespace after the README's first block, on a SQLite file, with its tables created; executed once, for
-    Celery shares its tasks with every app of the process."""
-    tmp_path = tmp_path_factory.mktemp("shop")
-    namespace: dict[str, Any] = {"__name__": "shop"}
-    first = python_blocks()[0]
-    assert "postgresql+psycopg://localhost/shop" in first
-    first = first.replace("postgresql+psycopg://localhost/shop", f"sqlite:///{tmp_path}/shop.sqlite3")
-    first = first.replace("redis://localhost", "memory://")
-    exec(compile(first, "README.md", "exec", dont_inherit=True), namespace)
-    namespace["app"].conf.task_always_eager = True
-    namespace["Base"].metadata.create_all(namespace["db"].engine)
-    yield namespace
-    namespace["db"].dispose()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def shop(readme: dict[str, Any]) -> dict[str, Any]:
-    with readme["db"].unit_of_work() as session:
-        session.query(readme["User"]).delete()
-    return readme
+def test_it_is_short_and_opens_with_the_two_commands() -> None:
+    assert len(README.splitlines()) <= 150
+    assert README.index("make demo") < README.index("make test") < README.index("## ")
 
 
-def names(shop: dict[str, Any]) -> set[str]:
-    with shop["db"].unit_of_work() as session:
-        return {user.name for user in session.query(shop["User"])}
+def said(log: Path, pattern: str) -> bool:
+    return log.exists() and re.search(pattern, log.read_text()) is not None
 
 
-def test_the_two_lines_make_a_task_whose_return_commits(shop: dict[str, Any]) -> None:
-    shop["create"].delay("grace").get()
-    assert names(shop) == {"grace"}
+def test_the_quickstart_runs_when_pasted(tmp_path: Path) -> None:
+    (code,) = [block for block in blocks(README, "python") if "app = Celery" in block]
+    (commands,) = [block for block in blocks(README, "sh") if "celery -A" in block]
+    (output,) = [block for block in blocks(README, "") if "worker pool" in block]
+    (tmp_path / "shop.py").write_text(code)
+    first, worker = ([sys.executable, *line.split("#")[0].split()] for line in commands.splitlines())
+    assert (first[1], worker[1]) == ("python", "celery")
+    done = subprocess.run([first[0], *first[2:]], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+    log = tmp_path / "worker.log"
+    process = start_process([worker[0], "-m", *worker[1:]], log, {"PYTHONPATH": str(tmp_path)})
+    try:
+        for line in output.splitlines():
+            pattern = re.escape(line).replace(r"\.\.\.", ".*")
+            eventually(partial(said, log, pattern), f"the worker says {line}")
+    finally:
+        stop_process(process)
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
+    with engine.connect() as connection:
+        assert sorted(connection.scalars(text("SELECT name FROM users"))) == ["ada", "grace"]
+    engine.dispose()
 
 
-def test_the_other_blocks_do_what_the_text_says(shop: dict[str, Any]) -> None:
-    for block in python_blocks()[1:]:
-        exec(compile(block, "README.md", "exec", dont_inherit=True), shop)
-    assert names(shop) == {"ada"}
-    shop["rename_user"].delay("ada", "ada lovelace").get()
-    shop["welcome"].delay("alan").get()
-    assert names(shop) == {"ada lovelace", "Alan"}
-    assert shop["how_many"].delay().get() == 2
+class Base(DeclarativeBase):
+    pass
 
 
-def test_the_readme_opens_with_the_two_commands() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text.index("make demo") < text.index("make test") < text.index("## ")
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_the_diff_does_the_same_before_and_after(sign: str, tmp_path: Path) -> None:
+    (diff,) = blocks(README, "diff")
+    code = "\n".join(line[1:] for line in diff.splitlines() if line[:1] in {sign, " "})
+    url = f"sqlite:///{tmp_path}/shop.sqlite3"
+    code = code.replace("postgresql+psycopg://localhost/shop", url).replace("redis://localhost", "memory://")
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    sent: list[str] = []
+    found: dict[str, Any] = {"Alchemy": Alchemy, "Celery": Celery, "DatabaseTask": DatabaseTask, "User": User}
+    found["SessionLocal"] = sessionmaker(engine)
+    exec(compile(code.replace("task(", "task(shared=False, "), "README.md", "exec", dont_inherit=True), found)
+    base = Task if sign == "-" else DatabaseTask
+    found["app"].conf.task_always_eager = True
+
+    def welcome(name: str) -> None:
+        sent.append(name)
+
+    found["welcome"] = found["app"].task(welcome, base=base, shared=False)
+    found["register"].apply(("ada",)).get()
+    assert sent == ["ada"]
+    with engine.connect() as connection:
+        assert connection.scalars(text("SELECT name FROM users")).all() == ["ada"]
+    if sign == "+":
+        found["db"].stop()
+    engine.dispose()
+
+
+def test_the_recipe_has_one_session_for_all() -> None:
+    """As the text says."""
+    (code,) = [block for block in blocks(README, "python") if "after_return" in block]
+    found: dict[str, Any] = {"Task": Task, "SessionLocal": sessionmaker()}
+    exec(compile(code, "README.md", "exec", dont_inherit=True), found)
+    app = Celery(broker="memory://", set_as_current=False)
+    task = app.task(said, name="recipe", base=found["DatabaseTask"], shared=False)
+    with ThreadPoolExecutor(2) as threads:
+        sessions = list(threads.map(lambda _: task.session, range(2)))
+    assert sessions[0] is sessions[1]
+
+
+def test_the_table_is_what_was_counted() -> None:
+    results = json.loads((ROOT / "docs" / "faults.json").read_text())["results"]
+    table = [line.strip("| ").split(" | ") for line in README.splitlines() if re.match(r"\| \w.*( \d+ \|){4}$", line)]
+    assert [row[0].split(",")[0] for row in table] == ["threads", "gevent", "eventlet", "prefork"]
+    for place, *numbers in table:
+        pool, fault = place.split(",")[0], "retries" if "retries" in place else "nothing"
+        cells = [one for one in results if (one["cell"]["pool"], one["cell"]["fault"]) == (pool, fault)]
+        recipe, *_ = (one["damage"] for one in cells if one["cell"]["pattern"] == "recipe")
+        ours = [one["damage"] for one in cells if one["cell"]["pattern"] == "celery-alchemy"]
+        assert len(ours) == 3
+        either = sum(one["wrong"] + one["needless"] for one in ours)
+        assert [*map(int, numbers)] == [recipe["tasks"], recipe["wrong"], recipe["needless"], either]

@@ -19,8 +19,12 @@ CELERY = {"celery", "billiard", "kombu", "vine", "amqp"}
 ARROW = {"strategies": set(), "workers": {"strategies"}, "loadtests": {"strategies", "workers"}}
 DRIVERS = {"psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"}
 #: Modules of one driver, imported when it is selected.
-OF_ONE_DRIVER = {"begin_psycopg.py": {"psycopg"}, "begin_psycopg2.py": {"psycopg2"}}
+OF_ONE_DRIVER = {
+    "begin_psycopg.py": {"psycopg"}, "begin_psycopg2.py": {"psycopg2"},
+    "followed_psycopg.py": {"psycopg"}, "followed_psycopg2.py": {"psycopg2"},
+}  # fmt: skip
 GREEN = {"gevent", "eventlet"}
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 
 
 def modules(folder: str) -> list[Path]:
@@ -171,12 +175,21 @@ def test_the_checkout_has_one_copy_of_each_module() -> None:
 
 
 def test_every_module_has_a_docstring_and_a_bounded_length() -> None:
-    """One idea per file."""
-    for folder in ("strategies", "workers"):
-        for path in modules(folder):
-            text = path.read_text()
-            assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
-            assert len(text.splitlines()) <= 400, f"{path.name} has more than one idea"
+    """One idea per file, and one screen per function."""
+    for path in (path for folder in sorted(FOLDERS) for path in modules(folder)):
+        text = path.read_text()
+        tree = ast.parse(text)
+        assert len(text.splitlines()) <= LONGEST_FILE, f"{path.name} has more than one idea"
+        assert ast.get_docstring(tree) or not text, f"{path.name} has no docstring"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                length = node.end_lineno - node.lineno + 1
+                assert length <= LONGEST_FUNCTION, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_no_file_of_the_tests_is_longer_than_those_of_the_product() -> None:
+    found = {path.name: len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py")}
+    assert {name: length for name, length in found.items() if length > LONGEST_FILE} == {}
 
 
 LOCUST = PACKAGE / "loadtests" / "client"
@@ -199,7 +212,7 @@ COMMANDS = """
 import json, sys
 import celery_alchemy.loadtests, celery_alchemy.loadtests.bench.commands
 celery_alchemy.loadtests.bench.commands.bench.main(["--help"], standalone_mode=False)
-import celery_alchemy.loadtests.bench.runs, celery_alchemy.loadtests.worker, celery_alchemy.loadtests.reports
+import celery_alchemy.loadtests.bench.runs, celery_alchemy.loadtests.services.worker, celery_alchemy.loadtests.reports
 print(json.dumps([name for name in ("locust", "gevent", "eventlet", "matplotlib") if name in sys.modules]))
 """
 
@@ -227,4 +240,4 @@ def test_a_command_without_its_extra_says_what_to_install() -> None:
     assert "celery alchemy bench needs rich: pip install 'celery-alchemy[loadtest]'." in said
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
-    assert "Not installed: needs rich" in done.stdout
+    assert "Not installed: needs rich: pip install 'celery-alchemy[loadtest]'." in " ".join(done.stdout.split())

@@ -7,6 +7,8 @@ from sqlalchemy import create_engine, text
 
 app = Celery("shop", broker="redis://localhost")
 engine = create_engine(os.environ["DOCTOR_URL"])
+with engine.connect() as first:
+    first.execute(text("SELECT 1"))
 
 
 @app.task

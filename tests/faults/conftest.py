@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 from support.databases import Database, assert_no_connections
 from support.worker import Site, Start, Worker, running
 
-from celery_alchemy.loadtests.proxy import Proxy
+from celery_alchemy.loadtests.services.proxy import Proxy
 
 
 @pytest.fixture

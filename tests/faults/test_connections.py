@@ -11,7 +11,7 @@ from support.faults import amount
 from support.waiting import eventually
 from support.worker import Outcome, Start, Worker
 
-from celery_alchemy.loadtests.proxy import Proxy
+from celery_alchemy.loadtests.services.proxy import Proxy
 
 POOLS = {"prefork": 4, "threads": 6, "gevent": 12, "eventlet": 12, "solo": 1}
 GONE_S = amount(2, 30)

@@ -11,6 +11,8 @@ import pytest
 from support import databases, forking, green, servers
 from support.faults import SEED, amount
 
+from celery_alchemy.strategies.interrupts import hidden_interrupt
+
 COUNT = amount(200, 3000)
 #: One strategy per driver: the strategies differ in where they keep the Session.
 STRATEGIES = {"psycopg": "per_process", "psycopg2": "local", "pymysql": "scoped"}
@@ -102,3 +104,13 @@ def test_limit_in_the_middle_of_a_checkout(
         "after the block": ["SUCCESS", ""],
     }
     assert sorted(database.rows(key)) == ["0 first", "0 first", "0 second", "0 second"]
+
+
+@pytest.mark.parametrize(("message", "hides"), [((), True), (("what the task asserts",), False)])
+def test_an_assertion_of_sqlalchemys_that_a_limit_has_met_is_that_limit(message: tuple[str, ...], hides: bool) -> None:
+    with pytest.raises(AssertionError) as raised:
+        try:
+            raise SystemExit
+        finally:
+            raise AssertionError(*message)
+    assert isinstance(hidden_interrupt(raised.value), SystemExit) == hides

@@ -12,7 +12,7 @@ from support.faults import FULL
 from support.waiting import eventually
 from support.worker import Start
 
-from celery_alchemy.loadtests.proxy import Proxy
+from celery_alchemy.loadtests.services.proxy import Proxy
 
 #: What the library sets itself takes a minute to strike; the mechanism is the same with less patience.
 QUICKLY = {} if FULL else {"keepalives_idle": "1", "keepalives_interval": "1", "tcp_user_timeout": "2000"}

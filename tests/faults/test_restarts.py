@@ -14,8 +14,8 @@ from support.fleet import fleet
 from support.worker import Site
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.postgresql import PostgreSQLServer, restartable_postgresql
-from celery_alchemy.loadtests.rundir import run_directory
+from celery_alchemy.loadtests.services.postgresql import PostgreSQLServer, restartable_postgresql
+from celery_alchemy.loadtests.services.rundir import run_directory
 
 GONE_S = amount(1, 30)
 

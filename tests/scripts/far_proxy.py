@@ -5,7 +5,7 @@ import sys
 
 from sqlalchemy import make_url
 
-from celery_alchemy.loadtests.proxy import Proxy
+from celery_alchemy.loadtests.services.proxy import Proxy
 
 proxy = Proxy(make_url(sys.argv[2]), host=sys.argv[1])
 print(proxy.port, flush=True)

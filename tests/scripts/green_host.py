@@ -26,6 +26,7 @@ from sqlalchemy import event, func, insert, select, text, update
 from support.project.models import Counter, Row
 
 from celery_alchemy import Alchemy, DatabaseTask, NoUnitOfWork, ReservedSlotsInUse, WorkerPool
+from celery_alchemy.strategies.engines.held import RecordQueue
 from scripts.children import forked
 from scripts.gathering import Gathering
 
@@ -227,6 +228,61 @@ def nest(db: Alchemy) -> dict[str, int]:
 
     run(lambda number: in_task(db, body), CONNECTIONS)
     return {"nested": nested, "refused": refused, "most": opened.most, "checked_out": checked_out(db)}
+
+
+def kill_waiting(db: Alchemy) -> dict[str, int]:
+    """Kill greenlets that wait for a connection, tasks and helpers; then use all connections."""
+    opened, waiting = Open(db.engine), []
+    done = []
+
+    def use(session: Any) -> None:
+        session.execute(text("SELECT 1"))
+        done.append(session)
+
+    def help_out() -> None:
+        with contextlib.suppress(BaseException), db.unit_of_work() as session:
+            use(session)
+
+    def be_task() -> None:
+        with contextlib.suppress(BaseException):
+            in_task(db, use)
+
+    with db.unit_of_work() as outer:
+        outer.execute(text("SELECT 1"))
+        with db.unit_of_work() as inner:
+            inner.execute(text("SELECT 1"))
+            waiting += [spawn(body) for body in (help_out, be_task) * 4]
+            sleep(0.1)
+            early = len(done)
+            for greenlet in waiting:
+                kill(greenlet)
+            sleep(0.05)
+    join(waiting)
+    run(lambda number: help_out() if number % 2 else be_task(), 8)
+    return {"early": early, "done": len(done), "most": opened.most, "checked_out": checked_out(db)}
+
+
+def kill_called() -> list[int]:
+    """Kill a greenlet that waits for a connection in the moment in which it is called: the next one is called."""
+    found = []
+    for kill_first in (True, False):
+        queue: Any = RecordQueue()
+        served: list[Any] = []
+        waiting = [spawn(lambda queue=queue, served=served: served.append(queue.get(True, 20))) for _ in range(3)]
+        sleep(0.1)
+        if kill_first:
+            kill(waiting[0])
+        queue.put("record")
+        if not kill_first:
+            kill(waiting[0])
+        for _ in range(100):
+            if not served:
+                sleep(0.05)
+        found.append(len(served))
+        for _ in range(2):
+            queue.put("record")
+        join(waiting)
+    return found
 
 
 def count_up(db: Alchemy, key: str) -> dict[str, int]:

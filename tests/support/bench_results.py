@@ -1,6 +1,5 @@
 """Result directories of benchmarks that never ran: seeded, and shaped like real ones."""
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -8,22 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
-from celery_alchemy.loadtests.bench.results import (
-    BATCHES_FILE,
-    ROUND_TRIPS_FILE,
-    SWEEP_FILE,
-    Arm,
-    Batch,
-    Cell,
-    RunFacts,
-    Slice,
-    SweepStep,
-    Verdict,
-    to_json,
-)
-from celery_alchemy.loadtests.patterns import OURS, PATTERNS, POOLS
-from celery_alchemy.loadtests.percentiles import Percentiles
-from celery_alchemy.loadtests.workloads import WORKLOADS
+from celery_alchemy.loadtests.bench.results import Arm, Batch, Cell, Counted, RunFacts, Slice, SweepStep, Verdict
+from celery_alchemy.loadtests.bench.store import Store
+from celery_alchemy.loadtests.client.percentiles import Percentiles
+from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS, POOLS
+from celery_alchemy.loadtests.tasks.workloads import WORKLOADS
 
 AUTOMATIC = {"prefork": "per_process", "threads": "scoped", "gevent": "scoped", "eventlet": "scoped", "solo": "local"}
 STRATEGIES = ("local", "scoped", "per_process")
@@ -69,9 +57,10 @@ class Plan:
     concurrency: int = 4
     concurrencies: Sequence[int] = (4, 16)
     """Of the contests between worker pools; none: there are no such contests."""
-    batches: int = 3
-    rounds: int = 10
+    batches: int = 6
+    rounds: int = 4
     """Of each batch; 0: checked only."""
+    sweeps: int = 5
     sweep: bool = True
     noise: float = 0.08
     foreign_cpus: float = FREE
@@ -88,20 +77,8 @@ class Plan:
 
 def write_results(directory: Path, plan: Plan = Plan()) -> Path:
     """Write a result directory, and return it."""
-    directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(plan.seed)
-    RunFacts(
-        command=f"celery alchemy bench --pools {','.join(plan.pools)} --out report/\n"
-        "celery alchemy bench sweep --out report/",
-        begun="2026-11-23T07:30:00+00:00",
-        options={"matrix": {"rounds": plan.rounds * plan.batches, "restarts": plan.batches, "slice_s": 1.0}},
-        services=["PostgreSQL 18.1 (embedded)", "Valkey 9.1.2 (embedded, unix socket)"],
-        versions={"celery-alchemy": plan.version, "celery": "5.7.0", "SQLAlchemy": "2.1.9", "gevent": "26.9.0"},
-        machine={"cpu": "An EPYC <7B13>", "cpus": "2", "memory": "24 GiB", "system": "Linux 6.1", "python": "3.11.7"},
-        workloads={name: WORKLOADS[name].summary if name in WORKLOADS else "Yours." for name in plan.workloads},
-        patterns={name: PATTERNS[name].summary for name in (OURS, *plan.baselines)},
-        objective="p95=100ms" if plan.sweep else "",
-    ).write(directory)
+    store = Store(directory, "matrix", facts_of(plan))
     contests = [
         patterns_contest(
             workload,
@@ -118,31 +95,70 @@ def write_results(directory: Path, plan: Plan = Plan()) -> Path:
     ]
     if arms:
         contests += [pools_contest(workload, arms) for workload in plan.workloads]
-    lines, number = [], 1
+    number = 1
     for turn in range(1, plan.batches + 1):
         for contest in contests:
             batch = make_batch(rng, plan, contest.name, turn, contest.workload, contest.arms, contest.reference, number)
             number += len(batch.slices)
-            lines.append(to_json(batch))
-    (directory / BATCHES_FILE).write_text("".join(f"{line}\n" for line in lines))
-    if plan.sweep:
-        steps = [
-            step
-            for workload in plan.workloads
-            for arm in dict.fromkeys(arms)
-            if arm.concurrency != 16 or workload.startswith("slow")
-            for step in make_sweep(rng, plan, arm, workload)
-        ]
-        (directory / SWEEP_FILE).write_text("".join(f"{to_json(step)}\n" for step in steps))
+            store.add_batch(batch, [])
+    swept = [
+        (arm, workload) for workload in plan.workloads for arm in dict.fromkeys(arms)
+        if plan.sweep and (arm.concurrency != 16 or workload.startswith("slow"))
+    ]  # fmt: skip
+    for arm, workload in swept:
+        for turn in range(1, plan.sweeps + 1):
+            store.add_sweep([replace(step, sweep=turn) for step in make_sweep(rng, plan, arm, workload)], [])
     trips = {"select": 3, "insert": 3, "transfer": 6, "statements": 23}
-    counted = {
+    store.add_round_trips({
         name: {
             pattern: trips.get(name, 4) + {"null_pool": 5.0, "flask": 0.0, OURS: 0.0}.get(pattern, 0.13)
             for pattern in (OURS, *plan.baselines)
         }
         for name in plan.workloads
-    }
-    (directory / ROUND_TRIPS_FILE).write_text(json.dumps(counted))
+    })  # fmt: skip
+    return directory
+
+
+def facts_of(plan: Plan) -> RunFacts:
+    """Return what a plan says of its run."""
+    return RunFacts(
+        command=f"celery alchemy bench --pools {','.join(plan.pools)} --out report/\n"
+        "celery alchemy bench sweep --out report/",
+        begun="2026-11-23T07:30:00+00:00",
+        options={"rounds": plan.rounds * plan.batches, "restarts": plan.batches, "slice_s": 1.0},
+        services=["PostgreSQL 18.1 (embedded)", "Valkey 9.1.2 (embedded, unix socket)"],
+        versions={"celery-alchemy": plan.version, "celery": "5.7.0", "SQLAlchemy": "2.1.9", "gevent": "26.9.0"},
+        machine={"cpu": "An EPYC <7B13>", "cpus": "2", "memory": "24 GiB", "system": "Linux 6.1", "python": "3.11.7"},
+        workloads={name: WORKLOADS[name].summary if name in WORKLOADS else "Yours." for name in plan.workloads},
+        patterns={name: PATTERNS[name].summary for name in (OURS, *plan.baselines)},
+        objective="p95=100ms" if plan.sweep else "",
+    )
+
+
+#: Of 200 orders: right, wrong, unanswered and connections left by the recipe.
+DEMO = {"prefork": (131, 64, 5, 3), "threads": (20, 163, 17, 12), "gevent": (37, 155, 8, 9),
+        "eventlet": (41, 159, 0, 8), "solo": (171, 29, 0, 1)}  # fmt: skip
+
+
+def write_demo(
+    directory: Path, demo: Mapping[str, tuple[int, int, int, int]] = DEMO, ours: tuple[int, int] = (200, 0)
+) -> Path:
+    """Write the directory of a demo: each worker pool, the recipe and ours, counted; `ours` are right and wrong."""
+    store = Store(directory, "demo", replace(facts_of(Plan(sweep=False)), options={"orders": 200}))
+    for pool, (right, wrong, unanswered, left) in demo.items():
+        own, recipe = Arm(pool, 1 if pool == "solo" else 4, OURS, "auto"), Arm(pool, 4, "recipe")
+        breaches = {CHECKS[1]: f"{wrong} times"} if wrong else {}
+        cells = [
+            Cell(
+                own,
+                [Verdict(name, not (ours[1] and name == CHECKS[1])) for name in CHECKS],
+                strategy=AUTOMATIC[pool],
+                counted=Counted(sum(ours), *ours, 0, 0, 1.61, 0.9),
+            ),
+            Cell(recipe, [Verdict(name, name not in breaches, breaches.get(name, "")) for name in CHECKS],
+                 counted=Counted(right + wrong + unanswered, right, wrong, unanswered, left, 4.2, 0.91)),
+        ]  # fmt: skip
+        store.add_batch(Batch(f"demo/{pool}", 1, "orders", own.name, cells, []), [])
     return directory
 
 
@@ -276,6 +292,9 @@ def make_sweep(rng: random.Random, plan: Plan, arm: Arm, workload: str) -> list[
                 foreign_cpus=plan.foreign_cpus,
                 peak_connections=min(arm.concurrency, 20),
                 send_lag_p99_ms=0.8,
+                uncorrected=replace(latency, p999=latency.p99),
+                late=round(over * 40),
+                skipped=round(over * 9),
                 met=latency.p95 <= 100 and achieved >= 0.9 * rate,
             )
         )

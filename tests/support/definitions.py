@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery, Task, shared_task
 from pydantic import BaseModel
 
-from celery_alchemy import Alchemy, DatabaseTask
+from celery_alchemy import Alchemy, CurrentSession, DatabaseTask
 from support.project.models import Row
 
 
@@ -199,6 +199,14 @@ def define(app: Celery, db: Alchemy) -> None:
     def validated(self: Any, order: Order) -> Receipt:
         return Receipt(key=write(self.db, order.key, order.fails))
 
+    @db.task(name="db_task")
+    def db_task(self: DatabaseTask, key: str, fails: bool = False) -> str:
+        return write(self.db, key, fails)
+
+    @db.task(name="db_task_injected", base=House)
+    def db_task_injected(session: CurrentSession, key: str, fails: bool = False) -> str:
+        return write(session, key, fails)
+
     for task_class in (ClassBased, ClassBasedWithRetry, ClassBasedSubclass, ClassBasedInheriting):
         app.register_task(task_class())
 
@@ -208,7 +216,7 @@ NAMES = [
     "plain", "bound", "annotated", "house", "keyword_only", "autoretried", "validated", "shared",
     "class_based", "class_based_with_retry", "class_based_subclass", "class_based_inheriting",
     "mixed_before", "mixed_after", "mixed_before_running", "mixed_after_running", "mixed_with_djangos",
-    "mixed_after_djangos", "stamping",
+    "mixed_after_djangos", "stamping", "db_task", "db_task_injected",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import URL
 
-from celery_alchemy.loadtests.proxy import Conversation, Proxy
+from celery_alchemy.loadtests.services.proxy import Conversation, Proxy
 
 GOODBYE = "<goodbye>"
 

@@ -31,8 +31,8 @@ def postgresql() -> Iterator[URL]:
         if _may_create_databases(url):
             yield url
             return
-    from celery_alchemy.loadtests.postgresql import embedded_postgresql
-    from celery_alchemy.loadtests.rundir import run_directory
+    from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
+    from celery_alchemy.loadtests.services.rundir import run_directory
 
     with run_directory() as run, embedded_postgresql(run) as url:
         yield url
@@ -54,8 +54,8 @@ def redis_server() -> Iterator[RedisURLs]:
     if url and url != EMBEDDED:
         yield RedisURLs(url, url)
         return
-    from celery_alchemy.loadtests.brokers import embedded_valkey
-    from celery_alchemy.loadtests.rundir import run_directory
+    from celery_alchemy.loadtests.services.brokers import embedded_valkey
+    from celery_alchemy.loadtests.services.rundir import run_directory
 
     with run_directory() as run, embedded_valkey(run) as embedded:
         yield RedisURLs(embedded, f"unix://{urlsplit(embedded).path}?db=0")

@@ -17,8 +17,8 @@ import redis
 from celery import Celery, Signature, chain
 
 from celery_alchemy.loadtests.errors import WorkerError
-from celery_alchemy.loadtests.processes import Process, StopStep, start_group, stop_group
-from celery_alchemy.loadtests.worker import STOP_STEPS, when_ready, worker_command
+from celery_alchemy.loadtests.services.processes import Process, StopStep, start_group, stop_group
+from celery_alchemy.loadtests.services.worker import STOP_STEPS, when_ready, worker_command
 from support import everywhere, preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
@@ -76,7 +76,9 @@ class Worker:
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
     silent: bool = False  # no result backend, no signal handlers: a greenlet killed from its hub may not wait for Redis
-    modules: Sequence[str] = ("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks", "enqueueing")
+    modules: Sequence[str] = (
+        *("endings", "sessions", "nesting", "callbacks", "hooks", "limits", "leaks", "enqueueing", "losing"),
+    )
     connections_when_untouched: Sequence[Any] = ()  # what the server listed after a first task without self.db
     expected_code: int | None = 0  # of a warm shutdown; None: the test looks at it itself
 
@@ -205,6 +207,12 @@ class Worker:
             **options,
         )
         return task_id
+
+    def send_only(self, task: str, *args: Any, task_id: str) -> None:
+        """Send a task under an id of the test's own, whose outcome is not told: not every id can be a name in Redis."""
+        self._client.send_task(
+            task, args, task_id=task_id, queue=self.queue, producer=self._producer, ignore_result=True
+        )
 
     def signature(self, task: str, *args: Any, immutable: bool = True) -> Signature:
         return self._client.signature(task, args, immutable=immutable, queue=self.queue)

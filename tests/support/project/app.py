@@ -6,7 +6,15 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import before_task_publish, task_failure, task_postrun, task_prerun, task_success, worker_ready
+from celery.signals import (
+    after_task_publish,
+    before_task_publish,
+    task_failure,
+    task_postrun,
+    task_prerun,
+    task_success,
+    worker_ready,
+)
 from sqlalchemy import Engine, create_engine, event
 
 from celery_alchemy import Alchemy, DatabaseTask
@@ -103,7 +111,8 @@ def tell(task_id: str, record: dict[str, Any]) -> None:
         tools.client().rpush(tools.name("task", task_id), json.dumps(record, default=str))
 
 
-@before_task_publish.connect
+# With an outbox `before_task_publish` is sent at the call already, when the message is written down.
+@(after_task_publish if app.conf.get("alchemy_outbox") else before_task_publish).connect
 def say_published(sender: str, body: Any, **_: Any) -> None:
     """Tell the test what the rest of the world can see at the moment at which a message about its key is sent."""
     arguments = body[0]

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, insert, select, text, update
 
 from support.project import tools
 from support.project.app import db, task
@@ -43,6 +43,32 @@ def number_again(self: Any, key: str) -> int:
 def always_loses(self: Any, key: str) -> None:
     tools.say(key, count_attempt(self))
     self.db.execute(text("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40001'; END $$"))
+
+
+@task(isolation_retries=2)
+def loses_after_a_commit(self: Any, key: str, how: str) -> None:
+    """What was committed inside must not be done twice."""
+    tools.say(key, count_attempt(self))
+    if how == "nested":
+        with db.unit_of_work() as session:
+            session.add(Row(key=key, note=how))
+    elif how == "core":
+        with db.engine.begin() as connection:
+            connection.execute(insert(Row).values(key=key, note=how))
+    elif how == "eager":
+        note_row.apply((key, how))
+    elif how == "callback":
+        db.on_commit(lambda: note_row.apply((key, how)))
+        self.db.commit()
+    else:
+        with db.unit_of_work() as session:
+            session.execute(select(Row).where(Row.key == key))
+    self.db.execute(text("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40001'; END $$"))
+
+
+@task()
+def note_row(self: Any, key: str, note: str) -> None:
+    self.db.add(Row(key=key, note=note))
 
 
 @task(isolation_retries=5)

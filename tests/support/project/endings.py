@@ -202,6 +202,13 @@ def note_error(request: Any, error: BaseException, traceback: Any) -> None:
 
 
 @task()
+def lose_a_conflict(self: Any, key: str) -> None:
+    """Fail as the server lets one of two transactions fail; PostgreSQL."""
+    self.db.add(Row(key=key))
+    self.db.execute(text("DO $$ BEGIN RAISE EXCEPTION 'of two' USING ERRCODE = '40001'; END $$"))
+
+
+@task()
 def fail_slowly(self: Any, key: str) -> None:
     """Killed by a hard time limit."""
     self.db.add(Row(key=key))
