@@ -127,6 +127,15 @@ def test_where_there_is_no_run_that_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "reading makes no file"
 
 
+def test_a_file_whose_tables_are_not_made_yet_holds_no_run(tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).touch()
+    for read in (RunFacts.read, lambda directory: list(read_batches(directory)), read_round_trips):
+        with pytest.raises(NoRunError):
+            read(tmp_path)
+    Store(tmp_path, "matrix", FACTS).add_batch(batch(1), [])
+    assert len(list(read_batches(tmp_path))) == 1
+
+
 def test_a_file_of_an_older_version_is_read_with_what_it_has(tmp_path: Path) -> None:
     Store(tmp_path, "matrix", FACTS).add_batch(batch(1), [])
     with sqlite3.connect(tmp_path / RUN_FILE) as connection:

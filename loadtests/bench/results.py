@@ -261,12 +261,15 @@ def _columns(kind: type, *leading: str, without: Iterable[str] = ()) -> str:
 
 
 SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS run (name PRIMARY KEY, value);
 CREATE TABLE IF NOT EXISTS batches ({_columns(Batch, without=("cells", "slices"))}, PRIMARY KEY (contest, number));
 CREATE TABLE IF NOT EXISTS cells ({_columns(Cell, "contest", "batch")});
 CREATE TABLE IF NOT EXISTS slices ({_columns(Slice, "contest", "batch")});
 CREATE TABLE IF NOT EXISTS steps ({_columns(SweepStep)});
+COMMIT;
 """
+"""One transaction: who reads while a run begins sees all tables or none."""
 
 
 @contextmanager
@@ -277,12 +280,15 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
         NoRunError: There is none, and it is only read.
     """
     path = (directory / RUN_FILE).resolve()
+    none_yet = NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
     if not write and not path.exists():
-        raise NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
+        raise none_yet
     with closing(sqlite3.connect(f"{path.as_uri()}?mode={'rwc' if write else 'ro'}", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
         if write:
             connection.executescript(SCHEMA)
+        elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # SQLite makes the file, then the tables.
+            raise none_yet
         with connection:
             yield connection
 
