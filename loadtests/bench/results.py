@@ -260,21 +260,18 @@ def _columns(kind: type, *leading: str, without: Iterable[str] = ()) -> str:
     return ", ".join([*leading, *(one.name for one in fields(kind) if one.name not in without)])
 
 
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS run (name PRIMARY KEY, value);
-CREATE TABLE IF NOT EXISTS batches ({_columns(Batch, without=("cells", "slices"))}, PRIMARY KEY (contest, number));
-CREATE TABLE IF NOT EXISTS cells ({_columns(Cell, "contest", "batch")});
-CREATE TABLE IF NOT EXISTS slices ({_columns(Slice, "contest", "batch")});
-CREATE TABLE IF NOT EXISTS steps ({_columns(SweepStep)});
-COMMIT;
-"""
-"""One transaction: who reads while a run begins sees all tables or none."""
+SCHEMA = (
+    "run (name PRIMARY KEY, value)",
+    f"batches ({_columns(Batch, without=('cells', 'slices'))}, PRIMARY KEY (contest, number))",
+    f"cells ({_columns(Cell, 'contest', 'batch')})",
+    f"slices ({_columns(Slice, 'contest', 'batch')})",
+    f"steps ({_columns(SweepStep)})",
+)
 
 
 @contextmanager
 def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open the file of a run; what the block writes is one transaction.
+    """Open the file of a run; what the block writes is one transaction, with the tables if there are none yet.
 
     Raises:
         NoRunError: There is none, and it is only read.
@@ -283,11 +280,14 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
     none_yet = NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
     if not write and not path.exists():
         raise none_yet
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode={'rwc' if write else 'ro'}", uri=True)) as connection:
+    address = f"{path.as_uri()}?mode={'rwc' if write else 'ro'}"
+    with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         if write:
-            connection.executescript(SCHEMA)
-        elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # SQLite makes the file, then the tables.
+            connection.execute("BEGIN IMMEDIATE")
+            for table in SCHEMA:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # Another process is making it.
             raise none_yet
         with connection:
             yield connection

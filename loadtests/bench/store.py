@@ -23,6 +23,7 @@ from .results import (
     RUN_FILE,
     TASKS_DIRECTORY,
     Batch,
+    NoRunError,
     RunFacts,
     SweepStep,
     insert,
@@ -122,9 +123,10 @@ class Store:
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
         # As it will be read back: tuples are lists there.
         facts = replace(facts, options=json.loads(json.dumps(facts.options)))
-        if not (self.directory / RUN_FILE).exists():
+        try:
+            before = RunFacts.read(self.directory)
+        except NoRunError:
             return replace(facts, options={part: facts.options})
-        before = RunFacts.read(self.directory)
         changed = {
             f"the options of {part}": (before.options.get(part, facts.options), facts.options),
             "the versions": (before.versions, facts.versions),
