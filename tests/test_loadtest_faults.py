@@ -16,10 +16,10 @@ from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, So
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "celery", "alchemy", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(320)
 def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
     """A hand-written pattern fails a task on a connection that died while it was idle; ours takes no damage."""
     done = run("faults", "--pools", "solo", "--faults", "idle", "--side-by-side", "3", "--out", str(tmp_path))
@@ -65,7 +65,7 @@ def test_words() -> None:
     assert in_words(Damage(lost=1) + Damage(lost=2, stuck=1)) == "3 lost, 1 stuck"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(320)
 def test_a_short_soak(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     done = run("soak", "--pools", "threads", "--tasks", "400", "--out", str(out))
