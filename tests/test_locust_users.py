@@ -110,8 +110,8 @@ def test_a_few_lines_are_enough_and_each_task_is_one_request(bank: locusts.Bank,
     assert {method: entry["num_requests"] for method, entry in seen.stats.items()} == dict.fromkeys(
         ("celery", "queue", "run", "checkout", "database"), len(seen.requests)
     )
-    # The file is some moments older than the end, on a busy machine as old as the start; rows of phases would make the sum
-    # several times as much.
+    # The file is some moments older than the end, on a busy machine as old as the start. With rows of phases the sum
+    # would be several times as much.
     assert int(seen.csv["", "Aggregated"]["Request Count"]) <= len(seen.requests)
 
 
