@@ -1,12 +1,12 @@
 """What `delay_on_commit` sends after the COMMIT goes the way of an `apply_async` by hand."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.signals import before_task_publish
 from sqlalchemy import text
 
@@ -39,13 +39,21 @@ class Shop:
 
     def ids(self) -> list[str]:
         """Return the ids of the messages, and take them."""
+        return [message.headers["id"] for message in self.messages()]
+
+    def messages(self) -> list[Any]:
+        """Return the messages, and take them."""
         found = []
         with self.app.connection_for_read() as connection, connection.SimpleQueue(self.queue) as queue:
             while queue.qsize():
                 message = queue.get_nowait()
                 message.ack()
-                found.append(message.headers["id"])
+                found.append(message)
         return found
+
+    def send_twice(self) -> list[Any]:
+        """Return the messages that two runs of `outer` send; what is known since the first is used by the second."""
+        return [message for number in (1, 2) if self.outer.apply((number,)).get() for message in self.messages()]
 
 
 @pytest.fixture
@@ -101,6 +109,125 @@ def test_what_a_receiver_sends_goes_at_once(shop: Shop) -> None:
     finally:
         before_task_publish.disconnect(receive)
     assert sorted(shop.ids()) == sorted([first, sent[1]])
+
+
+OPTIONS = {"expires": 60, "time_limit": 20, "soft_time_limit": 10, "ignore_result": True, "compression": "zlib"}
+
+
+def written_by(message: Any) -> dict[str, Any]:
+    """Return what the two ways of sending write, but for the ids and the time."""
+    left_out = {"id", "root_id", "parent_id", "origin", "expires"}
+    properties = {
+        name: value for name, value in message.properties.items() if name not in {"correlation_id", "delivery_tag"}
+    }
+    headers = {name: value for name, value in message.headers.items() if name not in left_out}
+    return {**headers, "properties": properties, "body": message.payload, "expires": bool(message.headers["expires"])}
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "with options"])
+def test_every_message_is_the_one_of_apply_async(shop: Shop, options: dict[str, Any]) -> None:
+    @shop.app.task(base=DatabaseTask, shared=False, name="noted", **options)
+    def noted(number: int, word: str = "") -> None:
+        pass
+
+    @shop.app.task(base=DatabaseTask, shared=False, name="sends")
+    def sends(by_hand: bool, number: int) -> None:
+        if by_hand:
+            noted.apply_async((number,), {"word": "w"})
+        else:
+            noted.delay_on_commit(number, word="w")
+
+    for number in range(3):
+        for by_hand in (True, False):
+            sends.apply((by_hand, number)).get()
+        by_hand_, ours = shop.messages()
+        assert written_by(ours) == written_by(by_hand_)
+
+
+def test_what_apply_async_finds_is_found_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = DatabaseTask._get_exec_options
+    monkeypatch.setattr(Task, "_get_exec_options", lambda self: (asked.append(self.name), original(self))[1])
+    assert len(shop.send_twice()) == 2
+    assert asked == ["inner"]
+
+
+def change_ignore_result(shop: Shop) -> None:
+    shop.inner.ignore_result = True
+
+
+def change_a_limit(shop: Shop) -> None:
+    shop.inner.soft_time_limit = 7
+
+
+def change_what_is_kept(shop: Shop) -> None:
+    shop.inner.time_limit = 8
+    shop.inner._exec_options = None
+
+
+@pytest.mark.parametrize(
+    ("change", "header"),
+    [(change_ignore_result, "ignore_result"), (change_a_limit, "timelimit"), (change_what_is_kept, "timelimit")],
+)
+def test_a_task_that_is_changed_is_looked_at_again(shop: Shop, change: Callable[[Shop], None], header: str) -> None:
+    """Celery keeps some of what it has found, which differs between versions; a message by hand tells."""
+    shop.send_twice()
+    change(shop)
+    shop.inner.apply_async((1,))
+    (by_hand,) = shop.messages()
+    assert [message.headers[header] for message in shop.send_twice()] == [by_hand.headers[header]] * 2
+
+
+def test_limits_that_contradict_are_refused_later_too(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.send_twice()
+    shop.inner.soft_time_limit, shop.inner.time_limit = 9, 8
+    assert shop.send_twice() == []
+    assert "soft_time_limit must be less than or equal to time_limit" in caplog.text
+
+
+def by_assignment(app: Celery) -> None:
+    app.conf.task_always_eager = True
+
+
+def by_defaults(app: Celery) -> None:
+    app.add_defaults({"task_always_eager": True})
+
+
+def by_other_settings(app: Celery) -> None:
+    app.config_from_object({"task_always_eager": True, **{key: app.conf[key] for key in KEPT}}, force=True)
+
+
+KEPT = ("alchemy_database_url", "task_default_queue")
+
+
+@pytest.mark.parametrize("switch_on", [by_assignment, by_defaults, by_other_settings])
+def test_a_task_that_becomes_eager_is_sent_no_more(shop: Shop, switch_on: Callable[[Celery], None]) -> None:
+    assert len(shop.send_twice()) == 2
+    switch_on(shop.app)
+    assert shop.app.conf.task_always_eager
+    assert shop.send_twice() == []
+    assert [number for _, number in shop.ran] == [1, 2]
+    shop.app.conf.task_always_eager = False
+    assert len(shop.send_twice()) == 2
+
+
+def test_an_agent_around_apply_async_sees_each_message(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when messages have been sent, and goes again."""
+    seen = []
+    original = Task.apply_async
+
+    @functools.wraps(original)
+    def apply_async(self: Any, *args: Any, **options: Any) -> Any:
+        seen.append(self)
+        return original(self, *args, headers={"traced": len(seen)}, **options)
+
+    shop.send_twice()
+    monkeypatch.setattr(Task, "apply_async", apply_async)
+    assert [message.headers["traced"] for message in shop.send_twice()] == [1, 2]
+    assert seen == [shop.inner] * 2
+    monkeypatch.undo()
+    assert [message.headers.get("traced") for message in shop.send_twice()] == [None] * 2
+    assert len(seen) == 2
 
 
 def test_an_eager_task_runs_after_the_commit_as_itself(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import operator
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from types import MethodType
+from types import FunctionType
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery._state import _task_stack
 from celery.app import base
 from celery.app import task as task_module
@@ -146,46 +146,55 @@ def watch_tasks(app: Celery, made: Callable[[Any], object]) -> None:
     finalised(app)
 
 
-class DirectApp:
-    """An app whose `send_task` is that of its class, not `replacement`, which stands there on the app itself.
+_MISSING = object()
+#: What `apply_async` reads of a task; all else it is given.
+_read_of = operator.attrgetter("_exec_options", "ignore_result", "soft_time_limit", "time_limit", "shadow_name")
 
-    Each of the twenty keywords of a message is packed and unpacked once more on its way through a replacement: 22,000
-    instructions. Celery's `apply_async` asks `_get_app` of the task for the app; where it asks something else, the
-    message goes the long way.
+
+class KnownCall:
+    """What `apply_async` of a task gives to `send_task`, for a message without options: Celery has been asked once.
+
+    It finds the same for each message, and to look up `task_always_eager` alone costs it 39,000 instructions: each
+    place that does not have it is an exception, by each of its names. Where something has changed that it reads, `fits`
+    says so, and it is asked again.
+
+    Args:
+        options: What it has given to `send_task`, but for what belongs to one message.
     """
 
-    def __init__(self, app: Celery, replacement: object) -> None:
-        self._app, self.replacement = app, replacement
+    __slots__ = ("_apply_async", "_conf", "_eager", "_read", "_task", "options")
+    options: dict[str, Any]
 
-    @property
-    def conf(self) -> Any:
-        return self._app.conf
+    def __init__(self, task: Any, options: dict[str, Any]) -> None:
+        self._task, self._apply_async, self._read = task, Task.apply_async, _read_of(task)
+        self._conf = conf = task.app.conf
+        self._eager = tuple(dict.fromkeys(conf._key(key) for key in conf._to_keys("task_always_eager")))
+        self.options = options
 
-    @property
-    def send_task(self) -> Any:
-        # As its class has it now: tracing agents wrap that, and may do so later than this.
-        return MethodType(type(self._app).send_task, self._app)
+    def fits(self, task: Any, app: Celery) -> bool:
+        """Tell whether `apply_async` of `task` would give the same today."""
+        conf = self._conf
+        if (
+            task is not self._task
+            or app._conf is not conf
+            or Task.apply_async is not self._apply_async
+            or _read_of(task) != self._read
+        ):
+            return False
+        for mapping in conf.maps:  # as `conf.task_always_eager` does, without the exceptions
+            for key in self._eager:
+                value = mapping.get(key, _MISSING)
+                if value is not _MISSING:
+                    return not value
+        return False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
 
-    def itself(self) -> DirectApp:
-        """Return it."""
-        return self
-
-    def task(self, task: Any, result: Callable[[str], Any], apply: Callable[..., Any]) -> Any:
-        """Return `task` as its `apply_async` is to see it, for one message.
-
-        Args:
-            result: Is called for the result of the message, with its id.
-            apply: Is called where `task_always_eager` runs the task instead.
-        """
-        if task._exec_options is None:
-            task._get_exec_options()  # kept by the task itself
-        made, own = object.__new__(type(task)), task.__dict__.copy()
-        own["_get_app"], own["AsyncResult"], own["apply"] = self.itself, result, apply
-        made.__dict__ = own
-        return made
+def can_be_known(task: Any) -> bool:
+    """Tell whether all that makes a `KnownCall` is Celery's own; tracing agents put functions around `apply_async`,
+    which want each message."""
+    function, cls = Task.apply_async, type(task)
+    own = type(function) is FunctionType and function.__globals__ is vars(task_module)
+    return own and cls.shadow_name is Task.shadow_name and cls._get_exec_options is Task._get_exec_options
 
 
 class LooseConnection:

@@ -16,7 +16,7 @@ from .attributes import refuse_misspelled
 from .errors import ConfigurationError
 from .injection import hide_from_callers
 from .no_unit import no_unit_here
-from .sending import calls, enqueue, orders
+from .sending import calls, enqueue, orders, plain
 from .sending.arguments import are_plain, refuse_sessions
 from .sending.celerys_own import mark_methods, sent_by_celery
 from .sending.late import has_late
@@ -114,7 +114,7 @@ class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
         if self._sends_plainly:
-            result = enqueue.send_plain(self, args, kwargs)
+            result = plain.send_plain(self, args, kwargs)
             if result is not None:
                 return result
         return self.apply_async_on_commit(args, kwargs)

@@ -13,10 +13,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery import Celery, Task
-from celery.app.routes import MapRoute
+from celery import Celery
 from celery.result import denied_join_result
-from celery.signals import after_task_publish, before_task_publish
 from celery.utils import uuid
 from sqlalchemy.orm import Session
 
@@ -24,14 +22,13 @@ from ...strategies.errors import UnseenBlock
 from ...strategies.features.foreign_sessions import on_commit_of, plain_session
 from ...strategies.place import is_strange
 from ...strategies.registry import open_entries
-from ...strategies.scope import SCOPE, current_scope
 from ...strategies.sessions import owner_of
 from ...strategies.unit_of_work import UnitOfWork
 from .. import apps
-from .._celery import DirectApp, known_task
+from .._celery import known_task
 from ..settings import DEFAULT
-from . import orders, outbox, recording, waiting_results
-from .arguments import PLAIN, are_plain, explaining, snapshot, warn_of_none
+from . import orders, outbox, plain, recording, waiting_results
+from .arguments import are_plain, explaining, snapshot, warn_of_none
 from .celerys_own import is_celerys_own
 from .following import open_session, session_to_wait_for
 from .orders import ordered
@@ -39,7 +36,6 @@ from .orders import ordered
 OPTION = "enqueue_on_commit"
 """Of one call, and as an attribute of a task: wait for the commit (True) or send at once (False)."""
 _OURS = "_celery_alchemy_send_task"
-_DIRECT = "_celery_alchemy_direct"
 
 
 class Sending:
@@ -57,87 +53,6 @@ class Sending:
 
     def __repr__(self) -> str:
         return f"sending {self._name}[{self.task_id}]"
-
-
-class PlainSending(Sending):
-    """The same for a call of `delay_on_commit` whose arguments are few and plain: the whole `apply_async` is made after
-    the COMMIT, as it would be by hand."""
-
-    __slots__ = ("_args", "_db", "_direct", "_kwargs", "_result", "_task")
-    task_id: str
-
-    def __init__(self, task: Any, db: apps.Served, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._task, self._db, self._result, self._args, self._kwargs = task, db, result, args, kwargs
-        self.task_id = result.id
-        self._direct: DirectApp | None = None
-
-    @property
-    def needs_unit(self) -> bool:
-        """Whether code of the user's runs in it, which may use the database and send: a receiver, a router, a
-        `send_task` that somebody has put over ours."""
-        app = self._db.app
-        own = app.__dict__
-        direct = own.get(_DIRECT)
-        if (
-            direct is None
-            or own.get("send_task") is not direct.replacement
-            or recording.ATTRIBUTE in own
-            or before_task_publish.receivers
-            or after_task_publish.receivers
-        ):
-            return True
-        amqp = own.get("amqp") or app.amqp  # `cached_property` of kombu costs as much as all of this
-        for route in amqp.routes:  # no generator
-            if type(route) is not MapRoute:
-                return True
-        self._direct = direct
-        return False
-
-    def __call__(self) -> Any:
-        direct = self._direct
-        if direct is None:
-            with orders.at_once(self._result), orders.sending(self._task):
-                return Task.apply_async(self._task, self._args, self._kwargs, task_id=self.task_id)
-        task = direct.task(self._task, self._made, self._apply)
-        return Task.apply_async(task, self._args, self._kwargs, task_id=self.task_id)
-
-    def __repr__(self) -> str:
-        return f"sending {self._task.name}[{self.task_id}]"
-
-    def _made(self, task_id: str) -> Any:
-        return self._result
-
-    def _apply(self, *args: Any, **options: Any) -> Any:
-        with orders.at_once(), orders.sending(self._task):
-            return self._task.apply(*args, **options)
-
-
-def send_plain(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Send `task` after the COMMIT of the unit of work that runs here, where nothing else has a say.
-
-    Returns:
-        The result; None, and nothing has happened, where arguments, task or settings want more to be looked at.
-    """
-    scope = getattr(current_scope(), SCOPE, None)
-    entry = scope.units[-1] if scope is not None and scope.units else None
-    if (
-        entry is None
-        or entry.coroutine is not None  # a block, which may be of other code
-        or entry.has_parts
-        or task.serializer != "json"
-        or (args and not PLAIN.issuperset(map(type, args)))
-        or (kwargs and not PLAIN.issuperset(map(type, kwargs.values())))
-    ):
-        return None
-    db = getattr(task.app, apps.ATTRIBUTE, None)
-    if db is None or db.units is not entry.registry or db.settings.outbox:
-        return None
-    if task.typing:
-        task.__header__(*args, **kwargs)
-    result = task.AsyncResult(uuid())
-    result.ignored = task.ignore_result
-    entry.unit.on_commit(PlainSending(task, db, result, args, kwargs))
-    return result
 
 
 def attach(app: Celery) -> None:
@@ -165,8 +80,7 @@ def attach(app: Celery) -> None:
             options |= zip(places, more, strict=False)
         collecting, order = outbox.collecting.get(), ordered()
         if collecting is None and order is not None and order.at_once:
-            if order.result is not None:
-                options["result_cls"] = order.result_of
+            order.meets(name, args, kwargs, options)
             if before is None and recording.ATTRIBUTE not in app.__dict__:  # each call costs 20 keywords
                 return type(app).send_task(app, name, args, kwargs, **options)
             return send(name, args, kwargs, **options)
@@ -207,7 +121,7 @@ def _put_in_place(app: Celery, send_task: Any, before: object) -> None:
     setattr(send_task, _OURS, True)
     app.send_task = send_task
     if before is None:
-        setattr(app, _DIRECT, DirectApp(app, send_task))
+        plain.attach(app, send_task)
 
 
 def _store(

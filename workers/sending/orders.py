@@ -8,11 +8,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+Note = Callable[[str, Any, Any, dict[str, Any]], object]
+
 
 class Order:
     """How messages are sent while it is in force."""
 
-    __slots__ = ("_token", "at_once", "raises", "result", "session", "unasked")
+    __slots__ = ("_token", "at_once", "note", "raises", "result", "session", "unasked")
     raises: bool
     session: Session | None
 
@@ -24,6 +26,7 @@ class Order:
         unasked: bool = False,
         at_once: bool = False,
         result: Any = None,
+        note: Note | None = None,
     ) -> None:
         self.session, self.raises = session, raises
         self.unasked: bool = unasked
@@ -32,10 +35,15 @@ class Order:
         """They have waited: nothing waits now."""
         self.result: Any = result
         """What `send_task` is to return; None: a new result."""
+        self.note: Note | None = note
+        """Is told what `send_task` was called with."""
 
-    def result_of(self, task_id: str) -> Any:
-        """Return `result`."""
-        return self.result
+    def meets(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+        """Let `send_task`, which is called with these, return `result`."""
+        if self.note is not None:
+            self.note(name, args, kwargs, options)
+        if self.result is not None:
+            options["result_cls"] = lambda task_id: self.result
 
     def __enter__(self) -> None:
         self._token: Token[Order | None] = _ordered.set(self)
@@ -59,13 +67,14 @@ def on_commit(session: Session | None, *, raises: bool = False, unasked: bool = 
     return Order(session, raises=raises, unasked=unasked)
 
 
-def at_once(result: Any = None) -> Order:
+def at_once(result: Any = None, note: Note | None = None) -> Order:
     """Let nothing that the block sends wait: a call that has waited is made now.
 
     Args:
         result: Of the one message that the block sends, where it is made already.
+        note: Is told what `send_task` is called with: the name, the arguments and the options.
     """
-    return Order(at_once=True, result=result)
+    return Order(at_once=True, result=result, note=note)
 
 
 class without_order:  # noqa: N801 - used as a function is
