@@ -42,7 +42,9 @@ def heir_of(savepoint: SessionTransaction) -> SessionTransaction | None:
 def hands_out_transactions(session: Session) -> bool:
     """Tell whether something listens to `session` that is given its transactions, and so can end them."""
     dispatch: Any = session.dispatch
-    return bool(dispatch.after_begin or dispatch.after_transaction_create)
+    begin, create = dispatch.after_begin, dispatch.after_transaction_create
+    # On this Session, and on its class: `bool(begin)` looks at the same, by two calls in Python.
+    return bool(begin.listeners or begin.parent_listeners or create.listeners or create.parent_listeners)
 
 
 class CommitCallbacks:
@@ -155,7 +157,8 @@ class CommitCallbacks:
     def set_free(self) -> None:
         """Let what waits be run by `run_ready`."""
         waiting, self._waiting = self._waiting, []
-        self._ready.extend([(callback, raises) for callback, raises, _, _ in waiting])
+        for callback, raises, _, _ in waiting:
+            self._ready.append((callback, raises))
 
     @shield.covers
     def run_ready(self) -> None:
