@@ -1,6 +1,9 @@
 """What `delay_on_commit` sends after the COMMIT goes the way of an `apply_async` by hand."""
 
+import ast
 import functools
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from celery.signals import before_task_publish
 from sqlalchemy import text
 
 from celery_alchemy import Alchemy, DatabaseTask
+from celery_alchemy.workers import _celery
 
 
 class Shop:
@@ -150,6 +154,30 @@ def test_what_apply_async_finds_is_found_once(shop: Shop, monkeypatch: pytest.Mo
     monkeypatch.setattr(Task, "_get_exec_options", lambda self: (asked.append(self.name), original(self))[1])
     assert len(shop.send_twice()) == 2
     assert asked == ["inner"]
+
+
+def test_all_that_apply_async_reads_of_a_task_is_compared() -> None:
+    """A Celery that reads more must be read first, and then named in `_READ_UP_TO`."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(Task.apply_async))).body
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+    compared = {"_get_exec_options", "ignore_result", "soft_time_limit", "time_limit", "shadow_name", "_get_app"}
+    at_the_call = {"typing", "__header__", "name", "AsyncResult"}
+    refused_before = {"_dump_pydantic_arguments", "__v2_compat__"}
+    where_it_is_eager = {"apply"}
+    assert read <= compared | at_the_call | refused_before | where_it_is_eager
+
+
+def test_a_newer_celery_is_asked_for_each_message(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = DatabaseTask._get_exec_options
+    monkeypatch.setattr(Task, "_get_exec_options", lambda self: (asked.append(self.name), original(self))[1])
+    monkeypatch.setattr(_celery, "VERSION", (5, 8, 0))
+    assert len(shop.send_twice()) == 2
+    assert asked == ["inner"] * 2
 
 
 def change_ignore_result(shop: Shop) -> None:

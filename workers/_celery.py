@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
-from celery import Celery, Task
+from celery import VERSION, Celery, Task
 from celery._state import _task_stack
 from celery.app import base
 from celery.app import task as task_module
@@ -189,9 +189,15 @@ class KnownCall:
         return False
 
 
+#: The newest Celery whose `apply_async` was read for what it reads: one that reads more is asked for each message.
+_READ_UP_TO = (5, 7)
+
+
 def can_be_known(task: Any) -> bool:
     """Tell whether all that makes a `KnownCall` is Celery's own; tracing agents put functions around `apply_async`,
     which want each message."""
+    if VERSION[:2] > _READ_UP_TO:
+        return False
     function, cls = Task.apply_async, type(task)
     own = type(function) is FunctionType and function.__globals__ is vars(task_module)
     return own and cls.shadow_name is Task.shadow_name and cls._get_exec_options is Task._get_exec_options

@@ -178,12 +178,9 @@ def overrides(cls: type, *names: str) -> bool:
 
 
 def sends_plainly(cls: type) -> bool:
-    """Tell whether `delay_on_commit` ends in Celery's own `apply_async`, with its arguments as they are.
-
-    That sees a copy of the task's attributes: what has a method there would change the copy, and slots are not in it.
-    """
+    """Tell whether `delay_on_commit` ends in Celery's own `apply_async`, with its arguments as they are."""
     own = overrides(cls, "apply_async", "apply_async_on_commit", "AsyncResult", "shadow_name")
-    return pydantic_dump(cls) is None and not own and not any(vars(base).get("__slots__") for base in cls.__mro__)
+    return pydantic_dump(cls) is None and not own
 
 
 def defer_overrides(cls: type) -> None:
