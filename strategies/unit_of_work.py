@@ -21,6 +21,7 @@ from ._sqlalchemy import (
     CLOSE_STATE,
     CLOSED,
     NOTHING,
+    has_changes,
     held_by,
     is_committing,
     provisions_of,
@@ -72,9 +73,7 @@ class UnitOfWork(Entry):
     """The line of code that has closed its Session with work in it."""
     leaked = 0
     """Connections that its code had checked out and kept, and that were taken back."""
-    _follows = False
-    _gives_connections = False
-    _unwatched = False
+    _follows = _gives_connections = _unwatched = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
 
     @property
@@ -227,8 +226,7 @@ class UnitOfWork(Entry):
             for hook in self.options.hooks:
                 hook.before_commit(self)
             session = self.opened
-            transaction = root_of(session) if session is not None else None
-            if session is None or transaction is None:
+            if session is None or (transaction := root_of(session)) is None:
                 return
             if self._error is not None:
                 self.refuse_failed(session)
@@ -288,11 +286,12 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: as `succeed` does.
         """
-        session = self.opened
-        if session is not None and self.options.commits and session.in_transaction() and not self.options.read_only:
-            if self._error is not None:
-                self.refuse_failed(session)
-            transaction = root_of(session)
+        session, options = self.opened, self.options
+        if session is None or not options.commits or options.read_only or (transaction := root_of(session)) is None:
+            return
+        if self._error is not None:
+            self.refuse_failed(session)
+        if has_changes(session):
             try:
                 session.flush()
             except Exception as error:
