@@ -175,9 +175,9 @@ class SnapshotMap:
     def __get__(self, transaction: Any, owner: type | None = None) -> Any:
         if transaction is None:
             return self
-        whole = transaction._is_transaction_boundary
-        made = WeakKeyDictionary() if whole else getattr(transaction._parent, self._name)
-        transaction.__dict__[self._name] = made
+        parent = transaction._parent  # None of a root transaction; savepoints make theirs at once
+        made = WeakKeyDictionary() if parent is None else getattr(parent, self._name)
+        setattr(transaction, self._name, made)  # by way of `__dict__`, all its attributes would be slower from then on
         return made
 
 
