@@ -210,8 +210,7 @@ class ClosingTransaction(SessionTransaction):
             super().rollback(_capture_exception, _to_root)
 
     def _take_snapshot(self) -> None:
-        # SQLAlchemy makes four maps here, for what a ROLLBACK is to undo in objects. Most transactions change none, and
-        # for them that is one percent of a task.
+        # SQLAlchemy makes four maps here, for what a ROLLBACK is to undo in objects. Who changes no object needs none.
         if self.nested or not SNAPSHOT_MAPS:
             super()._take_snapshot()
 
