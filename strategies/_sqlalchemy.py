@@ -10,11 +10,12 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Transaction
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState
+from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState, _SessionCloseState
 from sqlalchemy.pool import ConnectionPoolEntry
 
 # -- Sessions ----------------------------------------------------------------------------------------------------------
@@ -133,6 +134,16 @@ def rollback_exception(transaction: SessionTransaction | None) -> BaseException 
 objects_of = operator.attrgetter("_new", "identity_map._dict")
 
 
+#: What closing a Session calls of it, whatever is in it.
+CLOSING_METHODS = ("close", "_close_impl")
+
+#: Returns what is left of a Session that is to be closed: its transaction, what it has to expunge, and its state.
+remains_of = operator.attrgetter("_transaction", "_new", "identity_map._dict", "_close_state")
+#: What that is where nothing is left. All that `Session.close` does then is to set this attribute to CLOSED.
+NOTHING: tuple[Any, ...] = (None, {}, {}, _SessionCloseState.ACTIVE)
+CLOSE_STATE, CLOSED = "_close_state", _SessionCloseState.CLOSED
+
+
 _changed = operator.attrgetter("_new", "_deleted", "identity_map._modified")
 
 
@@ -150,6 +161,41 @@ ACTIVE, COMMITTED = SessionTransactionState.ACTIVE, SessionTransactionState.COMM
 #: told of its end: to change the class of one that is made costs each task three percent.
 ORIGINS = (SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN)
 SUBTRANSACTION = SessionTransactionOrigin.SUBTRANSACTION
+
+
+class SnapshotMap:
+    """One of the maps in which a transaction notes what a ROLLBACK is to undo in objects; made when first asked for.
+
+    That of a flush notes it in those of the transaction that it is part of.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, transaction: Any, owner: type | None = None) -> Any:
+        if transaction is None:
+            return self
+        parent = transaction._parent  # None of a root transaction; savepoints make theirs at once
+        made = WeakKeyDictionary() if parent is None else getattr(parent, self._name)
+        setattr(transaction, self._name, made)  # by way of `__dict__`, all its attributes would be slower from then on
+        return made
+
+
+def _snapshot_maps() -> tuple[str, ...]:
+    """Return the names of these maps; empty where SQLAlchemy does something else than to make them."""
+    transaction: Any = SessionTransaction.__new__(SessionTransaction)
+    transaction.session, transaction._parent, transaction.nested = None, None, False
+    transaction.origin = SessionTransactionOrigin.AUTOBEGIN
+    before = set(vars(transaction))
+    try:
+        transaction._take_snapshot()
+    except Exception:
+        return ()
+    made = {name: value for name, value in vars(transaction).items() if name not in before}
+    return tuple(made) if all(type(value) is WeakKeyDictionary and not value for value in made.values()) else ()
+
+
+SNAPSHOT_MAPS = _snapshot_maps()
 
 
 def locks_rows(statement: object) -> bool:

@@ -189,7 +189,9 @@ class UnitOfWorkRegistry:
     ) -> UnitOfWork:
         """Open a unit of work of its own; no Session yet."""
         strategy = self.strategy or self.started()
-        unit = self.unit_class(strategy, options, label, self, kind, holder, request)
+        unit = self.unit_class()
+        unit.strategy, unit.options, unit.registry, unit.titled = strategy, options, self, label
+        unit.kind, unit.holder, unit.request, unit.began = kind, holder, request, monotonic()
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()
         unit.scope = scope
         stack = scope.units

@@ -16,9 +16,12 @@ from sqlalchemy.sql.expression import TextClause, TextualSelect
 
 from ._sqlalchemy import (
     ACTIVE,
+    CLOSING_METHODS,
     COMMITTED,
     ORIGINS,
+    SNAPSHOT_MAPS,
     SUBTRANSACTION,
+    SnapshotMap,
     has_changes,
     is_over,
     listen_to,
@@ -46,6 +49,8 @@ class UnitSession(Session):
     celery_alchemy_owner: Owner | None = None
     has_one_bind: bool = False
     """No statement goes anywhere but to `bind`: there is nothing to be looked up."""
+    closes_plainly: bool = False
+    """No class of the user's has a say in how it is closed."""
     may_have_written: bool = False
     """Something else than a SELECT was executed in this transaction, or somebody has its connection."""
     is_told = False
@@ -171,13 +176,14 @@ class UnitSession(Session):
             super().expunge_all()
 
 
+_TEXTS = (TextClause, TextualSelect)
 _SELECT = ("SELECT ", "select ")
 _READS = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:select|values|table|show|explain|pragma|set)\b", re.I | re.S)
 
 
 def may_write(clause: Any) -> bool:
     """Tell whether a statement may change something."""
-    if not isinstance(clause, TextClause | TextualSelect):
+    if not isinstance(clause, _TEXTS):
         return not getattr(clause, "is_select", False)
     text: Any = clause if isinstance(clause, TextClause) else clause.element
     words: str = text.text
@@ -203,11 +209,20 @@ class ClosingTransaction(SessionTransaction):
         with told(self.session):  # SQLAlchemy closes the savepoints in it
             super().rollback(_capture_exception, _to_root)
 
+    def _take_snapshot(self) -> None:
+        # SQLAlchemy makes four maps here, for what a ROLLBACK is to undo in objects. Who changes no object needs none.
+        if self.nested or not SNAPSHOT_MAPS:
+            super()._take_snapshot()
+
     def _begin(self, nested: bool = False) -> SessionTransaction:
         # That of a flush is of this class too: where there are two, Python looks up anew what it had found for one.
         if nested or provisions_of(self)[0] is not ACTIVE:
             return super()._begin(nested)  # which refuses what is not active
         return ClosingTransaction(self.session, SUBTRANSACTION, self)
+
+
+for _name in SNAPSHOT_MAPS:
+    setattr(ClosingTransaction, _name, SnapshotMap(_name))
 
 
 class UnitTransaction(ClosingTransaction):
@@ -289,7 +304,8 @@ def class_of(base: type[Session], kinds: tuple[type[Session], ...], has_one_bind
     key = (kinds, has_one_bind)
     if key not in made:
         bases = kinds if issubclass(kinds[-1], base) else (*kinds, base)
-        made[key] = type(base.__name__, bases, {"has_one_bind": has_one_bind})
+        closes_plainly = all(getattr(base, name) is getattr(Session, name) for name in CLOSING_METHODS)
+        made[key] = type(base.__name__, bases, {"has_one_bind": has_one_bind, "closes_plainly": closes_plainly})
     return made[key]
 
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from time import monotonic
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -18,7 +17,18 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from . import lost_work
-from ._sqlalchemy import held_by, is_committing, provisions_of, root_of, savepoint_of
+from ._sqlalchemy import (
+    CLOSE_STATE,
+    CLOSED,
+    NOTHING,
+    has_changes,
+    held_by,
+    is_committing,
+    provisions_of,
+    remains_of,
+    root_of,
+    savepoint_of,
+)
 from .base import SessionStrategy
 from .core_transactions import follow_connections
 from .engines import failed_transaction
@@ -36,14 +46,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 class UnitOfWork(Entry):
     """What one task request, hook or `unit_of_work()` block does in the database, from first statement to release.
 
-    Args:
-        strategy: Opens and releases the Session.
-        options: How it is treated.
-        label: Names it in messages.
-        registry: Runs an `on_commit` callable in a unit of work of its own.
+    Whoever begins it (`UnitOfWorkRegistry.begin`) sets what has no value here.
     """
 
     owns = ends = True
+    strategy: SessionStrategy
+    """Opens and releases the Session."""
+    options: UnitOptions
+    """How it is treated."""
+    titled: Label  # What `label` is made of
+    began: float  # By time.monotonic()
     outcome: str = "nothing"
     committed: SessionTransaction | None = None
     """The transaction or savepoint whose COMMIT or RELEASE has just succeeded."""
@@ -61,29 +73,8 @@ class UnitOfWork(Entry):
     """The line of code that has closed its Session with work in it."""
     leaked = 0
     """Connections that its code had checked out and kept, and that were taken back."""
-    _follows = False
-    _gives_connections = False
-    _unwatched = False
+    _follows = _gives_connections = _unwatched = False
     _error: tuple[BaseException, SessionTransaction | None] | None = None
-
-    def __init__(
-        self,
-        strategy: SessionStrategy,
-        options: UnitOptions,
-        label: Label,
-        registry: Any,
-        kind: str = "block",
-        holder: Any = None,
-        request: Any = None,
-    ) -> None:
-        self.strategy = strategy
-        self.options = options
-        self.registry = registry
-        self.kind = kind
-        self.holder = holder
-        self.request = request
-        self.began: float = monotonic()
-        self._label = label
 
     @property
     def unit(self) -> UnitOfWork:
@@ -117,7 +108,7 @@ class UnitOfWork(Entry):
     @property
     def label(self) -> str:
         """The name of this unit of work, for messages."""
-        return written(self._label)
+        return written(self.titled)
 
     @property
     def session(self) -> Session:
@@ -235,16 +226,16 @@ class UnitOfWork(Entry):
             for hook in self.options.hooks:
                 hook.before_commit(self)
             session = self.opened
-            if session is None or not session.in_transaction():
+            if session is None or (transaction := root_of(session)) is None:
                 return
             if self._error is not None:
                 self.refuse_failed(session)
             if self.waiting is None:
-                self.commit(session)
+                self.commit(session, transaction)
             else:
                 self.waiting.held_back += 1
                 try:
-                    self.commit(session)
+                    self.commit(session, transaction)
                     self.waiting.set_free()  # to be run at the end: what is committed now is not dropped any more
                 finally:
                     self.waiting.held_back -= 1
@@ -253,9 +244,9 @@ class UnitOfWork(Entry):
             raise
         self.outcome = "committed"
 
-    def commit(self, session: Session) -> None:
-        """Send the COMMIT: what `Session.commit` of ours does, but for what others need who call that."""
-        commits, transaction = self.scope.commits, root_of(session)
+    def commit(self, session: Session, transaction: SessionTransaction) -> None:
+        """Send the COMMIT of `transaction`: as `Session.commit` of ours, but for what others need who call that."""
+        commits = self.scope.commits
         if (entries := len(provisions_of(transaction)[1])) > ONE_CONNECTION:
             self.refuse_failed(session)  # before the COMMIT of any
         try:
@@ -295,11 +286,12 @@ class UnitOfWork(Entry):
         Raises:
             BrokenTransaction: as `succeed` does.
         """
-        session = self.opened
-        if session is not None and self.options.commits and session.in_transaction() and not self.options.read_only:
-            if self._error is not None:
-                self.refuse_failed(session)
-            transaction = root_of(session)
+        session, options = self.opened, self.options
+        if session is None or not options.commits or options.read_only or (transaction := root_of(session)) is None:
+            return
+        if self._error is not None:
+            self.refuse_failed(session)
+        if has_changes(session):
             try:
                 session.flush()
             except Exception as error:
@@ -342,17 +334,24 @@ class UnitOfWork(Entry):
         session, self.opened, self.ready = self.opened, None, None
         if session is None:
             return
+        plain = self.strategy.new_session is not None
+        if plain and session.closes_plainly and remains_of(session) == NOTHING:  # type: ignore[attr-defined]
+            setattr(session, CLOSE_STATE, CLOSED)  # as `Session.close` would, in four calls
+        else:
+            self._release(session, plain=plain)
+        setattr(session, OWNER, None)
+        self._error = None
+
+    def _release(self, session: Session, *, plain: bool) -> None:
         transaction = root_of(session)
         try:
-            if self.strategy.new_session is not None:
+            if plain:
                 super(UnitSession, session).close()  # type: ignore[misc]
             else:
                 self.strategy.release(self, session)
         except Exception:
             logger.warning("%s: closing its Session failed; its connection is discarded", self.label, exc_info=True)
             self.discard(session, held_by(transaction))
-        setattr(session, OWNER, None)
-        self._error = None
 
     # -- what the Session's events tell ------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import event, select, text
-from sqlalchemy.orm import Query, Session, sessionmaker
+from sqlalchemy import create_engine, event, inspect, select, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Query, Session, SessionTransaction, sessionmaker
 from support.databases import PostgreSQL, new_sqlite
-from support.project.models import Row
+from support.project.models import Base, Counter, Row
 
 from celery_alchemy import Alchemy, BrokenTransaction, LocalStrategy
+from celery_alchemy.strategies._sqlalchemy import SNAPSHOT_MAPS
 from celery_alchemy.strategies.engines.held import RecordQueue
 from celery_alchemy.strategies.features.read_only import ReadOnlyError
 from celery_alchemy.strategies.scope import here
@@ -216,3 +218,99 @@ def test_a_flush_that_failed_on_one_database_commits_on_none(tmp_path: Path, key
             for one in db.databases.values():
                 one.dispose()
         assert (first.rows(key), second.rows(key)) == ([], [])
+
+
+@pytest.mark.parametrize("does", ["nothing", "SELECT", "an object"])
+def test_a_session_is_closed_for_good_whatever_it_has_done(make: Make, key: str, does: str) -> None:
+    db = make()
+    row = Row(key=key)
+    with db.unit_of_work() as session:
+        if does == "SELECT":
+            session.execute(text("SELECT 1"))
+        elif does == "an object":
+            session.add(row)
+    assert inspect(row).session is None
+    with pytest.raises(InvalidRequestError, match="permanently closed"):
+        session.execute(text("SELECT 1"))
+
+
+def test_a_session_that_is_to_be_reset_only_is(make: Make) -> None:
+    db = make(alchemy_session_options={"close_resets_only": True})
+    with db.unit_of_work() as session:
+        session.execute(text("SELECT 1"))
+    assert session.scalar(text("SELECT 1")) == 1
+    session.close()
+
+
+def test_a_session_class_of_the_users_is_told_of_its_close(make: Make) -> None:
+    told: list[Session] = []
+
+    class Telling(Session):
+        def close(self) -> None:
+            told.append(self)
+            super().close()
+
+    db = make(session_factory=Telling)
+    with db.unit_of_work() as session:
+        session.execute(text("SELECT 1"))
+        assert session not in told
+    assert told[-1] is session
+
+
+def objects_after(session: Session, savepoint: bool, ends: str) -> list[object]:
+    """Change objects in every way, end the transaction or a savepoint in it, and tell what the objects are then."""
+    changed, deleted, renamed, new = (
+        Counter(key="changed"),
+        Counter(key="deleted"),
+        Counter(key="was"),
+        Counter(key="new"),
+    )
+    session.add_all([changed, deleted, renamed])
+    session.commit()
+    transaction = session.begin_nested() if savepoint else session
+    changed.value += 1
+    renamed.key = "is"
+    session.add(new)
+    session.delete(deleted)
+    session.flush()
+    getattr(transaction, ends)()
+    found: list[object] = [(session.new, session.dirty, session.deleted)]
+    for one in (changed, deleted, renamed, new):
+        state = inspect(one)
+        found += [state.transient, state.persistent, state.detached, state.expired, state.key, one in session]
+    session.commit()
+    return [str(part) for part in found] + [
+        (row.key, row.value) for row in session.scalars(select(Counter).order_by(Counter.key))
+    ]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_objects_are_after_the_end_of_a_transaction_what_they_are_without(savepoint: bool, ends: str) -> None:
+    plain = create_engine("sqlite://")
+    Base.metadata.create_all(plain)
+    with Session(plain, expire_on_commit=False) as session:
+        expected = objects_after(session, savepoint, ends)
+    app = Celery("objects", broker="memory://", set_as_current=False)
+    app.conf.alchemy_database_url = "sqlite://"
+    db = Alchemy(app)
+    Base.metadata.create_all(db.engine)
+    with db.unit_of_work() as session:
+        assert objects_after(session, savepoint, ends) == expected
+    db.dispose()
+
+
+def test_what_a_rollback_is_to_undo_is_noted_where_there_is_something(make: Make, key: str) -> None:
+    assert SNAPSHOT_MAPS
+    with make().unit_of_work() as session:
+        session.execute(text("SELECT 1"))
+        transaction = session.get_transaction()
+        assert transaction is not None
+        assert not vars(transaction).keys() & set(SNAPSHOT_MAPS)
+        session.add(Row(key=key))
+        session.flush()
+        assert vars(transaction).keys() & set(SNAPSHOT_MAPS) == {"_new"}
+    with Session(create_engine("sqlite://")) as plain:
+        plain.execute(text("SELECT 1"))
+        theirs: SessionTransaction | None = plain.get_transaction()
+        assert vars(theirs).keys() >= set(SNAPSHOT_MAPS)

@@ -75,7 +75,7 @@ class OneOfSeveral(UnitOfWork):
         super().end_well()
         self.stays_prepared = False
 
-    def commit(self, session: Session) -> None:
+    def commit(self, session: Session, transaction: SessionTransaction) -> None:
         session.commit()  # in two phases, or in one
 
     def refuse_failed(self, session: Session) -> None:

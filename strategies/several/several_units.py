@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from time import monotonic
 from typing import Any
 
 from .._sqlalchemy import is_prepared
@@ -67,7 +68,9 @@ class SeveralUnits(OneOfSeveral):
             return found[1]
         there = strategy()
         options = registry.options_like(self.options)
-        part = self.part_class(there, options, self._label, registry, self.kind, self.holder, self.request)
+        part = self.part_class()
+        part.strategy, part.options, part.registry, part.titled = there, options, registry, self.titled
+        part.kind, part.holder, part.request, part.began = self.kind, self.holder, self.request, monotonic()
         part._whole = self
         if there.follows_units:
             there.enter(part)
