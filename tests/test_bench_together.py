@@ -7,9 +7,8 @@ import pytest
 from support.bench_results import Plan, write_results
 
 from celery_alchemy.loadtests.bench.results import Arm
-from celery_alchemy.loadtests.reports.reading import summarise
 from celery_alchemy.loadtests.reports.recommendation import recommend
-from celery_alchemy.loadtests.reports.summary import Standing
+from celery_alchemy.loadtests.reports.summary import Standing, summarise
 
 PLAN = Plan(
     pools=("prefork",),

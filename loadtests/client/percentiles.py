@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Self
 
 
@@ -37,3 +38,13 @@ class Percentiles:
             return None
         p50, p95, p99, p999 = (round(nearest_rank(ordered, percent), 2) for percent in (50, 95, 99, 99.9))
         return cls(len(ordered), p50, p95, p99, round(ordered[-1], 2), p999)
+
+    @classmethod
+    def middle(cls, found: Sequence[Self]) -> Self | None:
+        """Return the median of each percentile: raw values of several workers are not one distribution."""
+        if not found:
+            return None
+        p50, p95, p99 = (round(median(getattr(one, name) for one in found), 2) for name in ("p50", "p95", "p99"))
+        p999 = [one.p999 for one in found if one.p999 is not None]
+        most = max(one.max for one in found)
+        return cls(sum(one.n for one in found), p50, p95, p99, most, median(p999) if p999 else None)

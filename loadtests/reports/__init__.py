@@ -1,7 +1,7 @@
 """What a result directory says: statistics, recommendation, page, terminal summary and comparison.
 
-Everything here is computed from the file that `bench/results.py` describes, and from nothing else: `reading` sums the
-rows up (`summary`), `statistics` says what may be claimed, `recommendation` applies one rule, `tables` makes every
+Everything here is computed from the file that `bench/results.py` describes, and from nothing else: `summary` sums the
+rows up, `statistics` says what may be claimed, `recommendation` applies one rule, `tables` makes every
 table once; `page` (with `charts`) and `terminal` draw them.
 """
 
@@ -24,8 +24,8 @@ def write_report(console: Console, directory: Path) -> list[Path]:
     """
     from .histogram import write_histograms
     from .page import PAGE_FILE, page
-    from .reading import summarise
     from .recommendation import recommend
+    from .summary import summarise
     from .terminal import markdown, print_summary
 
     summary = summarise(directory)
@@ -44,17 +44,17 @@ def write_chart(directory: Path, contest: str, path: Path) -> None:
     Raises:
         LookupError: There is no such contest, or it has no ratio to draw.
     """
-    from .charts import forest, of_contest, of_standings, standalone
-    from .reading import summarise
+    from .charts import forest, standalone
+    from .summary import Row, Standing, summarise
 
     summary = summarise(directory)
-    one = summary.contest(contest)
-    standings = [found for found in summary.standings if f"patterns/{found.pool}" == contest]
-    if one is None and not standings:
-        known = ", ".join([*dict.fromkeys(f"patterns/{found.pool}" for found in summary.standings),
-                           *(found.name for found in summary.contests)]) or "none"  # fmt: skip
-        raise LookupError(f"{contest!r} is not a contest of {directory}. Known: {known}.")
-    drawn = forest(contest, of_contest(one) if one else of_standings(standings), "chart")
+    known: dict[str, list[Row | Standing]] = {}
+    for standing in summary.standings:
+        known.setdefault(f"patterns/{standing.pool}", []).append(standing)
+    known |= {one.name: list(one.rows) for one in summary.contests}
+    if contest not in known:
+        raise LookupError(f"{contest!r} is not a contest of {directory}. Known: {', '.join(known) or 'none'}.")
+    drawn = forest(contest, contest.partition("/")[0], known[contest], "chart")
     if drawn is None:
         raise LookupError(f"{contest} has no ratio to draw.")
     path.write_text(standalone(drawn), encoding="utf-8")

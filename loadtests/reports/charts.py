@@ -5,16 +5,15 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.objective import Objective
 from ..tasks.patterns import OURS, POOLS
 from .statistics import METRICS, Ratio
-from .summary import ContestSummary, Row, Standing, Summary, SweepSummary
+from .summary import REFERENCE, Row, Standing, Summary, SweepSummary
 from .tables import side_by_side
 from .wording import count, factor, name_in, number, where
 
@@ -79,81 +78,53 @@ def standalone(chart: str) -> str:
     return f"{chart[:start]}<style>{COLOURS.read_text(encoding='utf-8')}{font}</style>{chart[start:]}\n"
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Give the axes a named line for each row, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+def _rows(axes: Axes, names: Sequence[str], rows: int) -> None:
+    """Give the axes a line for each row, with its name if there are any, the first on top."""
+    axes.set_yticks(range(rows), names or [""] * rows)
+    axes.set_ylim(rows - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-# Ratios
+def forest(title: str, kind: str, rows: Sequence[Row | Standing], name: str) -> str | None:
+    """Return ratios with their intervals, goodput beside CPU, on a logarithmic axis; None if there is no ratio.
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a forest plot."""
-
-    name: str
-    ratios: Mapping[str, Ratio]
-    word: str = ""  # What is said instead of a ratio: that it is broken, or the reference
-
-
-def of_contest(contest: ContestSummary) -> list[Line]:
-    """Return the lines of a contest."""
-
-    def line(row: Row) -> Line:
-        word = row.word if row.broken else "is 1" if row.reference else ""
-        return Line(name_in(contest.kind, row.arm), row.speed.ratios if row.speed else {}, word)
-
-    return [line(row) for row in contest.rows]
-
-
-def of_standings(standings: Sequence[Standing]) -> list[Line]:
-    """Return the lines of all patterns under one worker pool, over all workloads."""
-
-    def line(one: Standing) -> Line:
-        wrong = "broken" if one.broken else "driver blocks" if one.blocked else "is 1"
-        return Line(one.arm.label, one.ratios, "" if one.ratios else wrong)
-
-    return [line(one) for one in standings]
-
-
-def forest(title: str, lines: Sequence[Line], name: str) -> str | None:
-    """Return ratios with their intervals, goodput beside CPU, on a logarithmic axis; None if there is no ratio."""
-    metrics = [metric for metric in ("goodput", "cpu") if any(metric in line.ratios for line in lines)]
+    Args:
+        kind: Of the contests that the rows are of.
+    """
+    metrics = [metric for metric in ("goodput", "cpu") if any(metric in row.ratios for row in rows)]
     if not metrics:
         return None
-    with _figure(760, 106 + ROW * len(lines)) as drawn:
-        for place, (axes, metric) in enumerate(
-            zip(drawn.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True)
-        ):
-            _rows(axes, [line.name if not place else "" for line in lines])
-            _forest(axes, lines, metric)
+    names = [name_in(kind, row.arm) for row in rows]
+    with _figure(760, 106 + ROW * len(rows)) as drawn:
+        for place, metric in enumerate(metrics):
+            axes = drawn.add_subplot(1, len(metrics), place + 1)
+            _rows(axes, [] if place else names, len(rows))
+            _forest(axes, rows, metric)
         drawn.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         drawn.supxlabel(
             "filled triangle: a difference is shown; open circle: none is; shaded: what identical arms differed by",
             fontsize=11, color=MUTED,
         )  # fmt: skip
-        told = [
+        told = "".join(
             f"{METRICS[metric].label}: "
             + ", ".join(
-                f"{line.name} {factor(found.estimate.middle)} ({found.verdict})"
-                for line in lines if (found := line.ratios.get(metric))
-            )
+                f"{said} {factor(row.ratios[metric].estimate.middle)} ({row.ratios[metric].verdict})"
+                for said, row in zip(names, rows, strict=True) if metric in row.ratios
+            ) + ". "
             for metric in metrics
-        ]  # fmt: skip
-        wrong = ", ".join(f"{line.name} {line.word}" for line in lines if line.word)
-        return _svg(drawn, name, f"Ratios of {title}. {'. '.join(told)}. {wrong}.")
+        )  # fmt: skip
+        wrong = ", ".join(
+            f"{said} {row.word}" for said, row in zip(names, rows, strict=True) if row.word and not row.ratios
+        )
+        return _svg(drawn, name, f"Ratios of {title}. {told}{wrong}.")
 
 
-def _forest(axes: Axes, lines: Sequence[Line], metric: str) -> None:
+def _forest(axes: Axes, rows: Sequence[Row | Standing], metric: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    found = [line.ratios[metric] for line in lines if metric in line.ratios]
-    ends = [
-        end for one in found for end in (one.estimate.low, one.estimate.middle, one.estimate.high, one.floor) if end
-    ]
+    found = [row.ratios[metric] for row in rows if metric in row.ratios]
+    ends = [end for one in found for at in [one.estimate] for end in (at.low, at.middle, at.high, one.floor) if end]
     far = min(WIDEST, max(1.15, *(max(end, 1 / end) * 1.05 for end in ends)))
     axes.set_xscale("log")
     axes.set_xlim(1 / far, far)
@@ -167,13 +138,13 @@ def _forest(axes: Axes, lines: Sequence[Line], metric: str) -> None:
         axes.axvspan(1 / min(max(floors), far), min(max(floors), far), color=BAND, linewidth=0)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_title(f"{METRICS[metric].label} ({'right is faster' if metric == 'goodput' else 'left is cheaper'})")
-    for place, line in enumerate(lines):
-        if ratio := line.ratios.get(metric):
+    for place, row in enumerate(rows):
+        if ratio := row.ratios.get(metric):
             _mark(axes, place, ratio, far)
-        elif line.word:
-            colour = MUTED if line.word == "is 1" else BAD
+        elif row.word:
+            colour = MUTED if row.word == REFERENCE else BAD
             frame = {"facecolor": PAPER, "edgecolor": colour, "boxstyle": "round,pad=0.15"}
-            axes.text(1, place, line.word, ha="center", va="center", color=colour, fontsize=11, bbox=frame)
+            axes.text(1, place, row.word, ha="center", va="center", color=colour, fontsize=11, bbox=frame)
 
 
 def _mark(axes: Axes, place: int, found: Ratio, far: float) -> None:
@@ -190,9 +161,6 @@ def _mark(axes: Axes, place: int, found: Ratio, far: float) -> None:
         markerfacecolor=colour if shown else PAPER, markeredgewidth=1.6,
     )  # fmt: skip
     axes.text(1.01, place, factor(at.middle), transform=axes.get_yaxis_transform(), va="center", fontsize=11.5)
-
-
-# Open load
 
 
 def load(workload: str, sweeps: Sequence[SweepSummary], objective: Objective | None, name: str) -> str | None:
@@ -230,9 +198,6 @@ def load(workload: str, sweeps: Sequence[SweepSummary], objective: Objective | N
         return _svg(drawn, name, f"{which} latency against offered load, {workload}. Objective kept up to: {told}.")
 
 
-# Demo
-
-
 def demo(summary: Summary, name: str) -> str | None:
     """Return how many orders came out right, by worker pool: the recipe above ours; None if no demo was run."""
     lines = [(pool, row, times) for pool, row, times in side_by_side(summary) if row.counted]
@@ -240,12 +205,13 @@ def demo(summary: Summary, name: str) -> str | None:
         return None
     with _figure(430, 110 + 36 * len(lines)) as drawn:
         axes = drawn.subplots()
-        places: list[float] = []
-        told = []
+        places, told = list[float](), list[str]()
         for pool, row, times in lines:
             found = row.counted
             assert found is not None
             at = (places[-1] + (1.0 if row.arm.pattern == OURS else 1.45)) if places else 0.0
+            if row.arm.pattern != OURS:
+                axes.text(-0.01, at - 0.62, pool, ha="right", va="center", fontweight="bold", fontsize=12)
             places.append(at)
             right = found.right / found.sent if found.sent else 0.0
             axes.barh(at, right, height=0.8, color=GOOD)
@@ -256,14 +222,10 @@ def demo(summary: Summary, name: str) -> str | None:
             axes.text(0.015, at, said, va="center", fontsize=11.5, fontweight="bold", bbox=frame)
             told.append(f"{pool}, {row.arm.pattern}: {said}")
         axes.set_yticks(places, [row.arm.pattern for _, row, _ in lines], fontsize=11.5)
-        for at, (pool, row, _) in zip(places, lines, strict=True):
-            if row.arm.pattern != OURS:
-                axes.text(-0.01, at - 0.62, pool, ha="right", va="center", fontweight="bold", fontsize=12)
         axes.set_ylim(max(places) + 0.6, -0.95)
         axes.set_xlim(0, 1)
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
-        for side in axes.spines.values():
-            side.set_visible(False)
+        axes.spines[:].set_visible(False)
         drawn.suptitle("Orders that came out right (hatched: wrong or lost)", fontsize=12, fontweight="bold")
         return _svg(drawn, name, f"Orders that came out right. {'; '.join(told)}.")

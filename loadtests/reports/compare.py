@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
-from ..bench.results import Arm, Batch, RunFacts, read_batches
-from .reading import summarise, worker_values
-from .statistics import LARGER, METRICS, NO_DIFFERENCE, SMALLER, Estimate, Groups, Metric, Ratio, judged, quotient
-from .summary import ContestSummary, Row, Summary
+from ..bench.results import Arm, Batch, RunFacts
+from .statistics import METRICS, NO_DIFFERENCE, Estimate, Groups, Metric, Ratio, estimate, judged
+from .summary import ContestSummary, Row, Summary, summarise
 from .tables import Cell, Table, ratio_cell
 from .terminal import print_table
 from .wording import interval, listed, name_in, sizes
 
-MEMORY = Metric("pss", "memory", lambda one: None, False, SMALLER, LARGER)
+MEMORY = Metric("pss", "memory", lambda one: None, "larger", "smaller")
 KNOWN = {**METRICS, "pss": MEMORY}
 MEMORY_FLOOR = 1.05  # Memory has no A/A floor of its own, and is measured once or a few times
 
@@ -35,6 +34,12 @@ class Condition:
         """The ratio of the second directory to the first from which on it fails."""
         return 1 - self.share if KNOWN[self.metric].higher_is_better else 1 + self.share
 
+    def fails(self, ratio: Ratio) -> bool:
+        """Return whether a difference is shown, and is too much."""
+        middle = ratio.estimate.middle
+        beyond = middle < self.limit if KNOWN[self.metric].higher_is_better else middle > self.limit
+        return ratio.metric == self.metric and ratio.verdict != NO_DIFFERENCE and beyond
+
     def __str__(self) -> str:
         return f"{self.metric}:{'-' if KNOWN[self.metric].higher_is_better else '+'}{self.share * 100:g}%"
 
@@ -45,30 +50,27 @@ def parse_condition(text: str) -> Condition:
     Raises:
         ValueError: It is not spelled like that, or would fail when things get better.
     """
-    metric, colon, value = text.strip().partition(":")
-    metric = metric.strip().replace("-", "_")
+    metric, colon, value = (part.strip() for part in text.partition(":"))
+    metric = metric.replace("-", "_")
     if not colon:
         raise ValueError(f"{text!r} is not a condition: write a metric and how much worse it may become: goodput:-10%.")
     if metric not in KNOWN:
         raise ValueError(f"{metric!r} in {text!r} cannot be compared. Known: {', '.join(KNOWN)}.")
-    match = re.fullmatch(r"\s*([+-]?)(\d+(?:\.\d+)?)\s*(%?)\s*", value)
+    match = re.fullmatch(r"([+-]?)(\d+(?:\.\d+)?)\s*(%?)", value)
     worse, verb = ("-", "falling") if KNOWN[metric].higher_is_better else ("+", "rising")
     example = f"{metric}:{worse}10%"
-    if not match:
-        raise ValueError(f"{value.strip()!r} in {text!r} is not a share: write for example {example}.")
-    sign, number, unit = match.groups()
-    if not unit:
-        raise ValueError(f"{value.strip()!r} in {text!r} has no unit: write for example {example}.")
-    if sign and sign != worse:
+    if not match or not match[3]:
+        wrong = "has no unit" if match else "is not a share"
+        raise ValueError(f"{value!r} in {text!r} {wrong}: write for example {example}.")
+    if match[1] and match[1] != worse:
         raise ValueError(f"{text!r} would fail when things get better: {metric} gets worse by {verb}; write {example}.")
-    found = Condition(metric, float(number) / 100)
+    found = Condition(metric, float(match[2]) / 100)
     if found.limit <= 0:
         raise ValueError(f"{text!r} can never fail: {metric} cannot fall by more than all of it.")
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """How one arm of one contest differs between the two directories, by one metric."""
 
     contest: str
@@ -76,8 +78,7 @@ class Change:
     ratio: Ratio  # The second directory divided by the first
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A condition that one arm of one contest does not meet."""
 
     condition: Condition
@@ -90,7 +91,7 @@ class Failure:
 class Comparison:
     """The second directory against the first."""
 
-    conditions: list[Condition]
+    conditions: Sequence[Condition]
     changes: list[Change] = field(default_factory=list)
     broken: list[tuple[str, Arm, str]] = field(default_factory=list)
     """Contest, arm and breach of what was right in the first and is broken in the second."""
@@ -113,74 +114,62 @@ def compare(first: Path, second: Path, conditions: Sequence[Condition] = ()) -> 
     The two did not take turns, so what changed on the machine between them is in the ratios, and not in the intervals.
     """
     before, after = summarise(first), summarise(second)
-    old_batches, new_batches = _batches(first), _batches(second)
-    found = Comparison(list(conditions))
+    found = Comparison(conditions, missing=list(_missing(before, after)), caveats=_caveats(before.facts, after.facts))
     for old in before.contests:
-        if not (new := after.contest(old.name)):
-            continue
-        for row in old.rows:
-            if not (now := new.row(row.name)):
+        new = after.contest(old.name)
+        for row, now in ((row, new.row(row.arm.name)) for row in old.rows) if new else ():
+            if not now or not new:
                 continue
             if now.broken and not row.broken:
                 breach = f"{now.breaches[0].name}: no. {now.breaches[0].detail}".strip()
                 found.broken.append((old.name, now.arm, breach))
-                found.failed += [
-                    Failure(one, old.name, now.arm, "it is broken now, and has no speed") for one in conditions
-                ]
+                broken = "it is broken now, and has no speed"
+                found.failed += [Failure(one, old.name, now.arm, broken) for one in conditions]
             elif row.broken and not now.broken:
                 found.healed.append((old.name, now.arm))
             elif row.speed and now.speed and not row.arm.copy:
-                found.changes += _changes(old, new, row, old_batches[old.name], new_batches[old.name])
-    found.failed += [failure for change in found.changes for one in conditions if (failure := _failure(one, change))]
-    found.missing += _missing(before, after)
-    found.caveats += _caveats(before.facts, after.facts)
+                batches = before.batches[old.name], after.batches[old.name]
+                found.changes += (Change(old.name, row.arm, ratio) for ratio in _ratios(old, new, row, *batches))
+    for contest, arm, ratio in found.changes:
+        said = f"{ratio.metric} {interval(ratio.estimate)}, {sizes(ratio.estimate)}: {ratio.verdict}"
+        found.failed += [Failure(one, contest, arm, said) for one in conditions if one.fails(ratio)]
     return found
 
 
-def _batches(directory: Path) -> dict[str, list[Batch]]:
-    found: defaultdict[str, list[Batch]] = defaultdict(list)
-    for batch in read_batches(directory):
-        found[batch.contest].append(batch)
-    return found
-
-
-def _changes(
-    old: ContestSummary, new: ContestSummary, row: Row, before: list[Batch], after: list[Batch]
-) -> Iterator[Change]:
-    for metric in METRICS.values():
-        was, now = (worker_values(batches, row.name, metric.name) for batches in (before, after))
+def _ratios(
+    old: ContestSummary, new: ContestSummary, row: Row, before: Sequence[Batch], after: Sequence[Batch]
+) -> Iterator[Ratio]:
+    for name, metric in METRICS.items():
+        was, now = (_values(batches, row.arm, metric) for batches in (before, after))
         if was and now and any(value for group in (*was, *now) for value in group):
-            floor = max(old.floors.get(metric.name, 1.0), new.floors.get(metric.name, 1.0))
-            yield Change(old.name, row.arm, judged(quotient(now, was), metric, floor))
-    was, now = (
-        [[float(cell.pss_bytes)] for batch in batches for cell in batch.cells if cell.arm == row.arm and cell.pss_bytes]
+            floor = max(old.floors.get(name, 1.0), new.floors.get(name, 1.0))
+            yield judged(estimate(now, was), metric, floor)
+    sizes_of = [
+        sorted(float(cell.pss_bytes) for batch in batches for cell in batch.cells
+               if cell.arm == row.arm and cell.pss_bytes)
         for batches in (before, after)
-    )
-    if was and now:
-        yield Change(old.name, row.arm, _memory(was, now))
+    ]  # fmt: skip
+    if all(sizes_of):
+        yield _memory(*sizes_of)
 
 
-def _memory(was: Groups, now: Groups) -> Ratio:
+def _values(batches: Sequence[Batch], arm: Arm, metric: Metric) -> Groups:
+    """Return what was measured of an arm, worker by worker."""
+    found = ([metric.value(one) for one in batch.slices if one.arm == arm.name] for batch in batches)
+    return [known for values in found if (known := [one for one in values if one is not None])]
+
+
+def _memory(was: Sequence[float], now: Sequence[float]) -> Ratio:
     """Compare memory, of which there are few values: by ranges."""
-    found = quotient(now, was)
+    found = estimate([[size] for size in now], [[size] for size in was])
     found = Estimate(found.workers, found.rounds, found.middle)
-    old, new = (sorted(size for worker in sizes_of for size in worker) for sizes_of in (was, now))
-    if new[0] > old[-1] or new[-1] < old[0]:
-        small = max(found.middle, 1 / found.middle) <= MEMORY_FLOOR
-        reason = f"less than {MEMORY_FLOOR - 1:.0%}, as two identical workers may differ" if small else ""
-    else:
+    reason = ""
+    if now[0] <= was[-1] and now[-1] >= was[0]:
         reason = "the ranges of the restarts overlap"
-    return Ratio("pss", found, NO_DIFFERENCE if reason else MEMORY.word(found.middle), reason)
-
-
-def _failure(condition: Condition, change: Change) -> Failure | None:
-    found, middle = change.ratio, change.ratio.estimate.middle
-    if found.metric != condition.metric or found.verdict == NO_DIFFERENCE:
-        return None
-    if (middle < condition.limit) is not KNOWN[condition.metric].higher_is_better or middle == condition.limit:
-        return None
-    said = f"{found.metric} {interval(found.estimate)}, {sizes(found.estimate)}: {found.verdict}"
-    return Failure(condition, change.contest, change.arm, said)
+    elif max(found.middle, 1 / found.middle) <= MEMORY_FLOOR:
+        reason = f"less than {MEMORY_FLOOR - 1:.0%}, as two identical workers may differ"
+    verdict = MEMORY.above if found.middle > 1 else MEMORY.below
+    return Ratio("pss", found, NO_DIFFERENCE if reason else verdict, reason)
 
 
 def _missing(before: Summary, after: Summary) -> Iterator[str]:
@@ -189,27 +178,25 @@ def _missing(before: Summary, after: Summary) -> Iterator[str]:
             yield f"only in the {which}: {listed(names)}"
         for contest in one.contests:
             there = other.contest(contest.name)
-            if there and (arms := [row.name for row in contest.rows if not there.row(row.name)]):
+            if there and (arms := [row.arm.name for row in contest.rows if not there.row(row.arm.name)]):
                 yield f"only in the {which}, {contest.name}: {listed(arms)}"
 
 
-def _caveats(before: RunFacts, after: RunFacts) -> Iterator[str]:
-    yield "The two did not take turns: whatever changed on the machine in between is in the ratios."
-    for what, old, new in (
-        ("machine", before.machine, after.machine),
-        ("version", before.versions, after.versions),
-        ("option", _flat(before), _flat(after)),
-        ("services", {"": ", ".join(before.services)}, {"": ", ".join(after.services)}),
-    ):
-        for name in dict.fromkeys((*old, *new)):
-            if old.get(name) != new.get(name):
-                yield f"different {what}: {name} {old.get(name, '-')} there, {new.get(name, '-')} here".replace(
-                    "  ", " "
-                )
-
-
-def _flat(facts: RunFacts) -> dict[str, str]:
-    return {f"{part} {name}": str(value) for part, options in facts.options.items() for name, value in options.items()}
+def _caveats(before: RunFacts, after: RunFacts) -> list[str]:
+    there, here = (
+        {
+            **{f"machine: {name}": value for name, value in facts.machine.items()},
+            **{f"version: {name}": value for name, value in facts.versions.items()},
+            **{f"option: {part} {name}": value for part, of in facts.options.items() for name, value in of.items()},
+            "services:": ", ".join(facts.services),
+        }
+        for facts in (before, after)
+    )
+    differ = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [
+        "The two did not take turns: whatever changed on the machine in between is in the ratios.",
+        *(f"different {name} {there.get(name, '-')} there, {here.get(name, '-')} here" for name in differ),
+    ]
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
@@ -218,27 +205,22 @@ def print_comparison(console: Console, found: Comparison) -> None:
     def place(contest: str, arm: Arm) -> str:
         return f"{contest}, {name_in(contest.partition('/')[0], arm)}"
 
-    shown = [one for one in found.changes if one.ratio.verdict != NO_DIFFERENCE]
     rows = [
-        [Cell(place(one.contest, one.arm)), Cell(KNOWN[one.ratio.metric].label), ratio_cell(one.ratio),
-         Cell(sizes(one.ratio.estimate))]
-        for one in shown
+        [Cell(place(contest, arm)), Cell(KNOWN[ratio.metric].label), ratio_cell(ratio), Cell(sizes(ratio.estimate))]
+        for contest, arm, ratio in found.changes if ratio.verdict != NO_DIFFERENCE
     ]  # fmt: skip
     if rows:
         print_table(console, Table("What changed", ("arm", "metric", "second to first", "from, at least"), rows))
-    rest = len(found.changes) - len(shown)
+    rest = len(found.changes) - len(rows)
     console.print(f"No difference shown in {rest} of {len(found.changes)} comparisons.", highlight=False)
-    met = [one for one in found.conditions if one not in found.unchecked]
+    met = [str(one) for one in found.conditions if one not in found.unchecked]
     lines = [
         *(("bold red", f"Broken now: {place(contest, arm)}: {breach}") for contest, arm, breach in found.broken),
         *(("green", f"Healed: {place(contest, arm)}") for contest, arm in found.healed),
         *(("dim", line) for line in (*found.missing, *found.caveats)),
-        *(
-            ("bold red", f"Failed: {one.condition}: {place(one.contest, one.arm)}: {one.detail}")
-            for one in found.failed
-        ),
+        *(("bold red", f"Failed: {one}: {place(where, arm)}: {said}") for one, where, arm, said in found.failed),
         *(("bold yellow", f"Not checked: {one}: no arm has it in both.") for one in found.unchecked),
-        *([("green", f"Met: {', '.join(map(str, met))}")] if met and not found.failed else []),
+        *([("green", f"Met: {', '.join(met)}")] if met and not found.failed else []),
     ]
     for style, line in lines:
         console.print(line, style=style, markup=False, highlight=False)

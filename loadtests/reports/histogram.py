@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..bench.results import TASKS_DIRECTORY, SweepStep
+from ..bench.results import TASKS_DIRECTORY
 from ..bench.rows import TaskRow, read_rows
 from ..client.percentiles import nearest_rank
 from .summary import SweepSummary
@@ -23,27 +24,23 @@ def hgrm(values_ms: Iterable[float]) -> str:
     ordered = sorted(values_ms)
     if not ordered:
         raise ValueError("there is no histogram of no values")
+    shares, left = list[float](), 1.0
+    while left > 1 / len(ordered):
+        shares += (1 - left + left / 2 * tick / TICKS_PER_HALF for tick in range(TICKS_PER_HALF))
+        left /= 2
     lines = ["       Value     Percentile TotalCount 1/(1-Percentile)", ""]
-    for share in _ticks(len(ordered)):
+    for share in shares:
         value = nearest_rank(ordered, share * 100)
-        below = sum(one <= value for one in ordered) if share < 1 else len(ordered)
-        beyond = f"{1 / (1 - share):14.2f}" if share < 1 else ""
-        lines.append(f"{value:12.3f} {share:2.12f} {below:10d} {beyond}".rstrip())
+        below = bisect_right(ordered, value)
+        lines.append(f"{value:12.3f} {share:2.12f} {below:10d} {1 / (1 - share):14.2f}")
     mean, deviation = statistics.fmean(ordered), statistics.pstdev(ordered)
     lines += [
+        f"{ordered[-1]:12.3f} {1:2.12f} {len(ordered):10d}",
         f"#[Mean    = {mean:12.3f}, StdDeviation   = {deviation:12.3f}]",
         f"#[Max     = {ordered[-1]:12.3f}, Total count    = {len(ordered):12d}]",
         f"#[Buckets = {1:12d}, SubBuckets     = {len(ordered):12d}]",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _ticks(n: int) -> Iterator[float]:
-    left = 1.0
-    while left > 1 / n:
-        yield from (1 - left + left / 2 * tick / TICKS_PER_HALF for tick in range(TICKS_PER_HALF))
-        left /= 2
-    yield 1.0
 
 
 def write_histograms(directory: Path, sweeps: Sequence[SweepSummary]) -> list[Path]:
@@ -54,19 +51,17 @@ def write_histograms(directory: Path, sweeps: Sequence[SweepSummary]) -> list[Pa
     """
     written = []
     for one in sweeps:
-        rows = [row for step in one.kept if step for row in _rows(directory, step) if row.succeeded]
+        rows: list[TaskRow] = []
+        for step in (step for step in one.kept if step):
+            path = directory / TASKS_DIRECTORY / f"sweep-{step.workload}-{step.arm.name}-{step.sweep}.csv.gz"
+            if path.exists():
+                rows += (row for row in read_rows(path) if row.slice == step.slice and row.succeeded)
         for name, values in (
             ("corrected", [row.latency_ms for row in rows]),
-            ("uncorrected", [(row.ended - row.sent) * 1000 for row in rows]),
+            ("uncorrected", [row.latency_ms - row.send_lag_ms for row in rows]),
         ):
             if values:
                 path = directory / f"{one.workload}-{one.arm.name}.{name}.hgrm"
                 path.write_text(hgrm(values))
                 written.append(path)
     return written
-
-
-def _rows(directory: Path, step: SweepStep) -> Iterator[TaskRow]:
-    path = directory / TASKS_DIRECTORY / f"sweep-{step.workload}-{step.arm.name}-{step.sweep}.csv.gz"
-    if path.exists():
-        yield from (row for row in read_rows(path) if row.slice == step.slice)

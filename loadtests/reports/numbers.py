@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..faults.soak import Sample, Soak
-from .reading import summarise
-from .summary import Summary
+from .summary import Summary, summarise
 from .tables import Cell, Table, by_pool
 from .terminal import markdown_table
 from .wording import number

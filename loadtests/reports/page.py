@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..bench.objective import Objective
 from . import charts, tables
@@ -40,7 +40,7 @@ class Section:
     title: str
     tables: Sequence[Table] = ()
     folded: Sequence[Table] = ()
-    charts: Sequence[str] = field(default_factory=list)
+    charts: Sequence[str | None] = ()  # Those that have something to show
     text: str = ""
     tight: bool = False  # Whether its tables must fit a telephone without scrolling
 
@@ -49,7 +49,7 @@ def page(summary: Summary, found: Sequence[Choice]) -> str:
     """Return the whole page."""
     from jinja2 import Environment, PackageLoader
 
-    only_demo = bool(summary.of_kind("demo")) and not summary.measured and not summary.sweeps
+    only_demo = {one.kind for one in summary.contests} == {"demo"} and not summary.sweeps
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -57,7 +57,7 @@ def page(summary: Summary, found: Sequence[Choice]) -> str:
         title="Does the order come out right?" if only_demo else "Sessions in Celery workers, under load",
         lead=DEMO_LEAD if only_demo else LEAD,
         short=short(summary, found),
-        sections=[one for one in _sections(summary, found) if one.tables or one.folded or one.charts],
+        sections=[one for one in _sections(summary, found) if one.tables or one.folded or any(one.charts)],
         colours=charts.COLOURS.read_text(encoding="utf-8"),
     )
 
@@ -78,39 +78,37 @@ def short(summary: Summary, found: Sequence[Choice]) -> list[str]:
 
 
 def _sections(summary: Summary, found: Sequence[Choice]) -> list[Section]:
-    objective = Objective.parse(summary.facts.objective) if summary.facts.objective else None
-    pools = dict.fromkeys(one.pool for one in summary.standings)
-    by_pool = [(pool, [one for one in summary.standings if one.pool == pool]) for pool in pools]
-    ratios = [
-        charts.forest(f"{pool}, over all workloads", charts.of_standings(one), f"all-{pool}") for pool, one in by_pool
-    ]
-    between = [
-        charts.forest(one.name, charts.of_contest(one), f"pools-{place}")
-        for place, one in enumerate(summary.of_kind("pools"))
-    ]  # fmt: skip
+    of = summary.facts
+    objective = Objective.parse(of.objective) if of.objective else None
+    standings = {
+        pool: [one for one in summary.standings if one.pool == pool]
+        for pool in dict.fromkeys(one.pool for one in summary.standings)
+    }
+    ratios = [charts.forest(f"{pool}, over all workloads", "", rows, f"all-{pool}") for pool, rows in standings.items()]
+    between, orders = summary.of_kind("pools"), charts.demo(summary, "demo")
     loads = [
         charts.load(name, [one for one in summary.sweeps if one.workload == name], objective, f"load-{place}")
         for place, name in enumerate(dict.fromkeys(one.workload for one in summary.sweeps))
     ]
-    demo = charts.demo(summary, "demo")
-    contests = [table for one in summary.contests if one.kind != "demo" for table in tables.contest(one)]
-    of_pools = {one.name for one in summary.of_kind("pools")}
     return [
-        Section("demo", "The same work, twice", tables.demo(summary), (), [demo] if demo else [], tight=True),
+        Section("demo", "The same work, twice", tables.demo(summary), charts=[orders], tight=True),
         Section("choose", "What to choose", tables.choices(found), text=RULE),
         Section(
-            "patterns", "Session patterns compared", tables.standings(summary),
-            [one for one in contests if one.title.partition(":")[0] not in of_pools],
-            [one for one in ratios if one], INTERVALS,
+            "patterns", "Session patterns compared", tables.standings(summary), _contests(summary, "patterns"), ratios,
+            INTERVALS,
         ),
         Section(
-            "pools", "Worker pools compared", (), [one for one in contests if one.title.partition(":")[0] in of_pools],
-            [one for one in between if one],
+            "pools", "Worker pools compared", (), _contests(summary, "pools"),
+            [charts.forest(one.name, one.kind, one.rows, f"pools-{place}") for place, one in enumerate(between)],
         ),
-        Section("open-load", "Open load", tables.open_loads(summary), charts=[one for one in loads if one]),
+        Section("open-load", "Open load", tables.open_loads(summary), charts=loads),
         Section("wrong", "What did not hold", (), tables.breaches(summary)),
         Section("phases", "Where the time goes", (), tables.phases(summary)),
         Section("round-trips", "Round trips", tables.round_trips(summary)),
         Section("noise", "Noise", (), tables.noise(summary)),
         Section("facts", "Environment and commands", (), tables.facts(summary)),
     ]  # fmt: skip
+
+
+def _contests(summary: Summary, kind: str) -> list[Table]:
+    return [table for one in summary.of_kind(kind) for table in tables.contest(one)]

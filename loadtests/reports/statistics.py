@@ -22,7 +22,7 @@ ENOUGH = 6  # With fewer workers not even the interval from the least to the mos
 DRAWS, DRAWS_OF_ROUNDS, SEED = 2000, 100, 20261126
 LARGEST = 1000.0
 """A ratio beyond this factor counts as this: a slice without one success is in the middle, and not infinite."""
-FASTER, SLOWER, CHEAPER, DEARER, SMALLER, LARGER = "faster", "slower", "cheaper", "dearer", "smaller", "larger"
+BETTER = {"faster", "cheaper", "smaller"}
 NO_DIFFERENCE = "no difference shown"
 
 Groups = Sequence[Sequence[float]]
@@ -45,28 +45,18 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
-def estimate(groups: Groups) -> Estimate:
-    """Return the middle of positive values (ratios, mostly) with its interval, by a hierarchical bootstrap.
+def estimate(*sides: Groups) -> Estimate:
+    """Return the middle of positive values with its interval, by a hierarchical bootstrap.
 
-    Raises:
-        ValueError: There are no values.
-    """
-    return _estimate([groups], [1])
-
-
-def quotient(above: Groups, below: Groups) -> Estimate:
-    """Return the middle of one set of workers divided by that of another: they did not take turns.
-
+    Args:
+        sides: Ratios; or two sets of values that did not take turns: the first is divided by the second.
     Raises:
         ValueError: There are no values on one side.
     """
-    return _estimate([above, below], [1, -1])
-
-
-def _estimate(sides: Sequence[Groups], signs: Sequence[int]) -> Estimate:
     if not all(sides):
         raise ValueError("there is no middle of no values")
-    # One side: ratios. Two: what is to be divided; a value of 0 counts as hardly anything.
+    signs = (1, -1)[: len(sides)]
+    # Of what is to be divided, a value of 0 counts as hardly anything.
     low, high = (1 / LARGEST, LARGEST) if len(sides) == 1 else (1e-9, math.inf)
     logs = [[np.log(np.clip(group, low, high)) for group in side] for side in sides]
     middle = sum(sign * np.mean([np.median(group) for group in side]) for sign, side in zip(signs, logs, strict=True))
@@ -116,13 +106,13 @@ class Metric:
     name: str
     label: str
     value: Callable[[Slice], float | None]  # None where a slice has no such value
-    higher_is_better: bool
-    better: str  # What is said of an arm that is
-    worse: str
+    above: str  # What is said of an arm whose ratio to the reference is above 1
+    below: str
 
-    def word(self, ratio: float) -> str:
-        """Return what is said of an arm with this ratio to the reference, which is not 1."""
-        return self.better if (ratio > 1) == self.higher_is_better else self.worse
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a ratio above 1 is good."""
+        return self.above in BETTER
 
 
 def _per_task(name: str) -> Callable[[Slice], float | None]:
@@ -140,10 +130,10 @@ def _latency(name: str) -> Callable[[Slice], float | None]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("goodput", "goodput", lambda one: one.goodput_per_s, True, FASTER, SLOWER),
-        Metric("cpu", "worker CPU per task", _per_task("worker_cpu_s"), False, CHEAPER, DEARER),
-        Metric("database_cpu", "database CPU per task", _per_task("database_cpu_s"), False, CHEAPER, DEARER),
-        *(Metric(name, f"{name} latency", _latency(name), False, FASTER, SLOWER) for name in ("p50", "p95", "p99")),
+        Metric("goodput", "goodput", lambda one: one.goodput_per_s, "faster", "slower"),
+        Metric("cpu", "worker CPU per task", _per_task("worker_cpu_s"), "dearer", "cheaper"),
+        Metric("database_cpu", "database CPU per task", _per_task("database_cpu_s"), "dearer", "cheaper"),
+        *(Metric(name, f"{name} latency", _latency(name), "slower", "faster") for name in ("p50", "p95", "p99")),
     )
 }
 """By name."""
@@ -196,25 +186,20 @@ class Ratio:
     @property
     def better(self) -> bool:
         """Whether the arm is shown to be better."""
-        return self.verdict in {FASTER, CHEAPER, SMALLER}
+        return self.verdict in BETTER
 
     @property
     def worse(self) -> bool:
         """Whether the arm is shown to be worse."""
-        return self.verdict in {SLOWER, DEARER, LARGER}
+        return self.verdict not in {*BETTER, NO_DIFFERENCE}
 
 
-def compare_groups(groups: Groups, metric: Metric, floor: float | None) -> Ratio | None:
-    """Return the ratio with what may be said about it; None if there is not one round to compare.
+def judged(found: Estimate, metric: Metric, floor: float | None) -> Ratio:
+    """Return an estimate with its verdict, by the one rule: an interval without 1, and beyond the A/A floor.
 
     Args:
         floor: What `noise_floor` returned for this metric.
     """
-    return judged(estimate(groups), metric, floor) if groups else None
-
-
-def judged(found: Estimate, metric: Metric, floor: float | None) -> Ratio:
-    """Return an estimate with its verdict, by the one rule: an interval without 1, and beyond the A/A floor."""
     if found.low is None:
         reason = f"too few workers ({found.workers}) for a 95 % interval, which takes {ENOUGH}"
     elif not found.excludes_one:
@@ -226,7 +211,8 @@ def judged(found: Estimate, metric: Metric, floor: float | None) -> Ratio:
         reason = f"within the A/A floor of {(floor - 1) * 100:.1f} %"
     else:
         reason = ""
-    return Ratio(metric.name, found, NO_DIFFERENCE if reason else metric.word(found.middle), reason, floor)
+    verdict = metric.above if found.middle > 1 else metric.below
+    return Ratio(metric.name, found, NO_DIFFERENCE if reason else verdict, reason, floor)
 
 
 def middle_of(values: Iterable[float | None]) -> float | None:

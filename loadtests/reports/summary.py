@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
-from ..bench.results import Arm, Counted, RunFacts, SweepStep, knee_of
+from ..bench.results import (
+    Arm,
+    Batch,
+    Cell,
+    Counted,
+    RunFacts,
+    Slice,
+    SweepStep,
+    Verdict,
+    knee_of,
+    read_batches,
+    read_round_trips,
+    read_sweep,
+)
 from ..client.percentiles import Percentiles
-from ..tasks.patterns import OURS
 from ..tasks.workloads import HubBlocked
-from .statistics import Ratio
+from .statistics import METRICS, Groups, Ratio, estimate, judged, middle_of, noise_floor, paired_ratios
 
-BROKEN, BLOCKED = "broken", "driver blocks"
-
-
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """An invariant that did not hold."""
-
-    name: str
-    detail: str
-    batches: tuple[int, ...]  # In which batches; for a sweep, its number
+BROKEN, BLOCKED, REFERENCE = "broken", "driver blocks", "is 1"
+FOREIGN_CPUS = 0.3  # More than this many CPUs busy with something else, and a row is marked
+GENERATOR_SHARE = 0.8  # A load generator that is busier than this measures itself
+SEND_LAG = 0.1  # So does one that sends later than it should by more than this share of the median latency
+CHECKOUT_SHARE = 0.1
+"""Tasks that wait longer than this share of their run for a connection may want a larger connection pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +44,29 @@ class Speed:
     latency: Percentiles | None  # From the intended send time to the end in the worker; as `phases`
     phases: dict[str, Percentiles]
     """`queue`, `checkout`, `database`, `run`: the median of the batches' percentiles; n is the sum."""
-    ratios: dict[str, Ratio]  # To the reference, by metric; none for the reference itself
-    generator_share: float  # CPUs of the load generator
-    foreign_cpus: float  # CPUs of everything else
-    send_lag_p99_ms: float
+    foreign_cpus: float  # CPUs of everything that is not ours
+    flags: list[str]  # What to keep in mind when reading the numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One arm of a contest; or of all contests of a worker pool, with the ratios only."""
+    """One arm of a contest."""
 
     arm: Arm
     reference: bool
-    breaches: list[Breach]
+    breaches: list[Verdict]  # Each invariant that did not hold, once
     speed: Speed | None  # None if it is broken, or was only checked
-    unchecked: list[str] = field(default_factory=list)  # What could not be checked, and why
-    strategy: str = ""  # The strategy in force, if the pattern is ours
-    peak_connections: int = 0  # The most of all batches
-    promised_connections: int | None = None
-    pss_bytes: float = 0  # Of the batch in which it was measured; 0 if in none
-    tasks: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    ratios: dict[str, Ratio]  # To the reference, by metric; none for the reference itself, and where one is broken
+    unchecked: list[str]  # What could not be checked, and why
+    strategy: str  # The strategy in force, if the pattern is ours
+    peak_connections: int  # The most of all batches
+    promised_connections: int | None
+    pss_bytes: float  # Of the batch in which it was measured; 0 if in none
+    tasks: int
+    errors: dict[str, int]
     """Failures by class that the workload did not intend, in all batches."""
-    flags: list[str] = field(default_factory=list)  # What to keep in mind when reading the numbers
-    log: str = ""
-    counted: Counted | None = None  # The sum of all batches of a demo
+    log: str
+    counted: Counted | None  # The sum of all batches of a demo
 
     @property
     def broken(self) -> bool:
@@ -71,22 +80,8 @@ class Row:
 
     @property
     def word(self) -> str:
-        """What is said instead of its speed."""
-        return BLOCKED if self.blocked else BROKEN
-
-    @property
-    def name(self) -> str:
-        """`Arm.name`."""
-        return self.arm.name
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is one of our strategies, and no copy."""
-        return self.arm.pattern == OURS and not self.arm.copy
-
-    def ratio(self, metric: str) -> Ratio | None:
-        """Return the ratio to the reference, if there is one."""
-        return self.speed.ratios.get(metric) if self.speed else None
+        """What is said instead of a ratio."""
+        return BLOCKED if self.blocked else BROKEN if self.broken else REFERENCE if self.reference else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +96,16 @@ class ContestSummary:
     workers: int  # Batches: workers are started anew between them
     rounds: int  # Of all batches
     floors: dict[str, float]  # The A/A floor by metric, as a factor; without those that were not measured
-    note: str = ""  # What is missing
+    note: str  # What is missing
 
     @property
-    def reference(self) -> Row | None:
+    def reference(self) -> Row:
         """The row that the others are divided by."""
-        return next((row for row in self.rows if row.reference), None)
+        return next(row for row in self.rows if row.reference)
 
     def row(self, name: str) -> Row | None:
         """Return the row of an arm."""
-        return next((row for row in self.rows if row.name == name), None)
+        return next((row for row in self.rows if row.arm.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +118,11 @@ class Standing:
     broken: int
     blocked: int
     ratios: dict[str, Ratio]
+
+    @property
+    def word(self) -> str:
+        """What is said instead of a ratio."""
+        return BROKEN if self.broken else BLOCKED if self.blocked else REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,7 @@ class SweepSummary:
     arm: Arm
     workload: str
     steps: list[SweepStep]  # By sweep and offered rate; none if it is broken
-    breaches: list[Breach]
-    flags: list[str]
+    breaches: list[Verdict]
 
     @property
     def sweeps(self) -> list[list[SweepStep]]:
@@ -172,6 +171,21 @@ class SweepSummary:
         rates = [step.offered_per_s if step else 0.0 for step in self.kept]
         return Knee(len(rates), statistics.median(rates), min(rates), max(rates)) if rates else None
 
+    @property
+    def flags(self) -> list[str]:
+        """What to keep in mind when reading the numbers."""
+        foreign = middle_of(step.foreign_cpus for step in self.steps) or 0.0
+        lags = [step.send_lag_p99_ms for step in self.kept if step and step.latency
+                and step.send_lag_p99_ms > max(SEND_LAG * step.latency.p50, 1.0)]  # fmt: skip
+        return [
+            *([f"foreign CPU: something else kept {foreign:.1f} CPUs busy"] if foreign > FOREIGN_CPUS else []),
+            *([f"generator-bound: sends were up to {max(lags):.1f} ms late (p99)"] if lags else []),
+        ]
+
+    def latency(self, which: str) -> Percentiles | None:
+        """Return the median of each percentile at the kept steps; `which` is `latency` or `uncorrected`."""
+        return Percentiles.middle([found for step in self.kept if step and (found := getattr(step, which))])
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -182,12 +196,7 @@ class Summary:
     standings: list[Standing]
     sweeps: list[SweepSummary]
     round_trips: dict[str, dict[str, float]]  # Per task, by workload and pattern
-    flags: list[str]  # What holds for the run as a whole
-
-    @property
-    def measured(self) -> bool:
-        """Whether there is any speed, and not only verdicts."""
-        return any(row.speed for contest in self.contests for row in contest.rows)
+    batches: dict[str, list[Batch]] = field(repr=False)  # What it was computed from, by contest
 
     def of_kind(self, kind: str) -> list[ContestSummary]:
         """Return the contests of one kind."""
@@ -196,3 +205,190 @@ class Summary:
     def contest(self, name: str) -> ContestSummary | None:
         """Return a contest by its name."""
         return next((contest for contest in self.contests if contest.name == name), None)
+
+    @property
+    def flags(self) -> list[str]:
+        """What holds for the run as a whole."""
+        speeds = [row.speed for contest in self.contests for row in contest.rows if row.speed]
+        busy = [speed.foreign_cpus for speed in speeds if speed.foreign_cpus > FOREIGN_CPUS]
+        unfinished = sum("not finished" in contest.note for contest in self.contests)
+        many = (
+            f"In {len(busy)} of {len(speeds)} rows something else kept more than {FOREIGN_CPUS} CPUs busy (median of "
+            f"the slices; {max(busy, default=0):.1f} at worst). Ratios come from neighbouring slices and suffer less "
+            f"than rates."
+        )
+        lack = f"The run is not finished: {unfinished} of {len(self.contests)} contests lack restarts."
+        return [*([many] if busy else []), *([lack] if unfinished else [])]
+
+
+def summarise(directory: Path) -> Summary:
+    """Read a result directory.
+
+    Raises:
+        NoRunError: There is no run in it.
+    """
+    facts = RunFacts.read(directory)
+    by_contest: defaultdict[str, list[Batch]] = defaultdict(list)
+    for batch in read_batches(directory):
+        by_contest[batch.contest].append(batch)
+    own = {name: _floors([batches]) for name, batches in by_contest.items()}
+    usual = {metric: middle_of(floors.get(metric) for floors in own.values()) or 1.0 for metric in METRICS}
+    # One pair of identical arms can be alike by luck: no contest is taken to be calmer than half of them are.
+    floors = {name: {one: max(floor, usual[one]) for one, floor in own[name].items()} for name in own}
+    wanted = int(facts.options.get("matrix", {}).get("restarts", 0))
+    contests = [_contest(name, batches, floors[name], wanted) for name, batches in by_contest.items()]
+    by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
+    for step in read_sweep(directory):
+        by_sweep[step.workload, step.arm].append(step)
+    sweeps = [_sweep(*key, steps) for key, steps in by_sweep.items()]
+    standings = list(_standings(contests, by_contest))
+    return Summary(facts, contests, standings, sweeps, read_round_trips(directory), by_contest)
+
+
+def _broken(batches: Sequence[Batch]) -> set[str]:
+    return {cell.arm.name for batch in batches for cell in batch.cells if cell.broken}
+
+
+def _contest(name: str, batches: Sequence[Batch], floors: dict[str, float], wanted: int) -> ContestSummary:
+    kind, *middle = name.split("/")
+    reference, broken = batches[0].reference, _broken(batches)
+    cells: dict[Arm, list[Cell]] = {}
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    for batch in batches:
+        for cell in batch.cells:
+            cells.setdefault(cell.arm, []).append(cell)
+        for one in batch.slices:
+            # Broken arms look fast: what they did is nowhere from here on.
+            if one.arm not in broken:
+                slices[one.arm].append(one)
+    rows = []
+    for arm, found in cells.items():
+        compared = not broken & {arm.name, reference} and arm.name != reference
+        ratios = _ratios([batches], arm.name, floors) if compared else {}
+        rows.append(_row(found, slices[arm.name], ratios, arm.name == reference))
+    rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
+    notes = []
+    if reference in broken:
+        notes.append("The reference is broken, so there is nothing to divide by.")
+    elif not floors and any(slices.values()):
+        notes.append("No A/A arm was measured, so no difference is claimed.")
+    if len(batches) < wanted:
+        notes.append(f"The run is not finished: {len(batches)} of {wanted} restarts.")
+    rounds = sum(len({one.round for one in batch.slices}) for batch in batches)
+    pool = middle[0] if kind != "pools" else ""
+    return ContestSummary(name, kind, pool, batches[0].workload, rows, len(batches), rounds, floors, " ".join(notes))
+
+
+def _groups(contests: Iterable[Sequence[Batch]], arm: str, metric: str) -> Groups:
+    """Return the ratios of an arm to the reference, worker by worker, of one contest or of several."""
+    return [one for found in contests for one in paired_ratios(found, arm, found[0].reference, METRICS[metric])]
+
+
+def _ratios(contests: Sequence[Sequence[Batch]], arm: str, floors: Mapping[str, float]) -> dict[str, Ratio]:
+    found = {name: _groups(contests, arm, name) for name in METRICS}
+    return {name: judged(estimate(one), METRICS[name], floors.get(name)) for name, one in found.items() if one}
+
+
+def _floors(contests: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Return what arms that do as the reference does show: its copy, and what `auto` chose asked for by name."""
+    again: dict[str, list[Sequence[Batch]]] = {}
+    for batches in contests:
+        cells = {cell.arm.name: cell for batch in reversed(batches) for cell in batch.cells}
+        reference = batches[0].reference
+        alike = {
+            name: (cell.arm.pool, cell.arm.concurrency, cell.arm.pattern, cell.strategy) for name, cell in cells.items()
+        }
+        for name in cells:
+            if name != reference and alike[name] == alike.get(reference) and not _broken(batches) & {name, reference}:
+                again.setdefault(name, []).append(batches)
+    floors = {metric: noise_floor(_groups(found, name, metric) for name, found in again.items()) for metric in METRICS}
+    return {name: floor for name, floor in floors.items() if floor is not None}
+
+
+def _standings(contests: Sequence[ContestSummary], batches: Mapping[str, Sequence[Batch]]) -> Iterator[Standing]:
+    """Yield every pattern under every worker pool: all workers of all its contests, where it is right."""
+    for pool in dict.fromkeys(contest.pool for contest in contests if contest.kind == "patterns"):
+        own = [contest for contest in contests if contest.kind == "patterns" and contest.pool == pool]
+        floors = _floors([batches[contest.name] for contest in own])
+        for arm in dict.fromkeys(row.arm for contest in own for row in contest.rows if not row.arm.copy):
+            rows = [(contest, row) for contest in own if (row := contest.row(arm.name))]
+            right = [batches[contest.name] for contest, row in rows if row.ratios]
+            broken, blocked = (sum(getattr(row, what) for _, row in rows) for what in ("broken", "blocked"))
+            yield Standing(pool, arm, len(rows), broken - blocked, blocked, _ratios(right, arm.name, floors))
+
+
+def _row(cells: Sequence[Cell], slices: Sequence[Slice], ratios: dict[str, Ratio], reference: bool) -> Row:
+    verdicts = [verdict for cell in cells for verdict in cell.verdicts]
+    breaches = _breaches(verdicts)
+    counted = [cell.counted for cell in cells if cell.counted]
+    total = Counted(*(sum(getattr(one, part.name) for one in counted) for part in fields(Counted)))
+    errors: Counter[str] = Counter()
+    for cell in cells:
+        errors.update(cell.errors)
+    return Row(
+        cells[0].arm,
+        reference,
+        breaches,
+        speed=_speed(cells, slices) if slices and not breaches else None,
+        ratios=ratios,
+        unchecked=list(dict.fromkeys(f"{one.name}: {one.detail}" for one in verdicts if one.passed and one.detail)),
+        strategy=cells[0].strategy,
+        peak_connections=max(cell.peak_connections for cell in cells),
+        promised_connections=max((n for cell in cells if (n := cell.promised_connections) is not None), default=None),
+        # Measured in the first batch only.
+        pss_bytes=max(cell.pss_bytes for cell in cells),
+        tasks=sum(cell.tasks for cell in cells),
+        errors=dict(errors.most_common()),
+        log=next((cell.log for cell in cells if cell.broken and cell.log), ""),
+        counted=total if counted else None,
+    )
+
+
+def _breaches(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the first of each invariant that did not hold."""
+    found: dict[str, Verdict] = {}
+    for verdict in verdicts:
+        if not verdict.passed:
+            found.setdefault(verdict.name, verdict)
+    return list(found.values())
+
+
+def _speed(cells: Sequence[Cell], slices: Sequence[Slice]) -> Speed:
+    names = dict.fromkeys(name for cell in cells for name in cell.phases)
+    phases = {name: Percentiles.middle([cell.phases[name] for cell in cells if name in cell.phases]) for name in names}
+    latency = phases.pop("latency", None) or Percentiles.middle([one.latency for one in slices if one.latency])
+    worker, database = (middle_of(METRICS[name].value(one) for one in slices) for name in ("cpu", "database_cpu"))
+    known = {name: one for name, one in phases.items() if one}
+    return Speed(
+        goodput_per_s=statistics.median(one.goodput_per_s for one in slices),
+        worker_cpu_ms=None if worker is None else worker * 1000,
+        database_cpu_ms=None if database is None else database * 1000,
+        latency=latency,
+        phases=known,
+        foreign_cpus=statistics.median(one.foreign_cpus for one in slices),
+        flags=list(_flags(slices, latency, known)),
+    )
+
+
+def _flags(slices: Sequence[Slice], latency: Percentiles | None, phases: Mapping[str, Percentiles]) -> Iterator[str]:
+    foreign = statistics.median(one.foreign_cpus for one in slices)
+    share = statistics.median(one.generator_cpu_s / one.wall_s if one.wall_s else 0.0 for one in slices)
+    lag = statistics.median(one.send_lag_p99_ms for one in slices)
+    if foreign > FOREIGN_CPUS:
+        yield f"foreign CPU: something else kept {foreign:.1f} CPUs busy"
+    if share > GENERATOR_SHARE:
+        yield f"generator-bound: the load generator used {share:.0%} of a CPU"
+    elif latency and latency.p50 and lag > SEND_LAG * latency.p50:
+        yield f"generator-bound: sends were up to {lag:.1f} ms late (p99)"
+    checkout, run = phases.get("checkout"), phases.get("run")
+    if checkout and run and checkout.p95 > CHECKOUT_SHARE * run.p95:
+        yield (
+            f"connection pool: tasks wait {checkout.p95:.1f} ms for a connection (p95, of a run of {run.p95:.1f} ms): "
+            f"a larger connection pool may help"
+        )
+
+
+def _sweep(workload: str, arm: Arm, steps: Sequence[SweepStep]) -> SweepSummary:
+    breaches = _breaches(verdict for step in steps for verdict in step.verdicts)
+    measured = sorted((one for one in steps if one.offered_per_s), key=lambda one: (one.sweep, one.offered_per_s))
+    return SweepSummary(arm, workload, [] if breaches else measured, breaches)

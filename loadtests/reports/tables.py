@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..bench.results import Counted
+from ..client.percentiles import Percentiles
 from ..tasks.patterns import OURS
-from .reading import middle_of_steps
 from .recommendation import NO_EVIDENCE, Choice
 from .statistics import METRICS, Ratio, middle_of
 from .summary import ContestSummary, Row, Standing, Summary, SweepSummary
-from .wording import count, interval, listed, mebibytes, name_in, number, percent, sizes, where
+from .wording import count, interval, listed, name_in, number, percent, sizes, where
 
-COMPARABLE = 0.9
+RECIPE, COMPARABLE = "recipe", 0.9
 """A worker that answered less than this share of its orders has not done the work that its CPU is compared for."""
 
 
@@ -136,21 +136,23 @@ def contest(one: ContestSummary) -> list[Table]:
 
 def _row(kind: str, row: Row) -> list[Cell | str]:
     name = Cell(name_in(kind, row.arm), "", f"takes {row.strategy}" if row.arm.strategy == "auto" else "")
-    promised = "?" if row.promised_connections is None else row.promised_connections
     if row.broken:
         return [name, Cell(row.word, "broken", f"{row.breaches[0].name}: no"), *["-"] * 11]
-    seen = [f"{row.peak_connections} of {promised}", mebibytes(row.pss_bytes)]
+    promised = "?" if row.promised_connections is None else row.promised_connections
+    seen = [f"{row.peak_connections} of {promised}", f"{row.pss_bytes / 2**20:.0f}" if row.pss_bytes else "-"]
     if not (speed := row.speed):
         return [name, Cell("ok", "good"), *["-"] * 9, *seen]
-    at = speed.latency
-    latencies = [number(getattr(at, part) if at else None) for part in ("p50", "p95", "p99", "p999")]
     goodput, cpu = (
-        Cell("is 1", "muted") if row.reference else ratio_cell(row.ratio(one)) for one in ("goodput", "cpu")
+        Cell(row.word, "muted") if row.reference else ratio_cell(row.ratios.get(one)) for one in ("goodput", "cpu")
     )
     return [
         name, Cell("ok", "good"), number(speed.goodput_per_s), goodput, number(speed.worker_cpu_ms), cpu,
-        number(speed.database_cpu_ms), *latencies, *seen,
+        number(speed.database_cpu_ms), *_percentiles(speed.latency, "p50", "p95", "p99", "p999"), *seen,
     ]  # fmt: skip
+
+
+def _percentiles(found: Percentiles | None, *names: str) -> list[str]:
+    return [number(getattr(found, name, None)) for name in names]
 
 
 def open_loads(summary: Summary) -> list[Table]:
@@ -171,35 +173,30 @@ def _sweep(one: SweepSummary) -> list[Cell | str]:
         return [name, Cell("broken", "broken", f"{one.breaches[0].name}: no. {one.breaches[0].detail}"), *["-"] * 8]
     if (knee := one.knee) is None:
         return [name, Cell("not measured", "muted"), *["-"] * 8]
-    at, uncorrected = (middle_of_steps(one.kept, which) for which in ("latency", "uncorrected"))
-    kept = [step.achieved_per_s for step in one.kept if step]
-    several = knee.sweeps > 1
-    rate = f"{number(knee.middle)}{f' [{number(knee.low)}, {number(knee.high)}]' if several else ''}"
-    sure = f"covers the median in {knee.coverage:.1%}" if several else "one sweep: no interval"
+    rates = sorted(step.achieved_per_s for step in one.kept if step)
+    bounds = f" [{number(knee.low)}, {number(knee.high)}]" if knee.sweeps > 1 else ""
+    sure = f"covers the median in {knee.coverage:.1%}" if bounds else "one sweep: no interval"
     return [
-        name, str(knee.sweeps), Cell(rate, "", f"{'at least; ' if one.open_ended else ''}{sure}"),
-        number(sorted(kept)[len(kept) // 2] if kept else None),
-        *(number(getattr(at, part) if at else None) for part in ("p50", "p99", "p999")),
-        number(uncorrected.p999 if uncorrected else None),
+        name, str(knee.sweeps),
+        Cell(f"{number(knee.middle)}{bounds}", "", f"{'at least; ' if one.open_ended else ''}{sure}"),
+        number(rates[len(rates) // 2] if rates else None),
+        *_percentiles(one.latency("latency"), "p50", "p99", "p999"), *_percentiles(one.latency("uncorrected"), "p999"),
         str(sum(step.late for step in one.steps)), str(sum(step.skipped for step in one.steps)),
     ]  # fmt: skip
 
 
 def phases(summary: Summary) -> list[Table]:
     """Return where the time of a task goes, by contest and arm."""
-    found = []
+    names, found = ("queue", "checkout", "database", "run"), list[Table]()
     for one in summary.contests:
         rows = [
-            [name_in(one.kind, row.arm), *(_spread(row, part) for part in ("queue", "checkout", "database", "run"))]
+            [name_in(one.kind, row.arm),
+             *(", ".join(_percentiles(row.speed.phases[name], "p50", "p95")) if name in row.speed.phases else "-"
+               for name in names)]
             for row in one.rows if row.speed and row.speed.phases.get("run") and not row.arm.copy
         ]  # fmt: skip
-        found += _table(f"{one.name}: ms, median and p95", "arm | queue | checkout | database | run", rows)
+        found += _table(f"{one.name}: ms, median and p95", " | ".join(["arm", *names]), rows)
     return found
-
-
-def _spread(row: Row, part: str) -> str:
-    found = row.speed.phases.get(part) if row.speed else None
-    return f"{number(found.p50)}, {number(found.p95)}" if found else "-"
 
 
 def round_trips(summary: Summary) -> list[Table]:
@@ -211,24 +208,26 @@ def round_trips(summary: Summary) -> list[Table]:
     return _table("Round trips per task, counted by a proxy", " | ".join(["workload", *patterns]), rows)
 
 
+def _places(summary: Summary) -> list[tuple[str, Row]]:
+    """Return every row of every contest, with what a reader finds it by."""
+    return [(f"{one.name}, {name_in(one.kind, row.arm)}", row) for one in summary.contests for row in one.rows]
+
+
 def breaches(summary: Summary) -> list[Table]:
     """Return what was wrong: every breach, and once for each arm the failures that the workload did not intend."""
     rows: list[Sequence[Cell | str]] = []
-    for one in summary.contests:
-        for row in one.rows:
-            failures = ", ".join(f"{n} {error}" for error, n in row.errors.items())
-            for turn, breach in enumerate(row.breaches):
-                name = f"{one.name}, {name_in(one.kind, row.arm)}"
-                rest = ("", "") if turn else (failures, row.log)
-                rows.append((name, Cell(f"{breach.name}: no", "broken"), breach.detail, *rest))
+    for place, row in _places(summary):
+        rest: Sequence[str] = (", ".join(f"{n} {error}" for error, n in row.errors.items()), row.log)
+        for breach in row.breaches:
+            rows.append((place, Cell(f"{breach.name}: no", "broken"), breach.detail, *rest))
+            rest = ("", "")
     rows += [
         (f"open load: {one.workload}, {where(one.arm)}", Cell(f"{breach.name}: no", "broken"), breach.detail, "", "")
         for one in summary.sweeps for breach in one.breaches
     ]  # fmt: skip
     rows += [
-        (f"{one.name}, {name_in(one.kind, row.arm)}", Cell("not checked", "muted"), said, "", "")
-        for one in summary.contests for row in one.rows for said in row.unchecked
-    ]  # fmt: skip
+        (place, Cell("not checked", "muted"), said, "", "") for place, row in _places(summary) for said in row.unchecked
+    ]
     return _table("Every breach", "where | invariant | found | failures | end of its log", rows)
 
 
@@ -239,14 +238,13 @@ def noise(summary: Summary) -> list[Table]:
         for one in summary.contests if one.floors
     ]  # fmt: skip
     columns = " | ".join(["contest", "restarts", "rounds", *(metric.label for metric in METRICS.values())])
-    all_flags = [
-        *((f"{one.name}, {name_in(one.kind, row.arm)}", flag)
-          for one in summary.contests for row in one.rows for flag in row.flags),
-        *((f"{one.workload}, {where(one.arm)}", flag) for one in summary.sweeps for flag in one.flags),
-    ]  # fmt: skip
     flags: dict[str, list[str]] = {}
-    for place, flag in all_flags:
-        flags.setdefault(flag.partition(":")[0], []).append(f"{place}: {flag}")
+    for place, flagged in [
+        *((place, row.speed.flags) for place, row in _places(summary) if row.speed),
+        *((f"{one.workload}, {where(one.arm)}", one.flags) for one in summary.sweeps),
+    ]:
+        for flag in flagged:
+            flags.setdefault(flag.partition(":")[0], []).append(f"{place}: {flag}")
     marked = [(Cell(kind, "bad"), str(len(found)), found[0]) for kind, found in flags.items()]
     return [
         *_table("A/A floor: what identical arms differed by", columns, rows),
@@ -256,15 +254,16 @@ def noise(summary: Summary) -> list[Table]:
 
 def facts(summary: Summary) -> list[Table]:
     """Return what the numbers depend on."""
+
+    def pairs(found: Mapping[str, object]) -> str:
+        return ", ".join(f"{name} {value}" for name, value in found.items())
+
     of = summary.facts
+    options = {part: found for part, found in of.options.items() if isinstance(found, dict)}
     rows = [
-        ("command", of.command), ("begun", of.begun), ("services", ", ".join(of.services)),
-        *((name, value) for name, value in of.machine.items()),
-        ("versions", ", ".join(f"{name} {value}" for name, value in of.versions.items())),
-        *(
-            (f"options of {part}", ", ".join(f"{name} {value}" for name, value in options.items()))
-            for part, options in of.options.items() if isinstance(options, dict)
-        ),
+        ("command", of.command), ("begun", of.begun), ("services", ", ".join(of.services)), *of.machine.items(),
+        ("versions", pairs(of.versions)),
+        *((f"options of {part}", pairs(found)) for part, found in options.items()),
         *((f"workload {name}", said) for name, said in of.workloads.items()),
         *((f"pattern {name}", said) for name, said in of.patterns.items()),
     ]  # fmt: skip
@@ -280,18 +279,15 @@ def demo(summary: Summary) -> list[Table]:
     for pool, row, times in side_by_side(summary):
         name, found = f"{pool}, {row.arm.pattern}", row.counted
         if found is None:
-            rows.append(
-                [name, Cell(f"{row.word}: {row.breaches[0].name}" if row.broken else "-", "broken"), *["-"] * 5]
-            )
+            wrong = f"{row.word}: {row.breaches[0].name}" if row.broken else "-"
+            rows.append([name, Cell(wrong, "broken"), *["-"] * 5])
             continue
         rows.append([
-            name,
-            Cell(f"{found.right} of {found.sent}", "good" if found.right == found.sent else "broken"),
+            name, Cell(f"{found.right} of {found.sent}", "good" if found.right == found.sent else "broken"),
             str(found.wrong), str(found.unanswered),
             Cell(str(found.connections_left), "broken" if found.connections_left else ""),
             number(found.right / found.seconds if found.seconds else None),
-            Cell(number(_cpu_ms(found)), "",
-                 f"{times:.2f}x" if times else ""),
+            Cell(number(_cpu_ms(found)), "", f"{times:.2f}x" if times else ""),
         ])  # fmt: skip
     return _table(
         "Every order, looked up in the database",
@@ -310,13 +306,12 @@ def side_by_side(summary: Summary) -> list[tuple[str, Row, float]]:
     """
     found = []
     for one in summary.of_kind("demo"):
-        rows = sorted(one.rows, key=lambda row: row.arm.pattern == OURS)
-        costs = [_cpu_ms(row.counted) for row in rows]
-        known = rows[0].counted and rows[0].counted.unanswered <= (1 - COMPARABLE) * rows[0].counted.sent and costs[0]
-        found += [
-            (one.pool, row, (cost or 0) / costs[0] if known and costs[0] and row.arm.pattern == OURS else 0.0)
-            for row, cost in zip(rows, costs, strict=True)
-        ]
+        by_hand, *_ = rows = sorted(one.rows, key=lambda row: row.arm.pattern == OURS)
+        counted, base = by_hand.counted, _cpu_ms(by_hand.counted)
+        known = base and counted and counted.unanswered <= (1 - COMPARABLE) * counted.sent
+        for row in rows:
+            cost = _cpu_ms(row.counted) if known and row.arm.pattern == OURS else None
+            found.append((one.pool, row, cost / base if cost and base else 0.0))
     return found
 
 
@@ -327,17 +322,17 @@ def _cpu_ms(found: Counted | None) -> float | None:
 
 def demo_in_short(summary: Summary) -> list[str]:
     """Return what a demo shows: the worker pool where the two differ most, and all of them together."""
-    found = [(pool, row.arm.pattern, row.counted, times) for pool, row, times in side_by_side(summary) if row.counted]
-    by_hand = [one for one in found if one[1] != OURS]
+    found = [(pool, row.arm.pattern == OURS, row.counted) for pool, row, _ in side_by_side(summary) if row.counted]
+    by_hand = [(pool, one) for pool, own, one in found if not own]
     if not by_hand or len(by_hand) == len(found):
         return []
-    pool, name, worst, _ = min(by_hand, key=lambda one: one[2].right / max(1, one[2].sent))
+    worst, _ = min(by_hand, key=lambda one: one[1].right / max(1, one[1].sent))
     lines = []
-    for where_, theirs, ours in (
-        (f"Under {pool}", [worst], [one for at, who, one, _ in found if (at, who) == (pool, OURS)]),
-        ("In all", [one[2] for one in by_hand], [one for _, who, one, _ in found if who == OURS]),
-    ):
-        (a, b), (c, d) = ((sum(one.right for one in arm), sum(one.sent for one in arm)) for arm in (theirs, ours))
-        lines.append(f"{where_} the {name} got {a:,} of {b:,} orders right; celery-alchemy {c:,} of {d:,}")
-    cost = middle_of(times or None for *_, times in found)
+    for said, pools in ((f"Under {worst}", {worst}), ("In all", {pool for pool, *_ in found})):
+        (a, b), (c, d) = (
+            [sum(getattr(one, what) for pool, own, one in found if own is ours and pool in pools)
+             for what in ("right", "sent")] for ours in (False, True)
+        )  # fmt: skip
+        lines.append(f"{said} the {RECIPE} got {a:,} of {b:,} orders right; celery-alchemy {c:,} of {d:,}")
+    cost = middle_of(times or None for *_, times in side_by_side(summary))
     return [f"{lines[0]}.", f"{lines[1]}{f', at {cost:.2f}x the worker CPU per order' if cost else ''}."]

@@ -13,13 +13,12 @@ from . import tables
 from .page import short
 from .recommendation import RULE, Choice
 from .summary import Summary
-from .tables import Cell, Table
+from .tables import Table
 
 FEW = 8  # With more contests than this, only how each pattern stands over all of them is printed
-DETAIL = 160  # Characters of a cell; the page has all of it
+DETAIL = 160  # Characters of a cell
 STYLES = {"good": "green", "bad": "red", "broken": "bold red", "muted": "dim"}
 OF_CONTEST = ("right", "goodput /s", "ratio", "CPU ms/task", "p95 ms", "connections")
-OF_BREACH = ("invariant", "found")
 
 
 def print_summary(console: Console, summary: Summary, found: Sequence[Choice]) -> None:
@@ -29,7 +28,7 @@ def print_summary(console: Console, summary: Summary, found: Sequence[Choice]) -
     if len(contests) <= FEW:
         shown += [table.only(*OF_CONTEST) for one in contests for table in tables.contest(one)]
         # What breaks in a demo is many lines, and its one table shows what comes of it; the page has them.
-        shown += [table.only(*OF_BREACH) for table in tables.breaches(summary) if contests]
+        shown += [table.only("invariant", "found") for table in tables.breaches(summary) if contests]
     else:
         shown += [table.only("broken", "goodput", "worker CPU per task") for table in tables.standings(summary)]
     shown += [one.only("tasks/s kept", "p99 ms", "p99.9 ms", "late", "skipped") for one in tables.open_loads(summary)]
@@ -48,15 +47,12 @@ def print_table(console: Console, table: Table) -> None:
     for name in table.columns:
         drawn.add_column(name, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(_text(cell) for cell in row))
+        # The page has all of a long cell.
+        texts = (cell.text if len(cell.text) <= DETAIL else f"{cell.text[:DETAIL]} ..." for cell in row)
+        drawn.add_row(*(Text(text, style=STYLES.get(cell.style, "")) for text, cell in zip(texts, row, strict=True)))
     console.print(drawn)
     if table.note:
         console.print(table.note, style="dim", markup=False, highlight=False)
-
-
-def _text(cell: Cell) -> Text:
-    text = cell.text if len(cell.text) <= DETAIL else f"{cell.text[:DETAIL]} ..."
-    return Text(text, style=STYLES.get(cell.style, ""))
 
 
 def markdown(summary: Summary, found: Sequence[Choice]) -> str:

@@ -41,11 +41,6 @@ def percent(floor: float | None) -> str:
     return "-" if floor is None else f"±{(floor - 1) * 100:.1f} %"
 
 
-def mebibytes(size: float) -> str:
-    """Return bytes as MiB; a dash if they were not measured."""
-    return f"{size / 2**20:.0f}" if size else "-"
-
-
 def where(arm: Arm) -> str:
     """Return the worker pool and its concurrency, such as `threads 16`, and what is not `auto`."""
     if arm.copy:
