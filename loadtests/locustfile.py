@@ -4,8 +4,8 @@ Starts services and a worker, or sends a task of your own: `--app proj.celery:ap
 """
 
 from celery_alchemy.loadtests.client import scenario
-from celery_alchemy.loadtests.client.scenario import Arrivals, ClosedLoad
+from celery_alchemy.loadtests.client.scenario import Load
 
 scenario.register()
 
-__all__ = ["Arrivals", "ClosedLoad"]
+__all__ = ["Load"]

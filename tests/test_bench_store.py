@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_after_the_last_whole_batch(tmp_path: Path) -
     Store(tmp_path, "matrix", FACTS).add_batch(batch(1, broken=True), [])
     with pytest.raises(RuntimeError), opened(tmp_path, write=True) as connection:
         # Killed in the middle of the next batch: what it wrote is in no file.
-        insert(connection, "batches", batch(2), without=("cells", "slices"))
+        insert(connection, "batches", batch(2))
         raise RuntimeError
 
     store = Store(tmp_path, "matrix", FACTS)

@@ -179,8 +179,8 @@ def test_the_web_page_has_a_sessions_tab(database_url: str) -> None:
         seen = eventually(table, "the tab shows the worker's connections and what it has done", within_s=60)
         assert seen["Connections, promised"]["value"] == 8
         assert 1 <= seen["Connections, at most"]["value"] <= 8
-        assert seen["database"]["n"] <= seen["Tasks succeeded"]["value"]
-        assert seen["latency"]["p95"] >= seen["latency"]["p50"] > 0
+        assert seen["transfer database"]["n"] <= seen["Tasks succeeded"]["value"]
+        assert seen["transfer latency"]["p95"] >= seen["transfer latency"]["p50"] > 0
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output

@@ -9,8 +9,7 @@ import argparse
 import difflib
 import json
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,32 +25,30 @@ else:
     # Generic only since click 8.4.
     _ParamType = click.ParamType
 
-Parse = Callable[[str], Any]
-AUTO = "auto"
+AUTO, GREEN = "auto", ("gevent", "eventlet")
 
 
-class Parsed(_ParamType):
-    """The type of an option of click whose text one of these functions takes."""
+class Value(_ParamType):
+    """The type of an option, of click or of argparse, whose text one of these functions takes."""
 
     name: str
 
-    def __init__(self, name: str, parse: Parse) -> None:
-        self.name, self._parse = name, parse
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value; a default can be a value already."""
+        """Return the value for click; a default can be a value already."""
         try:
-            return self._parse(value) if isinstance(value, str) else value
+            return self.parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
-
-def for_argparse(parse: Parse, value: Any) -> Any:
-    """Take a value for argparse, which shows no message but that of an ArgumentTypeError."""
-    try:
-        return parse(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    def for_argparse(self, value: str) -> Any:
+        """Return the value for argparse, which shows no message but that of an ArgumentTypeError."""
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def suggest(value: str, known: Sequence[str]) -> str:
@@ -62,30 +59,40 @@ def suggest(value: str, known: Sequence[str]) -> str:
 
 def missing(name: str) -> str:
     """Return what a worker pool or a pattern needs and is not installed, in a sentence; empty if it can be used."""
-    package = {"gevent": "gevent", "eventlet": "eventlet", "flask": "Flask-SQLAlchemy", "taskiq": "taskiq-redis"}.get(
-        name
-    )
+    package = {"flask": "Flask-SQLAlchemy", "taskiq": "taskiq-redis", **{green: green for green in GREEN}}.get(name)
     installed = package is None or find_spec(package.lower().replace("-", "_"))
     return "" if installed else f"{name} needs {package}: pip install {package}."
 
 
-def one_of(what: str, known: Sequence[str], value: str) -> str:
-    """Take one of the known names, if what it needs is installed."""
-    if value not in known:
-        raise ValueError(f"{value!r} is not a {what}. {suggest(value, known)}")
-    if wrong := missing(value):
-        raise ValueError(wrong)
-    return value
+class OneOf(Value):
+    """One of the known names, if what it needs is installed."""
 
+    def __init__(self, what: str, known: Collection[str], *, path: bool = False) -> None:
+        """Know the names.
 
-def several(what: str, known: Sequence[str], one: Parse, value: str, *, none: bool = False) -> list[str]:
-    """Take names separated by commas, each once; `all` that are installed, or `none` where nothing will do."""
-    names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-    if names == ["none"] and none:
-        return []
-    if not names:
-        raise ValueError(f"{value!r} names no {what}. Known: {', '.join(known)}.")
-    return [name for name in known if not missing(name)] if names == ["all"] else [one(name) for name in names]
+        Args:
+            path: Whether `package.module:Class`, which the worker looks up, will do too.
+        """
+        super().__init__("name", self.take)
+        self.what, self.known, self.path = what, tuple(known), path
+
+    def take(self, value: str) -> str:
+        """Return the name."""
+        if value not in self.known and not (self.path and ":" in value):
+            raise ValueError(f"{value!r} is not a {self.what}. {suggest(value, self.known)}")
+        if wrong := missing(value):
+            raise ValueError(wrong)
+        return value
+
+    def several(self, value: str, *, none: bool = False) -> list[str]:
+        """Return names that are separated by commas, each once; of `all` those that are installed; of `none` none."""
+        names = list(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        if names == ["none"] and none:
+            return []
+        if not names:
+            raise ValueError(f"{value!r} names no {self.what}. Known: {', '.join(self.known)}.")
+        everything = [name for name in self.known if not missing(name)]
+        return everything if names == ["all"] else [self.take(name) for name in names]
 
 
 def numbers(low: float, high: float, kind: type, message: str, value: str) -> tuple[Any, ...]:
@@ -134,15 +141,9 @@ def json_of(kind: type, value: str) -> Any:
     return found
 
 
-REGISTERED = (point.name for point in entry_points(group="celery_alchemy.strategies"))
-STRATEGIES = (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *sorted(REGISTERED))))
-BASELINES = tuple(name for name in PATTERNS if name != OURS)
-pool: partial[str] = partial(one_of, "worker pool", POOLS)
-workload: partial[str] = partial(one_of, "workload", tuple(WORKLOADS))
-pattern: partial[str] = partial(one_of, "pattern", tuple(PATTERNS))
-baseline: partial[str] = partial(one_of, "hand-written pattern", BASELINES)
-
-
-def strategy(value: str) -> str:
-    """Take a session strategy: ours, a registered one, or `package.module:Class`, which the worker looks up."""
-    return value if ":" in value else one_of("session strategy", STRATEGIES, value)
+REGISTERED = sorted(point.name for point in entry_points(group="celery_alchemy.strategies"))
+POOL = OneOf("worker pool", POOLS)
+STRATEGY = OneOf("session strategy", (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *REGISTERED))), path=True)
+PATTERN = OneOf("pattern", PATTERNS)
+BASELINE = OneOf("hand-written pattern", [name for name in PATTERNS if name != OURS])
+WORKLOAD = OneOf("workload", WORKLOADS)

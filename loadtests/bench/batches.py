@@ -13,6 +13,7 @@ from ..errors import LoadTestError
 from ..services.sampler import Sampler
 from .cells import Bench, RunningCell, phases
 from .contests import Contest, orders
+from .generator import ANSWER_S
 from .results import Arm, Batch, Cell, Slice
 from .rows import TaskRow
 
@@ -26,7 +27,8 @@ CHECKED_SLICE = 0
 WARM_UP_TASKS = 10
 """For each slot, in a batch after the first: every pool process connects, and psycopg prepares what it sends often."""
 
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
+"""Shows the stage that something is at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Schedule:
 
 
 def run_batch(
-    bench: Bench, contest: Contest, number: int, options: Schedule, *, without: Collection[str], first_slice: int,
-    progress: Progress,
+    bench: Bench, contest: Contest, number: int, options: Schedule, without: Collection[str], first_slice: int,
+    tell: Tell,
 ) -> tuple[Batch, list[TaskRow]]:  # fmt: skip
     """Run one batch, and return what is kept of it, with a row for every task.
 
@@ -63,22 +65,22 @@ def run_batch(
     """
     arms, begun = [arm for arm in contest.arms if arm.name not in without], time.monotonic()
     stamp, slices = datetime.now(UTC).isoformat(timespec="seconds"), list[Slice]()
-    with running_cells(bench, contest.workload, arms, progress) as (cells, sampler):
+    with running_cells(bench, contest.workload, arms, tell) as (cells, sampler):
         for cell in cells:
-            progress(f"checking {cell.arm.name}")
+            tell(f"checking {cell.arm.name}")
             # What the check finds, it finds in the first batch; later ones are checked by what their slices leave.
             checked_load(cell, options, options.checked_tasks if number == 1 else WARM_UP_TASKS, sampler)
         options = replace(options, slice_s=slice_length(cells, options.slice_s))
         by_arm, rounds = {cell.arm: cell for cell in cells}, options.rounds_of(number)
         for turn, order in enumerate(orders(arms, rounds, f"{contest.name}/{number}"), start=1):
-            progress(f"round {turn} of {rounds}")
+            tell(f"round {turn} of {rounds}")
             for position, arm in enumerate(order):
                 if not by_arm[arm].out:
                     where = (first_slice + len(slices), turn, position)
                     slices.append(run_slice(by_arm[arm], options, *where))
                     if by_arm[arm].out:
                         by_arm[arm].abandon(sampler)
-        progress("checking and stopping the workers")
+        tell("checking and stopping the workers")
         finished = finish(cells, sampler, at_once=number > 1)
     seconds = round(time.monotonic() - begun, 1)
     batch = Batch(contest.name, number, contest.workload, contest.reference.name, finished, slices, stamp, seconds)
@@ -87,7 +89,7 @@ def run_batch(
 
 @contextmanager
 def running_cells(
-    bench: Bench, workload: str, arms: Sequence[Arm], progress: Progress
+    bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell
 ) -> Iterator[tuple[list[RunningCell], Sampler | None]]:
     """Start a cell for each arm, several at a time, count their connections, and close them when the block ends.
 
@@ -104,7 +106,7 @@ def running_cells(
     assert bench.generator is not None
     cells = [RunningCell(bench, arm, workload) for arm in arms]
     bench.generator.forget_rows()
-    progress(f"starting {len(cells)} workers")
+    tell(f"starting {len(cells)} workers")
     with ThreadPoolExecutor(STARTERS) as threads:
         try:
             _all(threads, cells, RunningCell.start)
@@ -115,7 +117,7 @@ def running_cells(
                 yield cells, stack.enter_context(sampler) if sampler else None
             for cell in cells:
                 if cell.worker is not None:
-                    bench.generator.close(cell.arm.name)
+                    bench.generator.ask(ANSWER_S, close={"arm": cell.arm.name})
         finally:
             _all(threads, cells, RunningCell.close)
 

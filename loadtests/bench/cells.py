@@ -25,7 +25,8 @@ from ..services.worker import OWN_APP, Worker, running_worker
 from ..tasks.patterns import OURS
 from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
 from . import checks
-from .generator import Generator
+from .arguments import GREEN
+from .generator import ANSWER_S, Generator
 from .measure import CpuClock, Spent, memory_bytes, spent
 from .results import Arm, Cell, Counted, Verdict
 from .rows import UNANSWERED, TaskRow
@@ -39,7 +40,6 @@ STOP_STEPS = (StopStep(signal.SIGTERM, 8.0), StopStep(signal.SIGQUIT, 2.0))
 DRAIN_S, USER_DRAIN_S = 5.0, 60.0
 """How long to wait for the next reply of a task of ours, which takes well under a second, and of the user's."""
 LOG_LINES = 40
-GREEN = ("gevent", "eventlet")
 STARTED, PREFLIGHT_HELD = "the worker started", "the driver does not block the green hub"
 
 _numbers = itertools.count(1)
@@ -71,12 +71,10 @@ class Bench:
 class RunningCell:
     """A cell whose worker is up, or was meant to be."""
 
-    arm: Arm
-    bench: Bench
-    workload: Workload | None
-
     def __init__(self, bench: Bench, arm: Arm, workload: str) -> None:
-        self.bench, self.arm, self.workload = bench, arm, WORKLOADS.get(workload)
+        self.bench: Bench = bench
+        self.arm: Arm = arm
+        self.workload: Workload | None = WORKLOADS.get(workload)
         self.rows: list[TaskRow] = []
         self.out: bool = False
         """Broken, or hanging: it gets no more load."""
@@ -105,6 +103,11 @@ class RunningCell:
         """Whether it has left a task unanswered: it would not stop when it is told to, either."""
         return any(not row.finals for row in self.rows)
 
+    @property
+    def target(self) -> dict[str, str]:
+        """Where a load generator sends its tasks, and reads how they ended."""
+        return {name: getattr(self.environment, name) for name in ("broker_url", "reply_url", "queue")}
+
     def start(self) -> None:
         """Create the database and the queue, start the worker and wait until it is ready; remember if that fails."""
         bench, task = self.bench, self.bench.user_task
@@ -119,13 +122,8 @@ class RunningCell:
             self.database = self._stack.enter_context(bench.server.fresh_database(bench.run, f"c{self._number}"))
             create_tables(self.database, ACCOUNTS)
             self.connections_name, app, environ = str(self.database.database), OWN_APP, None
-        self.environment = WorkerEnvironment(
-            database_url=self.database.render_as_string(hide_password=False) if self.database else "",
-            broker_url=bench.broker.url,
-            reply_url=bench.broker.reply_url,
-            queue=name,
-            pattern=self.arm.pattern,
-        )
+        url, broker = self.database.render_as_string(hide_password=False) if self.database else "", bench.broker
+        self.environment = WorkerEnvironment(url, broker.url, broker.reply_url, name, self.arm.pattern)
         self._stack.enter_context(queue_of(bench.run, self.environment))
         try:
             # All the workers of a contest start at once.
@@ -143,13 +141,11 @@ class RunningCell:
         generator = self.bench.generator
         if generator is None or self.environment is None or self.out:
             return
-        generator.open(self.arm.name, self.environment)
+        generator.ask(ANSWER_S, open={"arm": self.arm.name, **self.target})
         if self.arm.pool in GREEN and self.bench.user_task is None:
-            command = {"number": 0, "arm": self.arm.name, "task": PREFLIGHT.task_name, "args": [1]}
-            _, rows = generator.slice(within_s=DRAIN_S, tasks=1, drain_s=DRAIN_S, **command)
-            wrong = "" if rows and rows[0].succeeded else "no answer"
-            if wrong and rows:
-                wrong = f"{rows[0].error_type or rows[0].outcome}: {rows[0].error}"
+            asked = {"number": 0, "arm": self.arm.name, "task": PREFLIGHT.task_name, "args": [1], "tasks": 1}
+            _, (row,) = generator.slice(within_s=DRAIN_S, drain_s=DRAIN_S, **asked)
+            wrong = "" if row.succeeded else f"{row.error_type or row.outcome}: {row.error}"
             self._preflight, self.out = [Verdict(PREFLIGHT_HELD, not wrong, wrong)], bool(wrong)
 
     def load(self, *, number: int, within_s: float, **command: Any) -> dict[str, Any]:
@@ -168,10 +164,10 @@ class RunningCell:
         answer = self.load(number=number, within_s=within_s, **command)
         cost = spent(begin, self.worker_pid, server.pid if server else None)
         low, high = answer["window"]
-        latency = answer["latency_ms"]
         kept = {name: answer[name] for name in ("failed", "unanswered", "send_lag_p99_ms")}
-        kept["seconds"], kept["foreign_cpus"] = round(high - low, 6), round(cost.foreign_cpus, 3)
-        return answer, {**kept, "latency": Percentiles(**latency) if latency else None}, cost
+        kept |= {"seconds": round(high - low, 6), "foreign_cpus": round(cost.foreign_cpus, 3)}
+        kept["latency"] = Percentiles(**answer["latency_ms"]) if answer["latency_ms"] else None
+        return answer, kept, cost
 
     def check(self, sampler: Sampler | None) -> list[Verdict]:
         """Return what holds and what does not, now that nothing runs."""
@@ -230,11 +226,12 @@ class RunningCell:
         elif not self._abandoned:
             verdicts += self.stop()
         wrong = (row for row in self.rows if checks.failure(row, self.workload))
+        ours = self.arm.pattern == OURS
         return Cell(
             self.arm,
             verdicts,
-            strategy=worker.ready.strategy if self.arm.pattern == OURS else "",
-            reason=worker.ready.reason if self.arm.pattern == OURS else "",
+            strategy=worker.ready.strategy if ours else "",
+            reason=worker.ready.reason if ours else "",
             start_s=round(worker.start_s, 2),
             promised_connections=worker.ready.max_connections,
             peak_connections=peak.total if peak else 0,
@@ -257,9 +254,7 @@ class RunningCell:
         wrong = len(checks.check_tasks(self.rows, self.workload, self.database).wrong)
         unanswered = sum(row.outcome == UNANSWERED for row in self.rows)
         right, (idle, _) = len(self.rows) - wrong - unanswered, self.left(idle_in_transaction=0)
-        seconds, cpu_s = (
-            round(sum(values), 3) for values in zip(*((one.wall_s, one.worker_s) for one in self.counted), strict=True)
-        )
+        seconds, cpu_s = (round(sum(getattr(one, what) for one in self.counted), 3) for what in ("wall_s", "worker_s"))
         return Counted(len(self.rows), right, wrong, unanswered, idle, seconds, cpu_s)
 
     def close(self) -> None:

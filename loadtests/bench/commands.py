@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from ..tasks import patterns
-from ..tasks.workloads import WORKLOADS
 from . import arguments, runs
-from .arguments import AUTO, Parsed, json_of, numbers, one_of, seconds, several
+from .arguments import AUTO, OneOf, Value, json_of, numbers, seconds
 from .batches import Schedule
 from .objective import Objective
 from .sweep import SweepOptions
 
-CONTESTS = ("patterns", "pools", "round-trips")
+CONTEST = OneOf("kind of contest", ("patterns", "pools", "round-trips"))
 
 
-def _option(name: str, default: Any, parse: arguments.Parse, text: str, kind: str = "names") -> Any:
-    return click.option(name, default=default, type=Parsed(kind, parse), help=text)
-
-
-def _several(name: str, what: str, known: Sequence[str], one: arguments.Parse, text: str) -> Any:
-    return _option(name, "all", partial(several, what, known, one, none=name == "--baselines"), text)
+def _option(name: str, default: Any, parse: Callable[[str], Any], text: str, kind: str = "names") -> Any:
+    return click.option(*name.split(), default=default, type=Value(kind, parse), help=text)
 
 
 def _whole(name: str, default: int, low: int, high: int, text: str) -> Any:
-    names = {"--tasks": "checked_tasks", "--users": "users_per_slot"}
-    return click.option(name, names.get(name, name[2:]), default=default, type=click.IntRange(low, high), help=text)
+    return click.option(*name.split(), default=default, type=click.IntRange(low, high), help=text)
 
 
 def _rates(value: str) -> tuple[float, ...]:
@@ -42,28 +36,28 @@ def _rates(value: str) -> tuple[float, ...]:
 # What every command that starts workers takes. One line each, to be read as a table.
 # fmt: off
 CONCURRENCIES = partial(numbers, 1, 256, int, "write one or more whole numbers from 1 to 256, such as 4 or 4,16.")
-POOLS = _several("--pools", "worker pool", patterns.POOLS, arguments.pool, "Worker pools, separated by commas.")
+POOLS = _option("--pools", "all", arguments.POOL.several, "Worker pools, separated by commas.")
 CONCURRENCY = _option("--concurrency", "4", CONCURRENCIES, "Pool processes, threads, greenlets; solo has 1.", "numbers")
 SERVICES = (
     click.option("--database-url", envvar="DATABASE_URL", help="Server to create databases on; default: embedded."),
     click.option("--broker-url", envvar="BROKER_URL", help="Broker; default: an embedded Valkey."),
     click.option("--out", default="report", type=click.Path(file_okay=False, path_type=Path), help="Where results go."),
 )
-FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
 CHOSEN = (
     POOLS,
-    _several("--strategies", "session strategy", arguments.STRATEGIES, arguments.strategy,
-             "Session strategies; auto is always there."),
-    _several("--baselines", "hand-written pattern", arguments.BASELINES, arguments.baseline,
-             "Hand-written patterns to compare with, all or none."),
-    _several("--workloads", "workload", tuple(WORKLOADS), arguments.workload, "What the tasks do."),
+    _option("--strategies", "all", arguments.STRATEGY.several, "Session strategies; auto is always there."),
+    _option("--baselines", "all", partial(arguments.BASELINE.several, none=True),
+            "Hand-written patterns to compare with, all or none."),
+    _option("--workloads", "all", arguments.WORKLOAD.several, "What the tasks do."),
     CONCURRENCY,
-    _whole("--tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
-    _whole("--users", 2, 1, 100, "Tasks in flight per pool slot."),
+    _whole("--tasks checked_tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
+    _whole("--users users_per_slot", 2, 1, 100, "Tasks in flight per pool slot."),
     click.option("--task", help="Measure this task of the app given with `celery -A` instead of our workloads."),
     _option("--args", "[]", partial(json_of, list), "Its arguments: a JSON list.", "json"),
     _option("--kwargs", "{}", partial(json_of, dict), "Its keyword arguments: a JSON object.", "json"),
 )
+FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 # fmt: on
 
 
@@ -85,17 +79,9 @@ COMMON = options(*CHOSEN, *SERVICES, FRESH)
     invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @COMMON
-@_several(
-    "--contests",
-    "kind of contest",
-    CONTESTS,
-    partial(one_of, "kind of contest", CONTESTS),
-    "What to compare: see below.",
-)
+@_option("--contests", "all", CONTEST.several, "What to compare: see below.")
 @_whole("--rounds", 40, 1, 1000, "Slices for each arm, over all restarts.")
-@click.option(
-    "--slice", "slice_s", default="500ms", type=Parsed("duration", partial(seconds, 0.1, 60)), help="Of what length."
-)
+@_option("--slice slice_s", "500ms", partial(seconds, 0.1, 60), "Of what length.", "duration")
 @_whole("--restarts", 10, 1, 50, "How often the workers start anew.")
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Of these contests, such as 'pools/*', now; the rest another time."
@@ -111,12 +97,10 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     worker pools and concurrencies, each with the strategy it gets by itself; `round-trips` counts how often a task
     waits for the database's answer.
     """
+    given_here = [name for name in given if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if ctx.invoked_subcommand is None:
         _bench(ctx, **given)
-        return
-    source = click.core.ParameterSource.COMMANDLINE
-    misplaced = [name for name in given if ctx.get_parameter_source(name) is source]
-    if misplaced:
+    elif given_here:
         raise click.UsageError(f"Write the options after {ctx.invoked_subcommand!r}: they belong to it.", ctx)
 
 
@@ -128,7 +112,7 @@ def _bench(
         raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
     load = (given["checked_tasks"], given["users_per_slot"])
     schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), *load)
-    sys.exit(1 if runs.matrix_run(ctx, contests, schedule, only, **given) else 0)
+    runs.matrix_run(ctx, contests, schedule, only, **given)
 
 
 @bench.command()
@@ -137,23 +121,21 @@ def _bench(
 def check(ctx: click.Context, /, **given: Any) -> None:
     """Check correctness only, for CI: a load for each worker, every invariant, no timing."""
     schedule = Schedule(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
-    sys.exit(1 if runs.matrix_run(ctx, ["patterns"], schedule, (), **given) else 0)
+    runs.matrix_run(ctx, ["patterns"], schedule, (), **given)
 
 
 @bench.command()
 @options(POOLS, CONCURRENCY, *SERVICES)
 def demo(**given: Any) -> None:
     """Let the hand-written recipe and celery-alchemy do the same work, and count what came out right."""
-    sys.exit(1 if runs.demo_run(**given) else 0)
+    runs.demo_run(**given)
 
 
 @bench.command()
 @COMMON
 @_option("--objective", "p95=100ms", Objective.parse, "The latency to keep.", "objective")
 @_option("--rates", "auto", _rates, "Tasks per second to offer, or auto.", "rates")
-@click.option(
-    "--step", "step_s", default="4s", type=Parsed("duration", partial(seconds, 0.5, 600)), help="Length of a step."
-)
+@_option("--step step_s", "4s", partial(seconds, 0.5, 600), "Length of a step.", "duration")
 @_whole("--sweeps", 5, 1, 100, "How often each knee is measured.")
 @click.pass_context
 def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float, sweeps: int, **given: Any) -> None:
@@ -162,17 +144,15 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
     Five sweeps for each worker pool, concurrency and workload, in random order, with the strategy `auto` unless
     --strategies names others; hand-written patterns only if --baselines names them.
     """
-    source = click.core.ParameterSource.DEFAULT
-    if ctx.get_parameter_source("strategies") is source:
-        given["strategies"] = [AUTO]
-    if ctx.get_parameter_source("baselines") is source:
-        given["baselines"] = []
+    for name, usual in (("strategies", [AUTO]), ("baselines", [])):
+        if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            given[name] = usual
     chosen = SweepOptions(objective, step_s, rates, sweeps, given["checked_tasks"], given["users_per_slot"])
-    sys.exit(1 if runs.sweep_run(ctx, chosen, **given) else 0)
+    runs.sweep_run(ctx, chosen, **given)
 
 
 @bench.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", type=DIRECTORY)
 @click.option("--chart", metavar="CONTEST", help="Write this contest's ratios as chart.svg instead, for a README.")
 def report(directory: Path, chart: str | None) -> None:
     """Write the report of a results directory again."""
@@ -188,8 +168,8 @@ def report(directory: Path, chart: str | None) -> None:
 
 
 @bench.command()
-@click.argument("a", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("a", type=DIRECTORY)
+@click.argument("b", type=DIRECTORY)
 @click.option("--fail-if", "conditions", multiple=True, help="Such as goodput:-10% or p95:+20%; may be repeated.")
 def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
     """Compare result directory B with A: ratios with intervals, and what broke or healed.

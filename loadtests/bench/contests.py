@@ -28,13 +28,12 @@ class Contest:
     name: str
     """`patterns/<worker pool>/<workload>`, `pools/<workload>` or `demo/<worker pool>`."""
     workload: str
-    arms: tuple[Arm, ...]
-    reference: Arm
-    """What the others are divided by; one of the arms."""
+    arms: tuple[Arm, ...]  # No two of one name
 
-    def __post_init__(self) -> None:
-        assert self.reference in self.arms
-        assert len({arm.name for arm in self.arms}) == len(self.arms)
+    @property
+    def reference(self) -> Arm:
+        """What the others are divided by."""
+        return self.arms[0]
 
 
 def patterns_contest(
@@ -56,13 +55,13 @@ def patterns_contest(
     others = [Arm(pool, workers, OURS, name) for name in strategies if name not in own]
     by_hand = [Arm(pool, workers, name) for name in baselines]
     arms = (reference, replace(reference, copy=1), *others, *by_hand)
-    return Contest(f"patterns/{pool}/{workload}", workload, arms, reference)
+    return Contest(f"patterns/{pool}/{workload}", workload, arms)
 
 
 def pools_contest(workload: str, arms: Sequence[Arm]) -> Contest:
     """Return the contest of worker pools and concurrencies; the first arm is the reference, and there twice."""
     reference, *others = dict.fromkeys(arms)
-    return Contest(f"pools/{workload}", workload, (reference, replace(reference, copy=1), *others), reference)
+    return Contest(f"pools/{workload}", workload, (reference, replace(reference, copy=1), *others))
 
 
 def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list[Contest]:
@@ -70,8 +69,8 @@ def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list
     contests = []
     for pool in pools:
         workers = 1 if pool in ALONE else concurrency
-        recipe, ours = Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO)
-        contests.append(Contest(f"demo/{pool}", workload, (recipe, ours), recipe))
+        arms = (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO))
+        contests.append(Contest(f"demo/{pool}", workload, arms))
     return contests
 
 
@@ -105,9 +104,11 @@ def remaining(
     Args:
         only: Patterns of the names of contests, as in a shell; none: all.
     """
-    wanted = [contest for contest in contests if not only or any(fnmatchcase(contest.name, one) for one in only)]
-    batches = [(contest, number) for number in range(1, restarts + 1) for contest in wanted]
-    return [(contest, number) for contest, number in batches if (contest.name, number) not in store.done]
+    return [
+        (contest, number) for number in range(1, restarts + 1) for contest in contests
+        if (contest.name, number) not in store.done
+        and (not only or any(fnmatchcase(contest.name, one) for one in only))
+    ]  # fmt: skip
 
 
 def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:
@@ -118,8 +119,5 @@ def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret.
     order = list(arms)
     for number in range(rounds):
-        if number % 2:
-            order = order[::-1]
-        else:
-            rng.shuffle(order)
+        order.reverse() if number % 2 else rng.shuffle(order)
         yield list(order)

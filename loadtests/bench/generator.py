@@ -5,16 +5,12 @@ It is monkey-patched, so it is never in this process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 from ..client.lines import LineProcess
-from ..errors import LoadTestError
-from ..services.environment import WorkerEnvironment
 from ..services.processes import deferred_signals
 from ..services.rundir import RunDirectory
 from .rows import TaskRow, parse_rows
@@ -23,22 +19,15 @@ MODULE = "celery_alchemy.loadtests.client.generator"
 ANSWER_S = 180.0
 """On top of what a load is meant to take: a backlog is worked off for up to two minutes."""
 STOP_S = 10.0
-LOG_LINES = 20
 
 
 class Generator(LineProcess):
     """One long-lived gevent process."""
 
-    def __init__(self, directory: Path) -> None:
-        self._rows_path, self._log_path, self._offset = directory / "rows.csv", directory / "generator.log", 0
+    def __init__(self, run: RunDirectory) -> None:
+        self._rows_path, self._offset = run.path / "rows.csv", 0
         self._rows_path.touch()
-        with self._log_path.open("wb") as log:
-            super().__init__("The load generator", MODULE, "--rows", str(self._rows_path), stderr=log)
-
-    def open(self, arm: str, environment: WorkerEnvironment) -> None:
-        """Connect to an arm's broker and reply list."""
-        target = {name: getattr(environment, name) for name in ("broker_url", "reply_url", "queue")}
-        self.ask(ANSWER_S, open={"arm": arm, **target})
+        super().__init__("The load generator", MODULE, "--rows", str(self._rows_path), log=run.path / "generator.log")
 
     def slice(self, *, within_s: float, **command: Any) -> tuple[dict[str, Any], list[TaskRow]]:
         """Put an arm under load, and return the summary and a row for each task.
@@ -58,26 +47,12 @@ class Generator(LineProcess):
         os.truncate(self._rows_path, 0)
         self._offset = 0
 
-    def close(self, arm: str) -> None:
-        """Disconnect from an arm."""
-        self.ask(ANSWER_S, close={"arm": arm})
-
-    def ask(self, within_s: float, **command: Any) -> dict[str, Any]:
-        """Send a command, and return the answer; what cannot be done is told with the end of the log."""
-        try:
-            return super().ask(within_s, **command)
-        except LoadTestError as error:
-            log = ""
-            with contextlib.suppress(OSError):
-                log = "\n".join(self._log_path.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise LoadTestError(f"{error}\n{log}") from None
-
     @classmethod
     @contextmanager
     def running(cls, run: RunDirectory) -> Iterator[Self]:
         """Start it, and end it when the block ends."""
         with deferred_signals():
-            generator = cls(run.path)
+            generator = cls(run)
             guarded = run.guard.watch_process(generator.pid)
         try:
             yield generator

@@ -220,20 +220,21 @@ def read_batches(directory: Path) -> Iterator[Batch]:
     cells: defaultdict[tuple[str, int], list[Cell]] = defaultdict(list)
     slices: defaultdict[tuple[str, int], list[Slice]] = defaultdict(list)
     with opened(directory) as connection:
-        for into, kind, table in ((cells, Cell, "cells"), (slices, Slice, "slices")):
-            for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):  # noqa: S608 - our own name.
-                into[row["contest"], row["batch"]].append(_decode(kind, row))
-        batches = connection.execute("SELECT * FROM batches ORDER BY rowid").fetchall()
-    for row in batches:
-        key = row["contest"], row["number"]
-        yield Batch(**dict(row), cells=cells[key], slices=slices[key])
+        for row, cell in _read(connection, "cells"):
+            cells[row["contest"], row["batch"]].append(cell)
+        for row, one in _read(connection, "slices"):
+            slices[row["contest"], row["batch"]].append(one)
+        batches = [dict(row) for row in connection.execute("SELECT * FROM batches ORDER BY rowid")]
+    for batch in batches:
+        key = batch["contest"], batch["number"]
+        yield Batch(**batch, cells=cells[key], slices=slices[key])
 
 
 def read_sweep(directory: Path) -> Iterator[SweepStep]:
     """Yield the steps of all sweeps, in the order they were run."""
     with opened(directory) as connection:
-        rows = connection.execute("SELECT * FROM steps ORDER BY rowid").fetchall()
-    yield from (_decode(SweepStep, row) for row in rows)
+        steps = [step for _, step in _read(connection, "steps")]
+    yield from steps
 
 
 def read_round_trips(directory: Path) -> dict[str, dict[str, float]]:
@@ -244,6 +245,8 @@ def read_round_trips(directory: Path) -> dict[str, dict[str, float]]:
 
 # The file
 
+TABLES: dict[str, type[Any]] = {"batches": Batch, "cells": Cell, "slices": Slice, "steps": SweepStep}
+PARTS = ("cells", "slices")  # Of a batch: tables of their own, whose rows begin with what they belong to
 MAKE: dict[Any, Any] = {
     "bool": bool,
     "Arm": lambda text: Arm(**json.loads(text)),
@@ -256,17 +259,12 @@ MAKE: dict[Any, Any] = {
 """How a field of this type is made from what SQLite has of it; others are kept as they are."""
 
 
-def _columns(kind: type, *leading: str, without: Iterable[str] = ()) -> str:
-    return ", ".join([*leading, *(one.name for one in fields(kind) if one.name not in without)])
-
-
-SCHEMA = (
-    "run (name PRIMARY KEY, value)",
-    f"batches ({_columns(Batch, without=('cells', 'slices'))}, PRIMARY KEY (contest, number))",
-    f"cells ({_columns(Cell, 'contest', 'batch')})",
-    f"slices ({_columns(Slice, 'contest', 'batch')})",
-    f"steps ({_columns(SweepStep)})",
-)
+def _schema() -> Iterator[str]:
+    yield "run (name PRIMARY KEY, value)"
+    for table, kind in TABLES.items():
+        names = [one.name for one in fields(kind) if one.name not in PARTS]
+        key = ["PRIMARY KEY (contest, number)"] if kind is Batch else []
+        yield f"{table} ({', '.join([*(('contest', 'batch') if table in PARTS else ()), *names, *key])})"
 
 
 @contextmanager
@@ -285,7 +283,7 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
         connection.row_factory = sqlite3.Row
         if write:
             connection.execute("BEGIN IMMEDIATE")
-            for table in SCHEMA:
+            for table in _schema():
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
         elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # Another process is making it.
             raise none_yet
@@ -293,15 +291,9 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
             yield connection
 
 
-def insert(
-    connection: sqlite3.Connection,
-    table: str,
-    item: Any,
-    key: Mapping[str, Any] | None = None,
-    without: Iterable[str] = (),
-) -> None:
+def insert(connection: sqlite3.Connection, table: str, item: Any, **key: Any) -> None:
     """Write one dataclass as one row, with the key of what it belongs to."""
-    values = {**(key or {}), **{name: value for name, value in asdict(item).items() if name not in without}}
+    values = {**key, **{name: value for name, value in asdict(item).items() if name not in PARTS}}
     encoded = [json.dumps(one) if isinstance(one, dict | list) else one for one in values.values()]
     marks = ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", encoded)  # noqa: S608
@@ -319,11 +311,12 @@ def _facts(directory: Path) -> dict[str, Any]:
         return {row["name"]: json.loads(row["value"]) for row in connection.execute("SELECT * FROM run")}
 
 
-def _decode(kind: type[Any], row: sqlite3.Row) -> Any:
-    # A file of an older version lacks the younger columns: their defaults hold.
-    known = {one.name: one.type for one in fields(kind) if one.name in set(row.keys())}
-    values = {name: row[name] for name in known}
-    return kind(**{
-        name: MAKE[known[name]](value) if known[name] in MAKE and value is not None else value
-        for name, value in values.items()
-    })  # fmt: skip
+def _read(connection: sqlite3.Connection, table: str) -> Iterator[tuple[sqlite3.Row, Any]]:
+    """Yield each row, and what it was made of; a file of an older version lacks the younger columns."""
+    for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):  # noqa: S608 - our own name.
+        values = {one.name: (one.type, row[one.name]) for one in fields(TABLES[table]) if one.name in set(row.keys())}
+        made = {
+            name: MAKE[kind](value) if kind in MAKE and value is not None else value
+            for name, (kind, value) in values.items()
+        }
+        yield row, TABLES[table](**made)

@@ -71,12 +71,11 @@ _TYPES = tuple({"int": int, "float": float, "str": str}[str(field.type)] for fie
 class RowWriter:
     """Appends rows to a CSV file object."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str], *, header: bool = False) -> None:
+        """Begin; `header` writes the names of the columns."""
         self._writer, self._file = csv.writer(file), file
-
-    def header(self) -> None:
-        """Write the names of the columns."""
-        self._writer.writerow(COLUMNS)
+        if header:
+            self._writer.writerow(COLUMNS)
 
     def write(self, rows: Iterable[TaskRow]) -> None:
         """Append and flush; times to a microsecond, a hundred times finer than what is reported."""

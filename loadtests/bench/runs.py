@@ -7,20 +7,20 @@ import random
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from ...workers.selection import automatic
+from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
 from ..overhead import round_trips
 from ..services.rundir import run_directory
@@ -28,7 +28,7 @@ from ..services.starting import broker, database_server
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 from .arguments import missing
-from .batches import Schedule, run_batch
+from .batches import Schedule, Tell, run_batch
 from .cells import Bench
 from .contests import Contest, demo_contests, plan, remaining
 from .demo import WORKLOAD, run_demo
@@ -40,15 +40,11 @@ from .user_task import UserTask, find_user_task
 
 WIDTH = 110
 """Columns, where the output is no terminal that knows its own width."""
+Job = TypeVar("Job")
 
 
 class Run:
     """One command: where it says what it does, and where it keeps what it has found."""
-
-    given: dict[str, Any]
-    options: dict[str, Any]
-    part: str
-    user_task: UserTask | None
 
     def __init__(self, part: str, user_task: UserTask | None, options: dict[str, Any], **given: Any) -> None:
         """Note what is asked for.
@@ -58,7 +54,10 @@ class Run:
             options: What results depend on.
             given: Every option of the command.
         """
-        self.part, self.user_task, self.options, self.given = part, user_task, options, given
+        self.part: str = part
+        self.user_task: UserTask | None = user_task
+        self.options: dict[str, Any] = options
+        self.given: dict[str, Any] = given
         self.console: Any = console_of_run()
         self.progress: Progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
@@ -70,24 +69,26 @@ class Run:
     def running(self, contests: Sequence[Contest]) -> Iterator[tuple[Bench, Store]]:
         """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept.
 
-        Writes the report when the block ends well.
+        Writes the report when the block ends well, and exits with 1 if an arm of our own is broken.
         """
-        out, console, task = self.given["out"], self.console, self.user_task
-        # Also where they are ignored, as by a shell in the background: a run that nothing stops leaves its servers.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _leave)
+        given, console, task = self.given, self.console, self.user_task
+        out = given["out"]
+        leave_on_signals()
         try:
             with ExitStack() as stack:
                 stack.enter_context(writing(out))
                 if self.part == "demo" and (out / RUN_FILE).exists() and set(RunFacts.read(out).options) != {"demo"}:
                     raise LoadTestError(f"--out {out} holds other results than a demo's. Give another directory.")
-                run, url, broker_url = stack.enter_context(run_directory()), *self._urls()
+                run, url, broker_url = stack.enter_context(run_directory()), given["database_url"], given["broker_url"]
+                if task:
+                    url = task.database_url and task.database_url.render_as_string(hide_password=False)
+                    broker_url = task.broker_url
                 server = stack.enter_context(database_server(run, url)) if url or not task else None
                 queue = stack.enter_context(broker(run, broker_url))
                 generator = stack.enter_context(Generator.running(run))
                 services = [*([server.label] if server else []), queue.label]
                 console.print(", ".join(services), highlight=False)
-                if self.given["fresh"]:
+                if given["fresh"]:
                     forget(out)
                 store = Store(out, self.part, self._facts(services, contests))
                 with self.progress:
@@ -104,12 +105,15 @@ class Run:
                 )
             raise
         write_report(console, out)
+        sys.exit(1 if store.ours_broken else 0)
 
-    def _urls(self) -> tuple[str | None, str | None]:
-        task = self.user_task
-        if task is None:
-            return self.given["database_url"], self.given["broker_url"]
-        return task.database_url.render_as_string(hide_password=False) if task.database_url else None, task.broker_url
+    def each(self, jobs: Mapping[str, Job]) -> Iterator[tuple[Job, Tell]]:
+        """Yield one job after the other, and what shows the stage it is at, under a bar that shows their names."""
+        bar = self.progress.add_task("", total=len(jobs), stage="")
+        for name, job in jobs.items():
+            self.progress.update(bar, description=name)
+            yield job, lambda stage: self.progress.update(bar, stage=stage)
+            self.progress.advance(bar)
 
     def _facts(self, services: list[str], contests: Sequence[Contest]) -> RunFacts:
         names = dict.fromkeys(contest.workload for contest in contests)
@@ -128,8 +132,8 @@ class Run:
         )
 
 
-def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> bool:
-    """Run the matrix, or what `only` names of it, and write the report; return whether an arm of our own is broken."""
+def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> None:
+    """Run the matrix, or what `only` names of it."""
     user_task = find_user_task(ctx, **given)
     contests = plan(kinds, user_task, automatic(), **given)
     if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
@@ -140,45 +144,35 @@ def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, onl
         if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
             run.console.print(f"Left out: {why}", highlight=False)
     with run.running(contests) as (bench, store):
-        batches = remaining(store, contests, schedule.restarts, only)
         if store.resumed:
             total = len(contests) * schedule.restarts
             run.console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
-        bar = run.progress.add_task("", total=len(batches), stage="")
-        for contest, number in batches:
-            run.progress.update(bar, description=f"{contest.name} ({number}/{schedule.restarts})")
-            batch, rows = run_batch(
-                bench, contest, number, schedule, without=store.broken[contest.name], first_slice=store.next_slice,
-                progress=lambda stage: run.progress.update(bar, stage=stage),
-            )  # fmt: skip
+        todo = remaining(store, contests, schedule.restarts, only)
+        jobs = {f"{one.name} ({number}/{schedule.restarts})": (one, number) for one, number in todo}
+        for (contest, number), tell in run.each(jobs):
+            without = store.broken[contest.name]
+            batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, tell)
             store.add_batch(batch, rows)
-            run.progress.advance(bar)
             run.console.print(_line(batch, schedule.restarts), highlight=False)
-        if "round-trips" in kinds and not user_task and not store.has_round_trips:
-            assert bench.server is not None
-            run.progress.update(bar, description="round trips")
-            counted = round_trips.measure(
-                bench.run, bench.server, bench.broker, [OURS, *given["baselines"]], given["workloads"],
-                progress=lambda pattern: run.progress.update(bar, stage=pattern),
-            )  # fmt: skip
-            store.add_round_trips(counted)
-    return any(OURS in name for names in store.broken.values() for name in names)
+        if "round-trips" in kinds and bench.server and not user_task and not store.has_round_trips:
+            for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
+                services = bench.run, bench.server, bench.broker
+                store.add_round_trips(round_trips.measure(*services, patterns, given["workloads"], progress=tell))
 
 
-def demo_run(**given: Any) -> bool:
-    """Let the recipe and ours do the same work under each worker pool; return whether an arm of our own is broken."""
+def demo_run(**given: Any) -> None:
+    """Let the recipe and ours do the same work under each worker pool."""
     contests = demo_contests(given["pools"], given["concurrency"][0], WORKLOAD)
     run = Run("demo", None, _recorded(given), **{**given, "fresh": True})
     with run.running(contests) as (bench, store):
-        bar = run.progress.add_task("demo", total=1, stage="")
-        for batch, rows in run_demo(bench, contests, lambda stage: run.progress.update(bar, stage=stage)):
-            store.add_batch(batch, rows)
-    return any(OURS in name for names in store.broken.values() for name in names)
+        for _, tell in run.each({"demo": None}):
+            for batch, rows in run_demo(bench, contests, tell):
+                store.add_batch(batch, rows)
 
 
-def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
-    """Sweep every arm several times, in random order; return whether an arm of our own is broken."""
-    user_task, broken = find_user_task(ctx, **given), False
+def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> None:
+    """Sweep every arm several times, in random order."""
+    user_task = find_user_task(ctx, **given)
     contests = [
         contest
         for number in given["concurrency"]
@@ -191,30 +185,18 @@ def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> bool:
     options = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
     run = Run("sweep", user_task, options, **given)
     with run.running(contests) as (bench, store):
-        todo = [(work, arm, number) for work, arm, number in todo if (work, arm.name, number) not in store.swept]
-        bar = run.progress.add_task("", total=len(todo), stage="")
-        for workload, arm, number in todo:
-            run.progress.update(bar, description=f"{workload}, {arm.name} ({number}/{chosen.sweeps})")
-            steps, rows = run_sweep(
-                bench, arm, workload, chosen, number, store.next_slice,
-                lambda stage: run.progress.update(bar, stage=stage),
-            )  # fmt: skip
+        jobs = {
+            f"{workload}, {arm.name} ({number}/{chosen.sweeps})": (workload, arm, number)
+            for workload, arm, number in todo if (workload, arm.name, number) not in store.swept
+        }  # fmt: skip
+        for (workload, arm, number), tell in run.each(jobs):
+            steps, rows = run_sweep(bench, arm, workload, chosen, number, store.next_slice, tell)
             store.add_sweep(steps, rows)
-            run.progress.advance(bar)
             kept, _ = knee_of(steps)
             wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
-            broken = broken or (bool(wrong) and arm.pattern == OURS)
-            found = (
-                f"{chosen.objective} up to {kept.offered_per_s:g} tasks/s" if kept else f"{chosen.objective} at no rate"
-            )
+            found = f"{chosen.objective} {f'up to {kept.offered_per_s:g} tasks/s' if kept else 'at no rate'}"
             verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else found
             run.console.print(f"{workload:12} {arm.name:45} {number}/{chosen.sweeps} {verdict}", highlight=False)
-    return broken
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Unwind, so that every server and worker is stopped on the way out."""
-    sys.exit(128 + number)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
@@ -235,10 +217,9 @@ def _command() -> str:
 
 
 def _line(batch: Batch, restarts: int) -> str:
-    broken = [cell for cell in batch.cells if cell.broken]
-    names = ", ".join(f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in broken)
-    right = f"{len(batch.cells) - len(broken)} right"
-    said = f"{right}, [red]broken: {names}[/]" if broken else f"[green]{right}[/]"
+    broken = [f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in batch.cells if cell.broken]
+    right = f"[green]{len(batch.cells) - len(broken)} right[/]"
+    said = f"{right}, [red]broken: {', '.join(broken)}[/]" if broken else right
     return f"{batch.contest:32} {batch.number}/{restarts} {batch.seconds:5.0f} s  {said}"
 
 

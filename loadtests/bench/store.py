@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 
 from ..errors import LoadTestError
+from ..tasks.patterns import OURS
 from .results import (
+    PARTS,
     RUN_FILE,
     TASKS_DIRECTORY,
     Batch,
@@ -71,23 +73,26 @@ class Store:
         self.facts.write(directory)
         for batch in read_batches(directory):
             self._note(batch)
-        self.swept |= {(step.workload, step.arm.name, step.sweep) for step in read_sweep(directory)}
+        self._note_sweep(read_sweep(directory))
 
     @property
     def resumed(self) -> bool:
         """Whether there were results already."""
         return bool(self.done or self.swept)
 
+    @property
+    def ours_broken(self) -> bool:
+        """Whether an arm of our own broke an invariant."""
+        return any(OURS in name for names in self.broken.values() for name in names)
+
     def add_batch(self, batch: Batch, rows: Iterable[TaskRow]) -> None:
         """Keep a finished batch and its tasks."""
         self._write_rows(f"{batch.contest}-{batch.number}", rows)
-        key = {"contest": batch.contest, "batch": batch.number}
         with opened(self.directory, write=True) as connection:
-            insert(connection, "batches", batch, without=("cells", "slices"))
-            for cell in batch.cells:
-                insert(connection, "cells", cell, key)
-            for one in batch.slices:
-                insert(connection, "slices", one, key)
+            insert(connection, "batches", batch)
+            for table in PARTS:
+                for item in getattr(batch, table):
+                    insert(connection, table, item, contest=batch.contest, batch=batch.number)
         self._note(batch)
 
     def add_sweep(self, steps: Sequence[SweepStep], rows: Iterable[TaskRow]) -> None:
@@ -97,7 +102,7 @@ class Store:
         with opened(self.directory, write=True) as connection:
             for step in steps:
                 insert(connection, "steps", step)
-        self.swept.add((last.workload, last.arm.name, last.sweep))
+        self._note_sweep(steps)
 
     @property
     def has_round_trips(self) -> bool:
@@ -113,27 +118,30 @@ class Store:
         self.broken[batch.contest] |= {cell.arm.name for cell in batch.cells if cell.broken}
         self.next_slice = max([self.next_slice, *(item.number + 1 for item in batch.slices)])
 
+    def _note_sweep(self, steps: Iterable[SweepStep]) -> None:
+        for step in steps:
+            self.swept.add((step.workload, step.arm.name, step.sweep))
+            if not all(verdict.passed for verdict in step.verdicts):
+                self.broken["sweep"].add(step.arm.name)
+
     def _write_rows(self, name: str, rows: Iterable[TaskRow]) -> None:
         safe = name.replace("/", "-").translate({ord(mark): "_" for mark in ":\\ "})
         with gzip.open(self.directory / TASKS_DIRECTORY / f"{safe}.csv.gz", "wt", compresslevel=6, newline="") as file:
-            writer = RowWriter(file)
-            writer.header()
-            writer.write(rows)
+            RowWriter(file, header=True).write(rows)
 
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
         # As it will be read back: tuples are lists there.
-        facts = replace(facts, options=json.loads(json.dumps(facts.options)))
+        own = {part: json.loads(json.dumps(facts.options))}
         try:
             before = RunFacts.read(self.directory)
         except NoRunError:
-            return replace(facts, options={part: facts.options})
-        changed = {
-            f"the options of {part}": (before.options.get(part, facts.options), facts.options),
-            "the versions": (before.versions, facts.versions),
-            "the machine": (before.machine, facts.machine),
-            "the services": (before.services, facts.services),
-        }
-        for what, (old, new) in changed.items():
+            return replace(facts, options=own)
+        for what, old, new in (
+            (f"the options of {part}", before.options.get(part, own[part]), own[part]),
+            ("the versions", before.versions, facts.versions),
+            ("the machine", before.machine, facts.machine),
+            ("the services", before.services, facts.services),
+        ):
             if old != new:
                 raise OtherRunError(
                     f"--out {self.directory} holds another run: {what} differ ({_difference(old, new)}). "
@@ -141,13 +149,10 @@ class Store:
                 )
         commands = dict.fromkeys([*before.command.splitlines(), *facts.command.splitlines()])
         return replace(
-            before,
-            command="\n".join(commands),
-            options={**before.options, part: facts.options},
-            workloads={**before.workloads, **facts.workloads},
-            patterns={**before.patterns, **facts.patterns},
+            before, command="\n".join(commands), options=before.options | own,
+            workloads=before.workloads | facts.workloads, patterns=before.patterns | facts.patterns,
             objective=facts.objective or before.objective,
-        )
+        )  # fmt: skip
 
 
 @contextmanager

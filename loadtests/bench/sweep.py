@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..client.percentiles import Percentiles
-from .batches import Progress, Schedule, checked_load, finish, running_cells
+from .batches import Schedule, Tell, checked_load, finish, running_cells
 from .cells import Bench, RunningCell
 from .objective import Objective
 from .results import Arm, SweepStep, knee_of
@@ -34,17 +34,17 @@ class SweepOptions:
 
 
 def run_sweep(
-    bench: Bench, arm: Arm, workload: str, options: SweepOptions, number: int, first_slice: int, progress: Progress
+    bench: Bench, arm: Arm, workload: str, options: SweepOptions, number: int, first_slice: int, tell: Tell
 ) -> tuple[list[SweepStep], list[TaskRow]]:
     """Sweep one arm; return its steps by rising rate, the last with the verdicts of all of them, and a row per task."""
     steps: list[SweepStep] = []
-    with running_cells(bench, workload, [arm], progress) as ((cell,), sampler):
-        progress("checked load")
+    with running_cells(bench, workload, [arm], tell) as ((cell,), sampler):
+        tell("checked load")
         closed = Schedule(0, 1, options.step_s, RAMP_S, options.checked_tasks, options.users_per_slot)
         checked_load(cell, closed, options.checked_tasks, sampler)
 
         def step(rate: float) -> None:
-            progress(f"{rate:.0f} tasks/s offered")
+            tell(f"{rate:.0f} tasks/s offered")
             if sampler:
                 sampler.forget()
             taken = _step(cell, workload, rate, options, first_slice + 1 + len(steps))

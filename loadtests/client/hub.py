@@ -9,7 +9,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -36,39 +36,34 @@ ARRIVALS = ("poisson", "constant")
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Pending:
     """A task that was sent. Times are `time.monotonic()` seconds."""
 
-    deadline: float
     task_id: str
+    intended: float  # When it should have been sent
+    deadline: float
+    on_end: Callable[[Pending], None] | None = None
+    sent: float = 0.0  # Just before it was published
+    attempts: int = 0  # How often it began
+    breach: str = ""  # What was wrong with the Session of any of its attempts
+    finals: int = 0  # Final replies: more than one if it ran twice
+    final: Reply | None = None  # The reply that ended it; None while it runs, and if it was given up
+    error: Exception | None = None  # Why it could not be sent
+    ended: Event = field(default_factory=Event)
 
-    def __init__(
-        self, task_id: str, intended: float, deadline: float, on_end: Callable[[Pending], None] | None
-    ) -> None:
-        self.task_id, self.deadline = task_id, deadline
-        self.intended = intended
-        """When it should have been sent."""
-        self.sent: float = 0.0
-        """Just before it was published."""
-        self.attempts = 0
-        """How often it began."""
-        self.breach = ""
-        """What was wrong with the Session of any of its attempts."""
-        self.finals = 0
-        """Final replies: more than one if it ran twice."""
-        self.final: Reply | None = None
-        """The reply that ended it; None while it runs, and if it was given up."""
-        self.error: Exception | None = None
-        """Why it could not be sent."""
-        self._on_end, self._ended = on_end, Event()
-        self.wait: Callable[[], object] = self._ended.wait
+    def wait(self) -> None:
+        """Wait for its end; a moment longer where it could not be sent: without a broker each send fails at once."""
+        self.ended.wait()
+        if self.error is not None:
+            gevent.sleep(UNSENT_S)
 
     def end(self) -> None:
         """Wake whoever waits: a final reply came, or there is no hope for one."""
-        if not self._ended.is_set():
-            self._ended.set()
-            if self._on_end:
-                self._on_end(self)
+        if not self.ended.is_set():
+            self.ended.set()
+            if self.on_end:
+                self.on_end(self)
 
 
 class Replies(Protocol):
@@ -108,11 +103,8 @@ class ListReplies:
         self._client.close()
 
 
-class _NoResult:
+class _NoResult(str):
     """Instead of an AsyncResult, which would open a result backend."""
-
-    def __init__(self, task_id: str) -> None:
-        self.id = task_id
 
 
 class ReplyHub:
@@ -131,10 +123,10 @@ class ReplyHub:
         self._pending: dict[str, Pending] = {}
         self._ended: OrderedDict[str, Pending] = OrderedDict()
         self._prefix, self._numbers = secrets.token_hex(8), count(1)
-        self._idle = Event()
-        self._idle.set()
         self.strangers: int = 0
         """Replies to tasks that this hub did not send, or has forgotten."""
+        self._idle = Event()
+        self._idle.set()
         self._closed = False
         self._reader = gevent.spawn(self._read)
 

@@ -15,12 +15,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..errors import LoadTestError
 from ..services.guard import with_package
 
 STOP_S = 30.0
+LOG_LINES = 20
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -28,19 +32,19 @@ logger: logging.Logger = logging.getLogger(__name__)
 class LineProcess:
     """A child that is asked: the parent's side. Safe to use from several threads or greenlets."""
 
-    def __init__(self, name: str, module: str, *arguments: str, **options: Any) -> None:
-        """Start `python -m module`; Ctrl-C does not reach it."""
+    def __init__(self, name: str, module: str, *arguments: str, log: Path | None = None) -> None:
+        """Start `python -m module`; Ctrl-C does not reach it.
+
+        Args:
+            log: Where its standard error goes, if not to ours; its end is part of what is raised.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
-        self._name, self._lock = name, threading.Lock()
-        self._process = subprocess.Popen(  # noqa: S603 - our own modules.
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=with_package(inherited),
-            text=True,
-            start_new_session=True,
-            **options,
-        )
+        self._name, self._log, self._lock = name, log, threading.Lock()
+        with log.open("wb") if log else nullcontext() as errors:
+            self._process = subprocess.Popen(  # noqa: S603 - our own modules.
+                [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, env=with_package(inherited), text=True, start_new_session=True,
+            )  # fmt: skip
         self.pid: int = self._process.pid
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, name=f"answers of {name}", daemon=True).start()
@@ -59,13 +63,13 @@ class LineProcess:
             try:
                 line = self._answers.get(timeout=within_s)
             except queue.Empty:
-                raise LoadTestError(f"{self._name} did not answer within {within_s:g} s: {command}") from None
+                line = json.dumps({"error": f"{self._name} did not answer within {within_s:g} s: {command}"})
         if not line:
             self._answers.put("")
-            raise LoadTestError(f"{self._name} ended.")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"{self._name} ended."}
         if "error" in answer:
-            raise LoadTestError(answer["error"])
+            lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:] if self._log else []
+            raise LoadTestError("\n".join([answer["error"], *lines]))
         return answer
 
     def stop(self, within_s: float = STOP_S) -> None:
@@ -86,6 +90,19 @@ class LineProcess:
         self._answers.put("")
 
 
+def leave_on_signals() -> None:
+    """Unwind on SIGINT, SIGTERM and SIGHUP, so that every server and worker is stopped on the way out.
+
+    Also where they are ignored, as by a shell in the background: a run that nothing stops leaves its servers.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
 def answer_lines(commands: Iterable[str], execute: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer each command with what `execute` returns: the child's side. Whatever else is printed goes to stderr."""
     sys.stdout.flush()
@@ -101,5 +118,4 @@ def answer_lines(commands: Iterable[str], execute: Callable[[dict[str, Any]], di
                 logger.exception("A command failed: %s", line)
                 answer = {"error": f"{type(error).__name__}: {error}"}
             with contextlib.suppress(BrokenPipeError):
-                answers.write(json.dumps(answer) + "\n")
-                answers.flush()
+                print(json.dumps(answer), file=answers, flush=True)

@@ -9,32 +9,52 @@ from typing import Any
 from locust import events
 
 from ..bench import arguments
-from ..bench.arguments import json_of, number, one_of
+from ..bench.arguments import OneOf, Value, json_of, number
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 from .hub import ARRIVALS
 
 REPLIES = ("events", "list")
-OWN_ONLY: dict[str, Any] = {
-    "worker_pool": "prefork",
-    "strategy": None,
-    "pattern": OURS,
-    "workload": "transfer",
-    "concurrency": 4,
-}
-"""Options of the worker that is started here, with their defaults: with --app there is none."""
-THEIRS_ONLY: dict[str, Any] = {
-    "task": None,
-    "args": [],
-    "kwargs": {},
-    "queue": "",
-    "replies": REPLIES[0],
-    "reply_url": None,
-}
+POSITIVE = Value("N", partial(number, 1e-9, math.inf, float, "a number above 0"))
+RATIO = Value("RATIO", partial(number, 0, 1, float, "a number from 0 to 1"))
+SLOTS = Value("N", partial(number, 1, 256, int, "a whole number from 1 to 256"))
+WAY, ARRIVAL = OneOf("way to reply", REPLIES), OneOf("kind of arrival", ARRIVALS)
 
-positive: partial[Any] = partial(number, 1e-9, math.inf, float, "a number above 0")
-ratio: partial[Any] = partial(number, 0, 1, float, "a number from 0 to 1")
-concurrency: partial[Any] = partial(number, 1, 256, int, "a whole number from 1 to 256")
+# By the name of the attribute: what an option takes, its default, and its help. One line each, to be read as a table.
+# fmt: off
+THRESHOLDS: dict[str, tuple[Any, Any, str]] = {
+    "fail_p95": (POSITIVE, None, "Most milliseconds for the 95th percentile of latency."),
+    "fail_p99": (POSITIVE, None, "Most milliseconds for the 99th percentile of latency."),
+    "fail_goodput": (POSITIVE, None, "Fewest successful tasks per second."),
+    "fail_ratio": (RATIO, None, "Most failures among all tasks, from 0 to 1."),
+}
+OWN: dict[str, tuple[Any, Any, str]] = {
+    "worker_pool": (arguments.POOL, "prefork", f"One of {', '.join(POOLS)}."),
+    "concurrency": (SLOTS, 4, "Pool processes, threads, greenlets."),
+    "strategy": (arguments.STRATEGY, None, "Session strategy; left to the worker by default."),
+    "pattern": (arguments.PATTERN, OURS, f"How tasks get their Session: {', '.join(PATTERNS)}."),
+    "workload": (arguments.WORKLOAD, "transfer", f"What tasks do: {', '.join(WORKLOADS)}."),
+}
+SERVICES: dict[str, tuple[Any, Any, str]] = {
+    "database_url": (str, None, "Database server to use; with --app the database whose connections are shown."),
+    "broker_url": (str, None, "Broker to use."),
+}
+THEIRS: dict[str, tuple[Any, Any, str]] = {
+    "app": (str, None, "As in `celery -A`, such as proj.celery:app."),
+    "task": (str, None, "Task to send, such as proj.tasks.import_order."),
+    "args": (Value("JSON", partial(json_of, list)), [], "Its arguments: a JSON list."),
+    "kwargs": (Value("JSON", partial(json_of, dict)), {}, "Its keywords: a JSON object."),
+    "queue": (str, "", "Queue, if not where the app routes the task."),
+    "replies": (WAY, REPLIES[0], "events: Celery's, switched on for the run; list: the worker has loaded -I "
+                "celery_alchemy.loadtests.reporting."),
+    "reply_url": (str, None, "Redis of the reply lists, if not the broker."),
+}
+LOAD: dict[str, tuple[Any, Any, str]] = {
+    "rate": (POSITIVE, None, "Open model: N arrivals per second, shared by the users, whatever the worker does."),
+    "arrival": (ARRIVAL, ARRIVALS[0], "poisson or constant."),
+    "reply_timeout": (POSITIVE, 60.0, "Seconds; a later answer is none."),
+}
+# fmt: on
 
 
 class OptionError(Exception):
@@ -50,40 +70,30 @@ def register(add: Any) -> None:
 # Locust passes the parser by this name.
 def add_thresholds(parser: Any) -> None:
     """Add what any locustfile with a CeleryUser has."""
-    group = parser.add_argument_group("Celery thresholds", "Exit code 3 if one is not kept; each breach is named.")
-    _add(group, "--fail-p95", "MS", "Most milliseconds for the 95th percentile of latency.", positive)
-    _add(group, "--fail-p99", "MS", "Most milliseconds for the 99th percentile of latency.", positive)
-    _add(group, "--fail-goodput", "N", "Fewest successful tasks per second.", positive)
-    _add(group, "--fail-ratio", "RATIO", "Most failures among all tasks, from 0 to 1.", ratio)
+    _add(parser, "Celery thresholds", "Exit code 3 if one is not kept; each breach is named.", THRESHOLDS)
 
 
 def add_options(parser: Any) -> None:
     """Add what `loadtests/locustfile.py` has besides."""
-    own = parser.add_argument_group("Celery worker to start", "With services of its own, unless URLs are given.")
-    _add(own, "--worker-pool", "POOL", f"One of {', '.join(POOLS)}.", arguments.pool, "prefork")
-    _add(own, "--concurrency", "N", "Pool processes, threads, greenlets.", concurrency, 4)
-    _add(own, "--strategy", "NAME", "Session strategy; left to the worker by default.", arguments.strategy)
-    _add(own, "--pattern", "NAME", f"How tasks get their Session: {', '.join(PATTERNS)}.", arguments.pattern, OURS)
-    _add(own, "--workload", "NAME", f"What tasks do: {', '.join(WORKLOADS)}.", arguments.workload, "transfer")
-    _add(own, "--database-url", "URL", "Database server to use; with --app the database whose connections are shown.",
-         env_var="DATABASE_URL")  # fmt: skip
-    _add(own, "--broker-url", "URL", "Broker to use.", env_var="BROKER_URL")
+    _add(parser, "Celery worker to start", "With services of its own, unless URLs are given.", OWN)
+    _add(parser, "Services", "", SERVICES)
+    _add(parser, "Your own app, and its running worker", "", THEIRS)
+    _add(parser, "Celery load", "", LOAD)
 
-    theirs = parser.add_argument_group("Your own app, and its running worker")
-    _add(theirs, "--app", "APP", "As in `celery -A`, such as proj.celery:app.")
-    _add(theirs, "--task", "NAME", "Task to send, such as proj.tasks.import_order.")
-    _add(theirs, "--args", "JSON", "Its arguments: a JSON list.", partial(json_of, list), [])
-    _add(theirs, "--kwargs", "JSON", "Its keywords: a JSON object.", partial(json_of, dict), {})
-    _add(theirs, "--queue", "NAME", "Queue, if not where the app routes the task.", default="")
-    _add(theirs, "--replies", "WAY", "events: Celery's, switched on for the run; list: the worker has loaded -I "
-         "celery_alchemy.loadtests.reporting.", partial(one_of, "way to reply", REPLIES), REPLIES[0])  # fmt: skip
-    _add(theirs, "--reply-url", "URL", "Redis of the reply lists, if not the broker.")
 
-    load = parser.add_argument_group("Celery load")
-    _add(load, "--rate", "N", "Open model: N arrivals per second, shared by the users, whatever the worker does.",
-         positive)  # fmt: skip
-    _add(load, "--arrival", "KIND", "poisson or constant.", partial(one_of, "kind of arrival", ARRIVALS), ARRIVALS[0])
-    _add(load, "--reply-timeout", "S", "A later answer is none.", positive, 60.0)
+def _add(parser: Any, title: str, text: str, options: dict[str, tuple[Any, Any, str]]) -> None:
+    group = parser.add_argument_group(title, text)
+    for name, (kind, default, said) in options.items():
+        keywords = {"env_var": name.upper()} if options is SERVICES else {}
+        shown = getattr(kind, "name", name.rpartition("_")[2]).upper()
+        take = kind.for_argparse if isinstance(kind, Value) else kind
+        action = group.add_argument(_spelled(name), type=take, default=default, metavar=shown, help=said, **keywords)
+        # Passwords and names of modules are not for the web page.
+        action.include_in_web_ui = False
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check(options: Any) -> None:
@@ -92,20 +102,15 @@ def check(options: Any) -> None:
     Raises:
         OptionError: There are some.
     """
-    wrong = [name for name, default in (OWN_ONLY if options.app else THEIRS_ONLY).items()
-             if getattr(options, name) != default]  # fmt: skip
-    spelled = " and ".join("--" + name.replace("_", "-") for name in wrong)
-    if options.app:
-        if wrong:
-            raise OptionError(
-                f"{spelled} cannot be combined with --app: your own worker runs already, as you started it."
-            )
-        if not options.task:
-            raise OptionError("--app needs --task: the name of the task to send, such as proj.tasks.import_order.")
-        return
+    of_others = OWN if options.app else THEIRS
+    wrong = [_spelled(name) for name, (_, default, _) in of_others.items() if getattr(options, name) != default]
+    spelled, pattern = " and ".join(wrong), PATTERNS[options.pattern]
+    if options.app and wrong:
+        raise OptionError(f"{spelled} cannot be combined with --app: your own worker runs already, as you started it.")
+    if options.app and not options.task:
+        raise OptionError("--app needs --task: the name of the task to send, such as proj.tasks.import_order.")
     if wrong:
         raise OptionError(f"{spelled} needs --app: without it, a worker with workloads of its own is started.")
-    pattern = PATTERNS[options.pattern]
     if options.strategy and options.pattern != OURS:
         raise OptionError(f"--strategy is {OURS}'s: the pattern {options.pattern} has none.")
     if options.worker_pool not in pattern.pools:
@@ -113,13 +118,3 @@ def check(options: Any) -> None:
             f"The pattern {options.pattern} makes no sense with --worker-pool {options.worker_pool}: "
             f"use {' or '.join(pattern.pools)}."
         )
-
-
-def _add(
-    group: Any, name: str, metavar: str, text: str, parse: arguments.Parse = str, default: Any = None, **keywords: Any
-) -> None:
-    action = group.add_argument(
-        name, type=partial(arguments.for_argparse, parse), default=default, metavar=metavar, help=text, **keywords
-    )
-    # Passwords and names of modules are not for the web page.
-    action.include_in_web_ui = False

@@ -28,17 +28,12 @@ def row_of(pending: Pending, *, workload: str, number: int = 0, arm: str = "", s
         told = {"error_type": final.error_type or "", "error": final.error or "", "pid": final.pid}
     elif error:
         told = {"error_type": type(error).__name__, "error": str(error)}
+    times = (final.started, final.ended) if final else (0.0, 0.0)
+    spent = (final.checkout_ms, final.database_ms) if final else (0.0, 0.0)
     return TaskRow(
-        slice_number, arm, workload, number, pending.task_id, pending.intended, pending.sent,
-        started=final.started if final else 0.0,
-        ended=final.ended if final else 0.0,
-        outcome=final.outcome.value if final else UNANSWERED,
-        attempts=pending.attempts,
-        checkout_ms=final.checkout_ms if final else 0.0,
-        database_ms=final.database_ms if final else 0.0,
-        finals=pending.finals,
-        breach=pending.breach,
-        **told,
+        slice_number, arm, workload, number, pending.task_id, pending.intended, pending.sent, *times,
+        final.outcome.value if final else UNANSWERED, pending.attempts, *spent, pending.finals,
+        breach=pending.breach, **told,
     )  # fmt: skip
 
 
@@ -58,10 +53,8 @@ def failure_of(row: TaskRow, workload: Workload | None) -> Exception | None:
 
 def phases_of(row: TaskRow) -> dict[str, float]:
     """Return the milliseconds of each phase that was measured; events do not tell of the database."""
-    phases = {"queue": row.queue_ms, "run": row.run_ms}
-    if row.checkout_ms or row.database_ms:
-        phases |= {"checkout": row.checkout_ms, "database": row.database_ms}
-    return phases
+    database = {"checkout": row.checkout_ms, "database": row.database_ms}
+    return {"queue": row.queue_ms, "run": row.run_ms, **(database if any(database.values()) else {})}
 
 
 def _alike(message: str) -> str:

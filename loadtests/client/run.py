@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,11 +15,12 @@ import gevent
 from locust import events, stats
 from locust.runners import MasterRunner, WorkerRunner
 
-from ..bench.rows import RowWriter
+from ..bench.rows import RowWriter, TaskRow
 from ..tasks.workloads import Workload
-from .hub import Pending, ReplyHub
-from .outcomes import TaskUnanswered, failure_of, phases_of, row_of
+from .hub import ReplyHub
+from .outcomes import TaskUnanswered, failure_of, phases_of
 
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 REQUEST_TYPE, LAG = "celery", "lag"
 """What Locust's tables call the latency of tasks, and how late arrivals were sent."""
 DRAIN_S = 10.0
@@ -43,16 +44,13 @@ def bucket(response_time: float) -> float:
 class Run:
     """What belongs to one Locust environment in one process."""
 
-    environment: Any
-    hubs: dict[Any, ReplyHub]
-
     def __init__(self, environment: Any) -> None:
-        self.environment, self.hubs = environment, dict[Any, ReplyHub]()
+        self.environment: Any = environment
+        self.hubs: dict[Any, ReplyHub] = {}
         self.tasks: int = 0
         """Tasks that have ended since the process began; on the master of all its load generators."""
         self.conclusions: list[str] = []
         """What to print at the end."""
-        self._reported = 0
         self._report: list[str] = []
         self._writer: RowWriter | None = None
         self._finished: set[str] = set()
@@ -62,18 +60,18 @@ class Run:
         hooks.quitting.add_listener(lambda **_: self.judge())
         hooks.quit.add_listener(lambda **_: self.conclude())
         if isinstance(runner, WorkerRunner):
-            hooks.report_to_master.add_listener(lambda data, **_: data.update({TASKS: self.take_new()}))
+            hooks.report_to_master.add_listener(self._tell)
             runner.register_message(FINISH, lambda **_: self.finish(), concurrent=True)
         if isinstance(runner, MasterRunner):
             hooks.test_stopping.add_listener(lambda **_: self.await_workers())
-            hooks.worker_report.add_listener(lambda data, **_: self.add_tasks(data.get(TASKS, 0)))
+            hooks.worker_report.add_listener(self._hear)
             runner.register_message(FINISHED, lambda msg, **_: self._finished.add(msg.node_id))
 
-    def hub(self, key: Any, make: Callable[[], ReplyHub]) -> ReplyHub:
-        """Return the hub of this key, which all its users share."""
-        if key not in self.hubs:
-            self.hubs[key] = make()
-        return self.hubs[key]
+    def _tell(self, data: dict[str, Any], **_: Any) -> None:
+        data[TASKS], self.tasks = self.tasks, 0
+
+    def _hear(self, data: dict[str, Any], **_: Any) -> None:
+        self.tasks += data.get(TASKS, 0)
 
     def write_rows_to(self, directory: str) -> None:
         """Write a row for each task into a file in this directory; if it is another machine's, do not."""
@@ -81,46 +79,30 @@ class Run:
             path = Path(directory) / f"rows-{self.environment.runner.client_id}.csv"
             self._writer = RowWriter(path.open("a", newline=""))
 
-    def ended(
-        self, pending: Pending, name: str, *, number: int, workload: Workload | None, arrival: bool,
-        context: dict[str, Any],
-    ) -> None:  # fmt: skip
+    def ended(self, row: TaskRow, workload: Workload | None, *, arrival: bool, context: dict[str, Any]) -> None:
         """Tell Locust of a task that has ended: one `request` event, whose row alone counts in the aggregate.
 
         A task that failed has no response time: to fail fast is no way to keep a percentile.
         """
-        row = row_of(pending, workload=name, number=number)
         failure = failure_of(row, workload)
         self.tasks += 1
         if self._writer:
             self._writer.write([row])
         phases = phases_of(row) if row.finals else {}
         self.environment.events.request.fire(
-            request_type=REQUEST_TYPE,
-            name=name,
-            response_time=None if failure else row.latency_ms,
-            response_length=0,
-            exception=failure,
+            request_type=REQUEST_TYPE, name=row.workload, response_time=None if failure else row.latency_ms,
+            response_length=0, exception=failure,
             context={**context, "task_id": row.task_id, "attempts": row.attempts, **phases},
-        )
+        )  # fmt: skip
         for phase, milliseconds in {**phases, **({LAG: row.send_lag_ms} if arrival else {})}.items():
             # Not an event: that would count the task again in the aggregate.
-            self.environment.stats.get(name, phase).log(milliseconds, 0)
+            self.environment.stats.get(row.workload, phase).log(milliseconds, 0)
 
     def drain(self) -> None:
         """Wait for the answers to what is in flight; what is then unanswered counts as failed."""
         for hub in self.hubs.values():
             hub.drain(DRAIN_S)
             hub.give_up()
-
-    def take_new(self) -> int:
-        """Return how many tasks have ended since the last call."""
-        new, self._reported = self.tasks - self._reported, self.tasks
-        return new
-
-    def add_tasks(self, number: int) -> None:
-        """On the master: count what a Locust worker reports."""
-        self.tasks += number
 
     def finish(self) -> None:
         """On a Locust worker: stop sending, wait for answers, say so."""
@@ -210,6 +192,19 @@ def breaches_of(statistics: Any, options: Any) -> Iterator[str]:
         yield f"--fail-goodput: {goodput_per_s(tasks):.1f} successful tasks per second; the limit is {least:g}."
 
 
+def phases(statistics: Any) -> list[dict[str, Any]]:
+    """Return a row for each phase of each task that was measured: name, n and milliseconds."""
+    rows = []
+    for name in sorted({name for name, method in statistics.entries if method == REQUEST_TYPE}):
+        for method in (REQUEST_TYPE, "queue", "checkout", "database", "run"):
+            if (entry := statistics.entries.get((name, method))) and entry.num_requests > entry.num_none_requests:
+                found = {p: entry.get_response_time_percentile(share) for p, share in PERCENTILES.items()}
+                what = f"{name} {'latency' if method == REQUEST_TYPE else method}"
+                n = entry.num_requests - entry.num_none_requests
+                rows.append({"name": what, "n": n, **found, "max": round(entry.max_response_time, 2)})
+    return rows
+
+
 def report(statistics: Any) -> list[str]:
     """Return a table of percentiles to 3 significant digits: Locust's own shows whole milliseconds."""
     tasks, lag = merged(statistics), merged(statistics, LAG).get_response_time_percentile(0.99)
@@ -224,16 +219,10 @@ def report(statistics: Any) -> list[str]:
             f"The load generator was late itself: it sent tasks up to {lag:.2f} ms (p99) after their time. "
             "Use --processes, or another machine."
         )
-    names = sorted({name for name, method in statistics.entries if method == REQUEST_TYPE})
-    width = max((len(name) for name in names), default=0) + 1
-    lines += ["", f"{'In ms':{width}}{'':9} {'n':>8} {'p50':>10} {'p95':>10} {'p99':>10} {'max':>10}"]
-    for name in names:
-        for method in (REQUEST_TYPE, "queue", "checkout", "database", "run"):
-            if (entry := statistics.entries.get((name, method))) and entry.num_requests > entry.num_none_requests:
-                shown = (*(entry.get_response_time_percentile(p) for p in (0.5, 0.95, 0.99)), entry.max_response_time)
-                cells = " ".join(f"{value:10.2f}" for value in shown)
-                phase = "latency" if method == REQUEST_TYPE else method
-                lines.append(f"{name:{width}}{phase:9} {entry.num_requests - entry.num_none_requests:8} {cells}")
+    rows, numbers = phases(statistics), (*PERCENTILES, "max")
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines += ["", f"{'In ms':{width}} {'n':>8} {' '.join(f'{name:>10}' for name in numbers)}"]
+    lines += [f"{row['name']:{width}} {row['n']:8} {' '.join(f'{row[p]:10.2f}' for p in numbers)}" for row in rows]
     return lines
 
 
@@ -242,9 +231,7 @@ _RUNS: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
 
 def run_of(environment: Any) -> Run:
     """Return the run of a Locust environment."""
-    if environment not in _RUNS:
-        _RUNS[environment] = Run(environment)
-    return _RUNS[environment]
+    return _RUNS.get(environment) or _RUNS.setdefault(environment, Run(environment))
 
 
 def _interrupt() -> None:

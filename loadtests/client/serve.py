@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sqlalchemy import URL
@@ -32,7 +30,7 @@ from ..services.databases import connect_server, parse_database_url
 from ..services.rundir import run_directory
 from ..services.sampler import Observer, Sampler
 from ..services.starting import broker, database_server
-from .lines import answer_lines
+from .lines import answer_lines, leave_on_signals
 
 SETTLE_S = 2.0
 
@@ -81,17 +79,16 @@ class Helper:
         self._cell = cell = RunningCell(Bench(run, server, queue, None), arm, workload)
         self._stack.callback(cell.close)
         cell.start()
-        if cell.worker is None or cell.environment is None:
+        if cell.worker is None:
             raise LoadTestError(cell.failed_start)
         self._count_connections(server.url, cell.connections_name)
-        target = {name: getattr(cell.environment, name) for name in ("broker_url", "reply_url", "queue")}
         ready = cell.worker.ready
         why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
         described = (
             f"Worker {cell.worker_pid}: {worker_pool}, concurrency {concurrency}, pattern {pattern}{why}; "
             f"workload {workload}"
         )
-        return {**target, "rows_directory": str(run.path), "described": [server.label, queue.label, described]}
+        return {**cell.target, "rows_directory": str(run.path), "described": [server.label, queue.label, described]}
 
     def _watch(self, app: str, task: str, events: bool, database_url: str | None) -> dict[str, Any]:
         """Look at the worker of somebody else's app; switch the events on that it does not send."""
@@ -145,15 +142,9 @@ class Helper:
         return [*verdicts, *cell.stop()]
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Unwind, so that every server and worker is stopped on the way out."""
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """Run as `python -m celery_alchemy.loadtests.client.serve`."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    leave_on_signals()
     with ExitStack() as stack:
         answer_lines(sys.stdin, Helper(stack).execute)
 

@@ -16,9 +16,8 @@ from typing import IO, Any
 import gevent
 
 from ..bench.rows import RowWriter, TaskRow
-from ..tasks.replies import Outcome
 from ..tasks.workloads import WORKLOADS, Workload
-from .hub import ARRIVALS, UNSENT_S, Pending, ReplyHub, gaps
+from .hub import ARRIVALS, Pending, ReplyHub, gaps
 from .outcomes import failure_of, row_of
 from .percentiles import Percentiles, nearest_rank
 
@@ -63,28 +62,27 @@ class Plan:
 class Load:
     """A slice that runs."""
 
-    claimed: int
-    hub: ReplyHub
-    plan: Plan
-
     def __init__(self, plan: Plan, hub: ReplyHub, numbers: Iterator[int]) -> None:
         self.plan, self.hub, self._numbers = plan, hub, numbers
         self.sent: list[tuple[int, Pending]] = []
-        self.claimed = self.skipped = 0
-        self.stopped = self.timed_out = False
+        self.claimed: int = 0
+        self.skipped: int = 0
+        self.timed_out: bool = False
         self.error: Exception | None = None
         """What went wrong in the load generator itself."""
         self.begun: float = time.monotonic()
         self.last_progress: float = self.begun
+        self._latest = math.inf
         self.low: float = self.begun + plan.ramp_s
         """Begin of the window that is measured."""
         self.high: float = self.low + (UNBOUNDED_S if plan.seconds is None else plan.seconds)
         """Its end, and the end of sending."""
 
+    @property
     def wanted(self) -> bool:
-        """Whether another task is to be sent now."""
+        """Whether another task is to be sent now; not where nothing is answered any more: one would only wait."""
         enough = time.monotonic() >= self.high if self.plan.tasks is None else self.claimed >= self.plan.tasks
-        return not self.stopped and not enough
+        return not enough and not self.timed_out
 
     def send(self, intended: float | None = None) -> Pending:
         """Send the next task."""
@@ -100,6 +98,48 @@ class Load:
 
     def _progressed(self, _: Pending) -> None:
         self.last_progress = time.monotonic()
+
+    def use(self, number: int) -> None:
+        """Be a user: send a task, wait for its end, and so on, until the slice is over."""
+        try:
+            gevent.sleep(self.plan.ramp_s * number / self.plan.users)
+            while self.wanted:
+                self.send().wait()
+        except Exception as error:
+            self.error = error
+
+    def arrive(self, rate_per_s: float, rng: random.Random) -> None:
+        """Send tasks when they are due, whatever the worker does; skip those that are overdue by too much."""
+        intended = self.begun
+        for gap in gaps(rate_per_s, self.plan.arrival, rng):
+            intended += gap
+            if intended >= self.high:
+                break
+            gevent.sleep(max(0.0, intended - time.monotonic()))
+            if (time.monotonic() - intended) * 1000 > self.plan.limit_ms:
+                self.skipped += 1
+            else:
+                self.send(intended)
+
+    def await_end(self) -> None:
+        """Wait for the end of sending, then for what is in flight.
+
+        As long as replies come: a backlog takes its time, a worker that hangs answers none.
+        """
+        if self.plan.tasks is None:
+            gevent.sleep(max(0.0, self.high - time.monotonic()))
+        while self.wanted and not self._stalled():
+            gevent.sleep(0.005)
+        if not self.timed_out:
+            self.last_progress = time.monotonic()
+        self._latest = time.monotonic() + BACKLOG_S
+        while not self.hub.drain(DRAIN_STEP_S) and not self._stalled():
+            pass
+        self.hub.give_up()
+
+    def _stalled(self) -> bool:
+        self.timed_out |= time.monotonic() > min(self._latest, self.last_progress + self.plan.drain_s)
+        return self.timed_out
 
     def rows(self) -> list[TaskRow]:
         """Return a row for each task."""
@@ -151,9 +191,10 @@ class Slices(AbstractContextManager["Slices"]):
         first, strangers = max(self._used[plan.arm], plan.first_number), hub.strangers
         gc.collect()
         load = Load(plan, hub, count(first))
-        users = [] if plan.rate_per_s else [gevent.spawn(_use, load, number) for number in range(plan.users)]
-        self._arrive(load) if plan.rate_per_s else self._await_end(load)
-        self._drain(load)
+        users = [] if plan.rate_per_s else [gevent.spawn(load.use, number) for number in range(plan.users)]
+        if plan.rate_per_s:
+            load.arrive(plan.rate_per_s, self._random)
+        load.await_end()
         # One that was about to send when the slice ended notices it now.
         load.timed_out |= len(gevent.joinall(users, timeout=plan.drain_s)) < len(users)
         gevent.killall(users)
@@ -165,56 +206,6 @@ class Slices(AbstractContextManager["Slices"]):
         hub.forget()
         cpu_s = round(time.process_time() - cpu, 4)
         return {**summary(load, rows), "strangers": hub.strangers - strangers, "cpu_s": cpu_s}
-
-    def _await_end(self, load: Load) -> None:
-        if load.plan.tasks is None:
-            gevent.sleep(max(0.0, load.high - time.monotonic()))
-        while load.plan.tasks is not None and load.wanted():
-            gevent.sleep(0.005)
-            if time.monotonic() > load.last_progress + load.plan.drain_s:
-                # Nothing is answered any more: to go on would only wait, user by user.
-                load.timed_out = True
-                break
-        load.stopped = True
-
-    def _arrive(self, load: Load) -> None:
-        plan, intended = load.plan, load.begun
-        assert plan.rate_per_s is not None
-        for gap in gaps(plan.rate_per_s, plan.arrival, self._random):
-            intended += gap
-            if intended >= load.high:
-                break
-            gevent.sleep(max(0.0, intended - time.monotonic()))
-            if (time.monotonic() - intended) * 1000 > plan.limit_ms:
-                load.skipped += 1
-            else:
-                load.send(intended)
-        gevent.sleep(max(0.0, load.high - time.monotonic()))
-
-    def _drain(self, load: Load) -> None:
-        """Wait for what is in flight while replies come: a backlog takes its time, a worker that hangs answers none."""
-        limit = time.monotonic() + BACKLOG_S
-        if not load.timed_out:
-            load.last_progress = time.monotonic()
-        while not (drained := load.hub.drain(DRAIN_STEP_S)):
-            if time.monotonic() > min(limit, load.last_progress + load.plan.drain_s):
-                break
-        load.timed_out |= not drained
-        load.hub.give_up()
-
-
-def _use(load: Load, number: int) -> None:
-    """Be a user: send a task, wait for its end, and so on, until the slice is over."""
-    try:
-        gevent.sleep(load.plan.ramp_s * number / load.plan.users)
-        while load.wanted():
-            pending = load.send()
-            pending.wait()
-            if pending.error is not None:
-                # Without a broker each send fails at once: do not fill the memory with failures.
-                gevent.sleep(UNSENT_S)
-    except Exception as error:
-        load.error = error
 
 
 def summary(load: Load, rows: Sequence[TaskRow]) -> dict[str, Any]:
@@ -229,27 +220,20 @@ def summary(load: Load, rows: Sequence[TaskRow]) -> dict[str, Any]:
     if plan.tasks is not None:
         low = min((row.sent for row in rows), default=load.begun)
         high, last = max((row.ended for row in rows), default=load.begun), math.inf
-    answered = [(row, failure_of(row, plan.work)) for row in rows if row.finals]
-    well = [row for row, wrong in answered if wrong is None]
-    failed = [row for row, wrong in answered if wrong is not None]
-    timed = [
-        row
-        for row in well
-        if row.outcome == Outcome.SUCCESS and low <= (row.intended if plan.rate_per_s else row.ended) < last
-    ]
+    answered = [row for row in rows if row.finals]
+    well = [row for row in answered if failure_of(row, plan.work) is None]
+    timed = [row for row in well if row.succeeded and low <= (row.intended if plan.rate_per_s else row.ended) < last]
     lags = sorted(row.send_lag_ms for row in rows)
     latency = Percentiles.of(row.latency_ms for row in timed)
     uncorrected = Percentiles.of(row.latency_ms - row.send_lag_ms for row in timed)
     return {
-        "slice": plan.number,
         "window": [low, high],
         "tasks": len(rows),
         "succeeded": sum(low <= row.ended < last for row in well),
-        "failed": len(failed),
+        "failed": len(answered) - len(well),
         "unanswered": len(rows) - len(answered),
         "late": sum(row.latency_ms > plan.limit_ms for row in timed),
         "skipped": load.skipped,
-        "errors": dict(Counter(row.error_type or "WrongEnding" for row in failed)),
         "latency_ms": asdict(latency) if latency else None,
         "uncorrected_ms": asdict(uncorrected) if uncorrected else None,
         "send_lag_p99_ms": round(nearest_rank(lags, 99), 3) if lags else 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 import gevent
-from locust import User, constant
+from locust import User
 from locust.exception import StopTest
 
 from ..errors import LoadTestError
 from ..tasks.replies import redis_url
 from ..tasks.workloads import Workload
 from . import options, run
-from .hub import ARRIVALS, UNSENT_S, ListReplies, Pending, ReplyHub, gaps
+from .hub import ARRIVALS, ListReplies, Pending, ReplyHub, gaps
+from .outcomes import row_of
 
 # Locust processes do not begin with the same numbers.
 _numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.
@@ -45,7 +47,6 @@ class CeleryUser(User):
 
     abstract = True
     tasks: list[Any]
-    wait_time: Any = constant(0)
     app: Any = None
     """The Celery app to send with; None: one that knows `broker_url` and `queue` only."""
     broker_url: str = ""
@@ -61,6 +62,10 @@ class CeleryUser(User):
     task_kwargs: Mapping[str, Any] = MappingProxyType({})
     workload: Workload | None = None
     """One of ours, run in place of `task_name`."""
+    rate: float | None = None
+    """Arrivals per second, of each user, whatever the worker does; None: it waits for the end of each task."""
+    arrival: str = ARRIVALS[0]
+    """`poisson`: independent of each other, as people are; `constant`: at equal distances."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -70,10 +75,14 @@ class CeleryUser(User):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         self.load_run: run.Run = run.run_of(environment)
+        hubs, kind = self.load_run.hubs, type(self)
         try:
-            self.hub: ReplyHub = self.load_run.hub(type(self), self.make_hub)
+            self.hub: ReplyHub = hubs.get(kind) or hubs.setdefault(kind, self.make_hub())
         except LoadTestError as error:
             raise StopTest(str(error)) from error
+        self._random = random.Random()  # noqa: S311 - no secret.
+        self._gaps = gaps(self.rate or math.inf, self.arrival, self._random)
+        self._intended: float | None = None
 
     def make_hub(self) -> ReplyHub:
         """Return a hub for all users of this class in this process.
@@ -82,69 +91,64 @@ class CeleryUser(User):
             StopTest: The class does not say where tasks and replies go.
         """
         broker_url = self.broker_url or (self.app.conf.broker_write_url or "" if self.app else "")
-        reply_url = self.reply_url or redis_url(broker_url)
+        reply_url, name = self.reply_url or redis_url(broker_url), type(self).__name__
         if not broker_url:
-            raise StopTest(f"{type(self).__name__}.broker_url is not set, nor is its `app`.")
+            raise StopTest(f"{name}.broker_url is not set, nor is its `app`.")
         if not reply_url:
-            raise StopTest(
-                f"{type(self).__name__}.reply_url is not set: the broker is neither Redis nor Valkey, "
-                "so the replies need a server of their own."
-            )
+            raise StopTest(f"{name}.reply_url is not set: the broker is neither Redis nor Valkey.")
         if self.app is None:
             return ReplyHub.on(broker_url, self.queue or "celery", reply_url, self.reply_timeout_s)
-        replies = ListReplies(reply_url, self.queue)
-        return ReplyHub(self.app, replies, queue=self.queue, timeout_s=self.reply_timeout_s)
+        return ReplyHub(self.app, ListReplies(reply_url, self.queue), queue=self.queue, timeout_s=self.reply_timeout_s)
+
+    def on_start(self) -> None:
+        """Wait for the first arrival, if there is a rate: users that start together do not arrive together."""
+        if self.rate:
+            part = 1.0 if self.arrival == "poisson" else self._random.random()
+            self._intended = time.monotonic() + next(self._gaps) * part
+            gevent.sleep(max(0.0, self._intended - time.monotonic()))
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next arrival; 0 if it is overdue, and without a rate."""
+        if self._intended is None:
+            return 0.0
+        self._intended += next(self._gaps)
+        return max(0.0, self._intended - time.monotonic())
 
     def run_own_task(self) -> None:
         """Run the task that the class names."""
-        if self.workload:
+        if work := self.workload:
             number = next(_numbers)
-            self._send(self.workload.task_name, (number,), {}, self.workload.name, number)
+            self.run_task(work.task_name, (number,), label=work.name, number=number)
         else:
-            self._send(self.task_name, self.task_args, self.task_kwargs, self.task_name, 0)
+            self.run_task(self.task_name, self.task_args, self.task_kwargs)
 
     def run_task(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, label: str = ""
-    ) -> Pending:
-        """Send a task, and wait until it has ended or `reply_timeout_s` is over.
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, label: str = "",
+        number: int = 0,
+    ) -> Pending:  # fmt: skip
+        """Send a task, and, without a rate, wait until it has ended or `reply_timeout_s` is over.
 
-        Fires one `request` event with the latency in milliseconds, from before the task was sent to its end in the
-        worker, and logs how long it was queued, run, and busy with the database in rows of their own.
+        Fires one `request` event with the latency in milliseconds, from before the task was sent, or from when it was
+        due, to its end in the worker, and logs how long it was queued, run, and busy with the database in rows of
+        their own.
 
         Args:
             label: What Locust shows instead of the task's name.
+            number: Of a task of `workload`: what it was meant to do follows from it.
         Returns:
-            The ended task: its `final` reply, or None.
+            The task; once it has ended with its `final` reply, or None.
         """
-        return self._send(name, args, kwargs or {}, label or name, 0)
-
-    def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
-        pending = self._submit(name, args, kwargs, label, number)
-        pending.wait()
-        if pending.error is not None:
-            # Without a broker each send fails at once.
-            gevent.sleep(UNSENT_S)
-        return pending
-
-    def _submit(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int,
-        intended: float | None = None,
-    ) -> Pending:  # fmt: skip
-        facts: dict[str, Any] = {
-            "number": number,
-            "workload": self.workload,
-            "context": self.context(),
-            "arrival": intended is not None,
-        }
-        when = time.monotonic() if intended is None else intended
+        context, due = self.context(), self._intended
 
         def ended(pending: Pending) -> None:
-            self.load_run.ended(pending, label, **facts)
+            row = row_of(pending, workload=label or name, number=number)
+            self.load_run.ended(row, self.workload, arrival=due is not None, context=context)
 
         # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would
         # leave half a message on the connection; and the reader counts a task for which its user waits no more.
-        sender = gevent.spawn(self.hub.submit, name, args, kwargs, intended=when, on_end=ended)
-        pending: Pending = sender.get()
+        pending: Pending = gevent.spawn(self.hub.submit, name, args, kwargs, intended=due, on_end=ended).get()
+        if due is None:
+            pending.wait()
         return pending
 
 
@@ -156,27 +160,4 @@ class ArrivalUser(CeleryUser):
     """
 
     abstract = True
-    rate: float = 1.0
-    """Arrivals per second, of each user."""
-    arrival: str = ARRIVALS[0]
-    """`poisson`: independent of each other, as people are; `constant`: at equal distances."""
-
-    def __init__(self, environment: Any) -> None:
-        super().__init__(environment)
-        self._random = random.Random()  # noqa: S311 - no secret.
-        self._gaps = gaps(self.rate, self.arrival, self._random)
-        self._intended = 0.0
-
-    def on_start(self) -> None:
-        """Wait for the first arrival: users that start together do not arrive together."""
-        part = 1.0 if self.arrival == "poisson" else self._random.random()
-        self._intended = time.monotonic() + next(self._gaps) * part
-        gevent.sleep(max(0.0, self._intended - time.monotonic()))
-
-    def wait_time(self) -> float:
-        """Return the seconds until the next arrival; 0 if it is overdue."""
-        self._intended += next(self._gaps)
-        return max(0.0, self._intended - time.monotonic())
-
-    def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], label: str, number: int) -> Pending:
-        return self._submit(name, args, kwargs, label, number, self._intended)
+    rate = 1.0

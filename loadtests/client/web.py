@@ -7,17 +7,10 @@ from typing import Any
 
 from ..errors import LoadTestError
 from .lines import LineProcess
-from .run import REQUEST_TYPE, goodput_per_s, merged
+from .run import PERCENTILES, goodput_per_s, merged, phases
 
 KEY = "sessions"
-PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-COLUMNS = {
-    "name": "What",
-    "value": "Value",
-    "n": "n",
-    **{name: f"{name} (ms)" for name in PERCENTILES},
-    "max": "max (ms)",
-}
+COLUMNS = {"name": "What", "value": "Value", "n": "n", **{one: f"{one} (ms)" for one in (*PERCENTILES, "max")}}
 SAMPLE_S = 5.0
 
 
@@ -50,11 +43,5 @@ def sessions_table(statistics: Any, sample: dict[str, Any]) -> list[dict[str, An
         "Tasks failed": tasks.num_failures,
         "Successful tasks per second": round(goodput_per_s(tasks), 1),
     }
-    rows: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in facts.items()]
-    for method in (REQUEST_TYPE, "queue", "checkout", "database", "run"):
-        entry = merged(statistics, method)
-        if measured := entry.num_requests - entry.num_none_requests:
-            found = {name: entry.get_response_time_percentile(percent) for name, percent in PERCENTILES.items()}
-            name = "latency" if method == REQUEST_TYPE else method
-            rows.append({"name": name, "n": measured, **found, "max": round(entry.max_response_time, 2)})
+    rows = [*({"name": name, "value": value} for name, value in facts.items()), *phases(statistics)]
     return [{**dict.fromkeys(COLUMNS, ""), **row, "safe_name": row["name"]} for row in rows]
