@@ -27,6 +27,12 @@ CHECKED_SLICE = 0
 WARM_UP_TASKS = 10
 """For each slot, in a batch after the first: every pool process connects, and psycopg prepares what it sends often."""
 
+DEMO_WORKLOAD, ORDERS_PER_SLOT = "mix", 12
+DEMO_ROUNDS = 4
+"""The orders come in rounds, in which the arms take turns: what drifts on the machine hits both alike."""
+PATIENCE_S, LOST_PATIENCE_S = 5.0, 0.3
+"""How long to wait for the next answer; and of a worker that has already left some unanswered."""
+
 Tell = Callable[[str], None]
 """Shows the stage that something is at."""
 
@@ -177,3 +183,34 @@ def finish(cells: Sequence[RunningCell], sampler: Sampler | None, *, at_once: bo
     # Stopping is mostly waiting.
     with ThreadPoolExecutor(max(1, len(cells))) as threads:
         return list(threads.map(lambda cell: cell.finish(sampler, at_once=at_once), cells))
+
+
+def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tuple[Batch, list[TaskRow]]]:
+    """Give the recipe and celery-alchemy the same orders, all workers up at once; return what is kept of each contest.
+
+    Speed and CPU are those of a fixed load on arms that may be broken: what the benchmark otherwise refuses to compare.
+    """
+    stamp, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    arms = [arm for contest in contests for arm in contest.arms]
+    with running_cells(bench, DEMO_WORKLOAD, arms, tell) as (cells, sampler):
+        by_arm = {cell.arm: cell for cell in cells}
+        for turn, order in enumerate(orders(arms, DEMO_ROUNDS, "demo"), start=1):
+            for cell in (by_arm[arm] for arm in order):
+                if cell.worker is None:
+                    continue
+                tell(f"round {turn} of {DEMO_ROUNDS}: {cell.arm.name}")
+                tasks = ORDERS_PER_SLOT * cell.arm.concurrency
+                patience_s = LOST_PATIENCE_S if cell.hangs else PATIENCE_S
+                # All at once: what a worker leaves undone is then seen, whatever it does with the first of them.
+                _, _, cost = cell.measure(number=turn, within_s=CHECKED_S, tasks=tasks, users=tasks, drain_s=patience_s)
+                cell.counted.append(cost)
+        tell("checking and stopping the workers")
+        finished = {cell.arm: cell for cell in finish(cells, sampler)}
+    seconds = round(time.monotonic() - begun, 1)
+    kept = []
+    for contest in contests:
+        own = [finished[arm] for arm in contest.arms]
+        batch = Batch(contest.name, 1, DEMO_WORKLOAD, contest.reference.name, own, [], stamp, seconds)
+        rows = [replace(row, slice=0) for arm in contest.arms for row in by_arm[arm].rows]
+        kept.append((batch, rows))
+    return kept

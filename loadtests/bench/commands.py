@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from . import arguments, runs
 from .arguments import AUTO, OneOf, Value, json_of, numbers, seconds
 from .batches import Schedule
-from .objective import Objective
+from .results import Objective
 from .sweep import SweepOptions
 
 CONTEST = OneOf("kind of contest", ("patterns", "pools", "round-trips"))

@@ -12,6 +12,7 @@ tasks/*.csv.gz   every task of every batch and sweep (`rows.TaskRow`)
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -203,6 +204,34 @@ class RunFacts:
         """
         found = _facts(directory)
         return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What users are promised: a latency percentile and its limit."""
+
+    percentile: str
+    """`p50`, `p95` or `p99`."""
+    limit_ms: float
+
+    @classmethod
+    def parse(cls, text: str) -> Objective:
+        """Return the objective behind `p95=50ms` or `p99=0.2s`.
+
+        Raises:
+            ValueError: It is not spelled like that.
+        """
+        match = re.fullmatch(r"(p50|p95|p99)=(\d+(?:\.\d+)?)(ms|s)", text.strip())
+        if not match or not float(match[2]):
+            raise ValueError(f"{text!r} is not a latency objective: write for example p95=50ms.")
+        return cls(match[1], float(match[2]) * (1000 if match[3] == "s" else 1))
+
+    def met(self, latency: Percentiles | None) -> bool:
+        """Return whether the percentile is within the limit."""
+        return latency is not None and float(getattr(latency, self.percentile)) <= self.limit_ms
+
+    def __str__(self) -> str:
+        return f"{self.percentile}={self.limit_ms:g}ms"
 
 
 def knee_of(steps: Iterable[SweepStep]) -> tuple[SweepStep | None, SweepStep | None]:

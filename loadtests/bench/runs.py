@@ -28,10 +28,9 @@ from ..services.starting import broker, database_server
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 from .arguments import missing
-from .batches import Schedule, Tell, run_batch
+from .batches import DEMO_WORKLOAD, Schedule, Tell, run_batch, run_demo
 from .cells import Bench
 from .contests import Contest, demo_contests, plan, remaining
-from .demo import WORKLOAD, run_demo
 from .generator import Generator
 from .results import RUN_FILE, Batch, RunFacts, knee_of
 from .store import Store, forget, machine, versions, writing
@@ -162,7 +161,7 @@ def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, onl
 
 def demo_run(**given: Any) -> None:
     """Let the recipe and ours do the same work under each worker pool."""
-    contests = demo_contests(given["pools"], given["concurrency"][0], WORKLOAD)
+    contests = demo_contests(given["pools"], given["concurrency"][0], DEMO_WORKLOAD)
     run = Run("demo", None, _recorded(given), **{**given, "fresh": True})
     with run.running(contests) as (bench, store):
         for _, tell in run.each({"demo": None}):

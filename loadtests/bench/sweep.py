@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from ..client.percentiles import Percentiles
 from .batches import Schedule, Tell, checked_load, finish, running_cells
 from .cells import Bench, RunningCell
-from .objective import Objective
-from .results import Arm, SweepStep, knee_of
+from .results import Arm, Objective, SweepStep, knee_of
 from .rows import TaskRow
 
 FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)

@@ -18,6 +18,7 @@ import redis
 from celery import Celery
 from gevent.event import Event
 
+from ..bench.rows import UNANSWERED, TaskRow
 from ..services.environment import WorkerEnvironment
 from ..tasks.replies import Outcome, Reply, ReplyList
 
@@ -57,6 +58,21 @@ class Pending:
         self.ended.wait()
         if self.error is not None:
             gevent.sleep(UNSENT_S)
+
+    def row(self, *, workload: str, number: int = 0, arm: str = "", slice_number: int = 0) -> TaskRow:
+        """Return the row of a task that has ended, or was given up."""
+        final, error, told = self.final, self.error, dict[str, Any]()
+        if final:
+            told = {"error_type": final.error_type or "", "error": final.error or "", "pid": final.pid}
+        elif error:
+            told = {"error_type": type(error).__name__, "error": str(error)}
+        times = (final.started, final.ended) if final else (0.0, 0.0)
+        spent = (final.checkout_ms, final.database_ms) if final else (0.0, 0.0)
+        return TaskRow(
+            slice_number, arm, workload, number, self.task_id, self.intended, self.sent, *times,
+            final.outcome.value if final else UNANSWERED, self.attempts, *spent, self.finals,
+            breach=self.breach, **told,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Wake whoever waits: a final reply came, or there is no hope for one."""

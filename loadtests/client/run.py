@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ import gevent
 from locust import events, stats
 from locust.runners import MasterRunner, WorkerRunner
 
-from ..bench.rows import RowWriter, TaskRow
+from ..bench.checks import failure
+from ..bench.rows import UNANSWERED, RowWriter, TaskRow
 from ..tasks.workloads import Workload
 from .hub import ReplyHub
-from .outcomes import TaskUnanswered, failure_of, phases_of
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 REQUEST_TYPE, LAG = "celery", "lag"
@@ -27,10 +28,35 @@ DRAIN_S = 10.0
 LATE = 0.1
 """Share of the median latency from which on the load generator measures itself."""
 FINISH, FINISHED, TASKS = "celery_alchemy_finish", "celery_alchemy_finished", "celery_alchemy_tasks"
-EXIT_BREACH = 3
+EXIT_BREACH, ERROR_LENGTH = 3, 120
 
 console: logging.Logger = logging.getLogger("locust.stats_logger")
 logger: logging.Logger = logging.getLogger(__name__)
+
+
+class TaskFailed(Exception):
+    """The worker says that the task failed, or it ended otherwise than it was meant to."""
+
+
+class TaskUnanswered(Exception):
+    """No final reply came in time."""
+
+
+def failure_of(row: TaskRow, workload: Workload | None) -> Exception | None:
+    """Return what to count a task as failed for; None if it ended as it was meant to.
+
+    Args:
+        workload: None for a task of somebody else's, which is meant to succeed.
+    """
+
+    def alike(message: str) -> str:
+        # Without what differs from task to task: Locust keeps every different one.
+        return re.sub(r"[0-9a-f]{8,}|\d+", "N", message)[:ERROR_LENGTH]
+
+    if row.outcome == UNANSWERED:
+        return TaskUnanswered(row.error_type and f"not sent: {row.error_type}: {alike(row.error)}")
+    wrong = failure(row, workload)
+    return TaskFailed(alike(wrong)) if wrong else None
 
 
 def bucket(response_time: float) -> float:
@@ -88,7 +114,9 @@ class Run:
         self.tasks += 1
         if self._writer:
             self._writer.write([row])
-        phases = phases_of(row) if row.finals else {}
+        phases = {"queue": row.queue_ms, "run": row.run_ms} if row.finals else {}
+        if row.checkout_ms or row.database_ms:  # Events do not tell of the database
+            phases |= {"checkout": row.checkout_ms, "database": row.database_ms}
         self.environment.events.request.fire(
             request_type=REQUEST_TYPE, name=row.workload, response_time=None if failure else row.latency_ms,
             response_length=0, exception=failure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -18,14 +19,17 @@ from . import options
 from .event_replies import EventReplies
 from .hub import ListReplies, ReplyHub
 from .lines import LineProcess
-from .run import run_of
+from .run import PERCENTILES, goodput_per_s, merged, phases, run_of
 from .users import CeleryUser
-from .web import add_sessions_tab
 
 EXIT_USAGE, EXIT_BROKEN = 2, 1
 START_S, FINISH_S = 120.0, 90.0
 TARGET = "celery_target"
 """Options that are no Locust options reach the Locust workers when users are spawned: this one is set on the master."""
+
+KEY, SAMPLE_S = "sessions", 5.0
+COLUMNS = {"name": "What", "value": "Value", "n": "n", **{one: f"{one} (ms)" for one in (*PERCENTILES, "max")}}
+"""Of the tab of the web page."""
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -143,3 +147,39 @@ def _verdict(environment: Any, helper: LineProcess) -> None:
         run.conclusions.append(f"{'ok    ' if passed else 'BROKEN'} {name}{': ' if detail else ''}{detail}")
         if not passed:
             environment.process_exit_code = EXIT_BROKEN
+
+
+# The web page
+
+
+def add_sessions_tab(web_ui: Any, statistics: Any, helper: LineProcess) -> None:
+    """Show connections, tasks and phases, refreshed with the statistics."""
+    from flask import Response, request
+
+    table = {"key": KEY, "structure": [{"key": key, "title": title} for key, title in COLUMNS.items()]}
+    web_ui.template_args |= {"extended_tabs": [{"title": "Sessions", "key": KEY}], "extended_tables": [table]}
+
+    def extend(response: Response) -> Response:
+        if request.path.endswith("/stats/requests") and response.is_json:
+            try:
+                sample = helper.ask(SAMPLE_S, sample=True)
+            except LoadTestError as error:
+                sample = {"Worker": str(error)}
+            extended = [{"key": KEY, "data": sessions_table(statistics, sample)}]
+            response.set_data(json.dumps({**response.get_json(), "extended_stats": extended}))
+        return response
+
+    web_ui.app.after_request(extend)
+
+
+def sessions_table(statistics: Any, sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the tab."""
+    tasks = merged(statistics)
+    facts = {
+        **sample,
+        "Tasks succeeded": tasks.num_requests - tasks.num_failures,
+        "Tasks failed": tasks.num_failures,
+        "Successful tasks per second": round(goodput_per_s(tasks), 1),
+    }
+    rows = [*({"name": name, "value": value} for name, value in facts.items()), *phases(statistics)]
+    return [{**dict.fromkeys(COLUMNS, ""), **row, "safe_name": row["name"]} for row in rows]

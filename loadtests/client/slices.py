@@ -15,10 +15,10 @@ from typing import IO, Any
 
 import gevent
 
+from ..bench.checks import failure
 from ..bench.rows import RowWriter, TaskRow
 from ..tasks.workloads import WORKLOADS, Workload
 from .hub import ARRIVALS, Pending, ReplyHub, gaps
-from .outcomes import failure_of, row_of
 from .percentiles import Percentiles, nearest_rank
 
 DRAIN_S, DRAIN_STEP_S = 10.0, 0.1
@@ -145,7 +145,7 @@ class Load:
         """Return a row for each task."""
         plan, name = self.plan, self.plan.task or str(self.plan.workload)
         return [
-            row_of(pending, workload=name, number=number, arm=plan.arm, slice_number=plan.number)
+            pending.row(workload=name, number=number, arm=plan.arm, slice_number=plan.number)
             for number, pending in self.sent
         ]
 
@@ -221,7 +221,7 @@ def summary(load: Load, rows: Sequence[TaskRow]) -> dict[str, Any]:
         low = min((row.sent for row in rows), default=load.begun)
         high, last = max((row.ended for row in rows), default=load.begun), math.inf
     answered = [row for row in rows if row.finals]
-    well = [row for row in answered if failure_of(row, plan.work) is None]
+    well = [row for row in answered if failure(row, plan.work) is None]
     timed = [row for row in well if row.succeeded and low <= (row.intended if plan.rate_per_s else row.ended) < last]
     lags = sorted(row.send_lag_ms for row in rows)
     latency = Percentiles.of(row.latency_ms for row in timed)

@@ -19,7 +19,6 @@ from ..tasks.replies import redis_url
 from ..tasks.workloads import Workload
 from . import options, run
 from .hub import ARRIVALS, ListReplies, Pending, ReplyHub, gaps
-from .outcomes import row_of
 
 # Locust processes do not begin with the same numbers.
 _numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.
@@ -141,7 +140,7 @@ class CeleryUser(User):
         context, due = self.context(), self._intended
 
         def ended(pending: Pending) -> None:
-            row = row_of(pending, workload=label or name, number=number)
+            row = pending.row(workload=label or name, number=number)
             self.load_run.ended(row, self.workload, arrival=due is not None, context=context)
 
         # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..bench.objective import Objective
+from ..bench.results import Objective
 from ..tasks.patterns import OURS, POOLS
 from .statistics import METRICS, Ratio
 from .summary import REFERENCE, Row, Standing, Summary, SweepSummary

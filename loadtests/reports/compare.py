@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..bench.results import Arm, Batch, RunFacts
 from .statistics import METRICS, NO_DIFFERENCE, Estimate, Groups, Metric, Ratio, estimate, judged
-from .summary import ContestSummary, Row, Summary, summarise
+from .summary import Row, Summary, summarise
 from .tables import Cell, Table, ratio_cell
 from .terminal import print_table
 from .wording import interval, listed, name_in, sizes
@@ -129,7 +129,8 @@ def compare(first: Path, second: Path, conditions: Sequence[Condition] = ()) -> 
                 found.healed.append((old.name, now.arm))
             elif row.speed and now.speed and not row.arm.copy:
                 batches = before.batches[old.name], after.batches[old.name]
-                found.changes += (Change(old.name, row.arm, ratio) for ratio in _ratios(old, new, row, *batches))
+                floors = {name: max(old.floors.get(name, 1.0), new.floors.get(name, 1.0)) for name in METRICS}
+                found.changes += (Change(old.name, row.arm, ratio) for ratio in _ratios(row, now, *batches, floors))
     for contest, arm, ratio in found.changes:
         said = f"{ratio.metric} {interval(ratio.estimate)}, {sizes(ratio.estimate)}: {ratio.verdict}"
         found.failed += [Failure(one, contest, arm, said) for one in conditions if one.fails(ratio)]
@@ -137,18 +138,13 @@ def compare(first: Path, second: Path, conditions: Sequence[Condition] = ()) -> 
 
 
 def _ratios(
-    old: ContestSummary, new: ContestSummary, row: Row, before: Sequence[Batch], after: Sequence[Batch]
+    old: Row, new: Row, before: Sequence[Batch], after: Sequence[Batch], floors: Mapping[str, float]
 ) -> Iterator[Ratio]:
     for name, metric in METRICS.items():
-        was, now = (_values(batches, row.arm, metric) for batches in (before, after))
+        was, now = (_values(batches, old.arm, metric) for batches in (before, after))
         if was and now and any(value for group in (*was, *now) for value in group):
-            floor = max(old.floors.get(name, 1.0), new.floors.get(name, 1.0))
-            yield judged(estimate(now, was), metric, floor)
-    sizes_of = [
-        sorted(float(cell.pss_bytes) for batch in batches for cell in batch.cells
-               if cell.arm == row.arm and cell.pss_bytes)
-        for batches in (before, after)
-    ]  # fmt: skip
+            yield judged(estimate(now, was), metric, floors[name])
+    sizes_of = [sorted(float(cell.pss_bytes) for cell in row.cells if cell.pss_bytes) for row in (old, new)]
     if all(sizes_of):
         yield _memory(*sizes_of)
 

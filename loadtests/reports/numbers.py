@@ -34,7 +34,9 @@ def soak(run: str) -> Table:
 
 KNOWN: dict[str, Callable[..., str]] = {
     "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
-    "tasks": lambda run: f"{sum(row.tasks for one in read(run).contests for row in one.rows):,}",
+    "tasks": lambda run: (
+        f"{sum(one.tasks for found in read(run).batches.values() for batch in found for one in batch.cells):,}"
+    ),
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
     "round-trips": lambda run, workload, pattern: f"{read(run).round_trips[workload][pattern]:g}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..bench.objective import Objective
+from ..bench.results import Objective
 from . import charts, tables
 from .recommendation import RULE, UNDECIDED, Choice
 from .statistics import ENOUGH

@@ -67,7 +67,7 @@ def recommend(summary: Summary) -> list[Choice]:
         ours = [one for one in summary.standings if one.pool == pool and one.arm.pattern == OURS]
         others = {one.arm.strategy: one.ratios for one in ours if one.ratios and not one.broken}
         if (first := references[0]).arm.pattern == OURS:
-            own = f"{first.arm.strategy} ({first.strategy})"
+            own = f"{first.arm.strategy} ({first.cells[0].strategy})"
             found += _chosen("Strategy", f"under {pool}", references, own, others)
     return found
 

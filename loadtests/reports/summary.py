@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..bench.results import (
     Arm,
@@ -54,19 +55,23 @@ class Row:
 
     arm: Arm
     reference: bool
-    breaches: list[Verdict]  # Each invariant that did not hold, once
+    cells: list[Cell]  # Its workers, one for each batch
     speed: Speed | None  # None if it is broken, or was only checked
     ratios: dict[str, Ratio]  # To the reference, by metric; none for the reference itself, and where one is broken
-    unchecked: list[str]  # What could not be checked, and why
-    strategy: str  # The strategy in force, if the pattern is ours
-    peak_connections: int  # The most of all batches
-    promised_connections: int | None
-    pss_bytes: float  # Of the batch in which it was measured; 0 if in none
-    tasks: int
-    errors: dict[str, int]
-    """Failures by class that the workload did not intend, in all batches."""
-    log: str
-    counted: Counted | None  # The sum of all batches of a demo
+
+    @property
+    def breaches(self) -> list[Verdict]:
+        """Each invariant that did not hold, once."""
+        return first_breaches(verdict for cell in self.cells for verdict in cell.verdicts)
+
+    @property
+    def counted(self) -> Counted | None:
+        """What a demo counted."""
+        return self.cells[0].counted
+
+    def most(self, name: str) -> Any:
+        """Return the most of all its cells; None where none has it."""
+        return max((value for cell in self.cells if (value := getattr(cell, name)) is not None), default=None)
 
     @property
     def broken(self) -> bool:
@@ -146,8 +151,18 @@ class SweepSummary:
 
     arm: Arm
     workload: str
-    steps: list[SweepStep]  # By sweep and offered rate; none if it is broken
-    breaches: list[Verdict]
+    kept_steps: list[SweepStep]
+
+    @property
+    def breaches(self) -> list[Verdict]:
+        """Each invariant that did not hold, once."""
+        return first_breaches(verdict for step in self.kept_steps for verdict in step.verdicts)
+
+    @property
+    def steps(self) -> list[SweepStep]:
+        """What was measured, by sweep and offered rate; nothing if it is broken."""
+        measured = [] if self.breaches else [step for step in self.kept_steps if step.offered_per_s]
+        return sorted(measured, key=lambda one: (one.sweep, one.offered_per_s))
 
     @property
     def sweeps(self) -> list[list[SweepStep]]:
@@ -240,7 +255,7 @@ def summarise(directory: Path) -> Summary:
     by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
     for step in read_sweep(directory):
         by_sweep[step.workload, step.arm].append(step)
-    sweeps = [_sweep(*key, steps) for key, steps in by_sweep.items()]
+    sweeps = [SweepSummary(arm, workload, steps) for (workload, arm), steps in by_sweep.items()]
     standings = list(_standings(contests, by_contest))
     return Summary(facts, contests, standings, sweeps, read_round_trips(directory), by_contest)
 
@@ -265,7 +280,8 @@ def _contest(name: str, batches: Sequence[Batch], floors: dict[str, float], want
     for arm, found in cells.items():
         compared = not broken & {arm.name, reference} and arm.name != reference
         ratios = _ratios([batches], arm.name, floors) if compared else {}
-        rows.append(_row(found, slices[arm.name], ratios, arm.name == reference))
+        speed = _speed(found, slices[arm.name]) if slices[arm.name] else None
+        rows.append(Row(arm, arm.name == reference, found, speed, ratios))
     rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
     notes = []
     if reference in broken:
@@ -317,34 +333,7 @@ def _standings(contests: Sequence[ContestSummary], batches: Mapping[str, Sequenc
             yield Standing(pool, arm, len(rows), broken - blocked, blocked, _ratios(right, arm.name, floors))
 
 
-def _row(cells: Sequence[Cell], slices: Sequence[Slice], ratios: dict[str, Ratio], reference: bool) -> Row:
-    verdicts = [verdict for cell in cells for verdict in cell.verdicts]
-    breaches = _breaches(verdicts)
-    counted = [cell.counted for cell in cells if cell.counted]
-    total = Counted(*(sum(getattr(one, part.name) for one in counted) for part in fields(Counted)))
-    errors: Counter[str] = Counter()
-    for cell in cells:
-        errors.update(cell.errors)
-    return Row(
-        cells[0].arm,
-        reference,
-        breaches,
-        speed=_speed(cells, slices) if slices and not breaches else None,
-        ratios=ratios,
-        unchecked=list(dict.fromkeys(f"{one.name}: {one.detail}" for one in verdicts if one.passed and one.detail)),
-        strategy=cells[0].strategy,
-        peak_connections=max(cell.peak_connections for cell in cells),
-        promised_connections=max((n for cell in cells if (n := cell.promised_connections) is not None), default=None),
-        # Measured in the first batch only.
-        pss_bytes=max(cell.pss_bytes for cell in cells),
-        tasks=sum(cell.tasks for cell in cells),
-        errors=dict(errors.most_common()),
-        log=next((cell.log for cell in cells if cell.broken and cell.log), ""),
-        counted=total if counted else None,
-    )
-
-
-def _breaches(verdicts: Iterable[Verdict]) -> list[Verdict]:
+def first_breaches(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """Return the first of each invariant that did not hold."""
     found: dict[str, Verdict] = {}
     for verdict in verdicts:
@@ -386,9 +375,3 @@ def _flags(slices: Sequence[Slice], latency: Percentiles | None, phases: Mapping
             f"connection pool: tasks wait {checkout.p95:.1f} ms for a connection (p95, of a run of {run.p95:.1f} ms): "
             f"a larger connection pool may help"
         )
-
-
-def _sweep(workload: str, arm: Arm, steps: Sequence[SweepStep]) -> SweepSummary:
-    breaches = _breaches(verdict for step in steps for verdict in step.verdicts)
-    measured = sorted((one for one in steps if one.offered_per_s), key=lambda one: (one.sweep, one.offered_per_s))
-    return SweepSummary(arm, workload, [] if breaches else measured, breaches)

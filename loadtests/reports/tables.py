@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -135,11 +136,12 @@ def contest(one: ContestSummary) -> list[Table]:
 
 
 def _row(kind: str, row: Row) -> list[Cell | str]:
-    name = Cell(name_in(kind, row.arm), "", f"takes {row.strategy}" if row.arm.strategy == "auto" else "")
+    name = Cell(name_in(kind, row.arm), "", f"takes {row.cells[0].strategy}" if row.arm.strategy == "auto" else "")
     if row.broken:
         return [name, Cell(row.word, "broken", f"{row.breaches[0].name}: no"), *["-"] * 11]
-    promised = "?" if row.promised_connections is None else row.promised_connections
-    seen = [f"{row.peak_connections} of {promised}", f"{row.pss_bytes / 2**20:.0f}" if row.pss_bytes else "-"]
+    promised, memory = row.most("promised_connections"), row.most("pss_bytes")  # Memory is that of the first batch
+    seen = [f"{row.most('peak_connections')} of {'?' if promised is None else promised}"]
+    seen.append(f"{memory / 2**20:.0f}" if memory else "-")
     if not (speed := row.speed):
         return [name, Cell("ok", "good"), *["-"] * 9, *seen]
     goodput, cpu = (
@@ -217,7 +219,9 @@ def breaches(summary: Summary) -> list[Table]:
     """Return what was wrong: every breach, and once for each arm the failures that the workload did not intend."""
     rows: list[Sequence[Cell | str]] = []
     for place, row in _places(summary):
-        rest: Sequence[str] = (", ".join(f"{n} {error}" for error, n in row.errors.items()), row.log)
+        errors = sum((Counter(cell.errors) for cell in row.cells), Counter[str]())
+        log = next((cell.log for cell in row.cells if cell.broken and cell.log), "")
+        rest: Sequence[str] = (", ".join(f"{n} {error}" for error, n in errors.most_common()), log)
         for breach in row.breaches:
             rows.append((place, Cell(f"{breach.name}: no", "broken"), breach.detail, *rest))
             rest = ("", "")
@@ -226,7 +230,11 @@ def breaches(summary: Summary) -> list[Table]:
         for one in summary.sweeps for breach in one.breaches
     ]  # fmt: skip
     rows += [
-        (place, Cell("not checked", "muted"), said, "", "") for place, row in _places(summary) for said in row.unchecked
+        (place, Cell("not checked", "muted"), said, "", "")
+        for place, row in _places(summary)
+        for said in dict.fromkeys(
+            f"{one.name}: {one.detail}" for cell in row.cells for one in cell.verdicts if one.passed and one.detail
+        )
     ]
     return _table("Every breach", "where | invariant | found | failures | end of its log", rows)
 
