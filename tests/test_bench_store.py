@@ -21,7 +21,6 @@ from celery_alchemy.loadtests.bench.results import (
     insert,
     opened,
     read_batches,
-    read_round_trips,
     read_sweep,
 )
 from celery_alchemy.loadtests.bench.rows import TaskRow, read_rows
@@ -65,8 +64,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 
     assert list(read_batches(tmp_path)) == [batch(1)]
     assert list(read_sweep(tmp_path)) == steps
-    assert read_round_trips(tmp_path) == {"select": {"recipe": 3.0}}
-    assert store.has_round_trips
+    assert RunFacts.read(tmp_path).round_trips == {"select": {"recipe": 3.0}}
     assert store.swept == Store(tmp_path, "matrix", FACTS).swept == {("select", ARM.name, 2)}
     packed = sorted((tmp_path / "tasks").iterdir())
     assert [path.name for path in packed] == ["patterns-threads-select-1.csv.gz", f"sweep-select-{ARM.name}-2.csv.gz"]
@@ -121,7 +119,7 @@ def test_a_sweep_is_added_to_a_matrix(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_run_that_is_said(tmp_path: Path) -> None:
-    for read in (RunFacts.read, lambda directory: list(read_batches(directory)), read_round_trips):
+    for read in (RunFacts.read, lambda directory: list(read_batches(directory))):
         with pytest.raises(NoRunError, match=f"holds no run of the benchmark: there is no {RUN_FILE} in it"):
             read(tmp_path)
     assert not list(tmp_path.iterdir()), "reading makes no file"
@@ -129,7 +127,7 @@ def test_where_there_is_no_run_that_is_said(tmp_path: Path) -> None:
 
 def test_a_file_whose_tables_are_not_made_yet_holds_no_run(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).touch()
-    for read in (RunFacts.read, lambda directory: list(read_batches(directory)), read_round_trips):
+    for read in (RunFacts.read, lambda directory: list(read_batches(directory))):
         with pytest.raises(NoRunError):
             read(tmp_path)
     Store(tmp_path, "matrix", FACTS).add_batch(batch(1), [])

@@ -17,41 +17,32 @@ from .generator import ANSWER_S
 from .results import Arm, Batch, Cell, Slice
 from .rows import TaskRow
 
-STARTERS = 4
-"""Workers that start at the same time: each is busy importing for a second or two."""
-CHECKED_S = 20.0
-"""How long a checked load may take."""
+STARTERS = 4  # Workers that start at the same time: each is busy importing for a second or two
+CHECKED_S = 20.0  # How long a checked load may take
 TASKS_IN_A_ROW, LONGEST_SLICE_S = 4, 5.0
-CHECKED_SLICE = 0
-"""The slice that checked loads count as: it is in no ratio."""
+CHECKED_SLICE = 0  # The slice that checked loads count as: it is in no ratio
 WARM_UP_TASKS = 10
 """For each slot, in a batch after the first: every pool process connects, and psycopg prepares what it sends often."""
 
 DEMO_WORKLOAD, ORDERS_PER_SLOT = "mix", 12
-DEMO_ROUNDS = 4
-"""The orders come in rounds, in which the arms take turns: what drifts on the machine hits both alike."""
+DEMO_ROUNDS = 4  # The orders come in rounds, in which the arms take turns: what drifts on the machine hits both alike
 PATIENCE_S, LOST_PATIENCE_S = 5.0, 0.3
 """How long to wait for the next answer; and of a worker that has already left some unanswered."""
 
-Tell = Callable[[str], None]
-"""Shows the stage that something is at."""
+Tell = Callable[[str], None]  # Shows the stage that something is at
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How much load an arm gets."""
 
-    rounds: int
-    """Slices for each arm, over all batches; 0 to check only."""
-    restarts: int
-    """Batches: how often the workers are started anew."""
+    rounds: int  # Slices for each arm, over all batches; 0 to check only
+    restarts: int  # Batches: how often the workers are started anew
     slice_s: float
-    ramp_s: float
-    """Seconds at the begin of each slice that are not counted."""
+    ramp_s: float  # Seconds at the begin of each slice that are not counted
     checked_tasks: int
     """Tasks for each pool process, thread or greenlet, of the load before the slices; a broken arm is out then."""
-    users_per_slot: int
-    """Closed model: tasks in flight for each pool process, thread or greenlet."""
+    users_per_slot: int  # Closed model: tasks in flight for each pool process, thread or greenlet
 
     def rounds_of(self, batch: int) -> int:
         """Return how many rounds the batch with this number has, from 1."""

@@ -50,11 +50,9 @@ class Bench:
     """What all cells of a run share."""
 
     run: RunDirectory
-    server: DatabaseServer | None
-    """None if the task is somebody else's and its database is not known."""
+    server: DatabaseServer | None  # None if the task is somebody else's and its database is not known
     broker: Broker
-    generator: Generator | None
-    """None where the load comes from elsewhere."""
+    generator: Generator | None  # None where the load comes from elsewhere
     user_task: UserTask | None = None
 
     def sampler(self, cells: Sequence[RunningCell]) -> Sampler | None:
@@ -76,13 +74,10 @@ class RunningCell:
         self.arm: Arm = arm
         self.workload: Workload | None = WORKLOADS.get(workload)
         self.rows: list[TaskRow] = []
-        self.out: bool = False
-        """Broken, or hanging: it gets no more load."""
+        self.out: bool = False  # Broken, or hanging: it gets no more load
         self.failed_start: str = ""
-        self.connections_name: str = ""
-        """What the server knows its connections by; empty if it does not."""
-        self.counted: list[Spent] = []
-        """What each load of a demo has cost."""
+        self.connections_name: str = ""  # What the server knows its connections by; empty if it does not
+        self.counted: list[Spent] = []  # What each load of a demo has cost
         self.worker: Worker | None = None
         self.environment: WorkerEnvironment | None = None
         self.database: URL | None = None

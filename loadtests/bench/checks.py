@@ -32,18 +32,15 @@ STOPPED, OUTLIVED = "the worker stopped when it was told to", "no connection out
 class Breach(NamedTuple):
     """What one task, or the database, did wrong."""
 
-    name: str
-    """Of the verdict that it breaks."""
-    text: str
-    """A task's id, or a sentence; what stands before its colon is the kind of breach."""
+    name: str  # Of the verdict that it breaks
+    text: str  # A task's id, or a sentence; what stands before its colon is the kind of breach
     task_id: str = ""
 
 
 class _Line(NamedTuple):
     account: int
     amount: int
-    transaction: str
-    """The number of the transaction that wrote it, where the database tells."""
+    transaction: str  # The number of the transaction that wrote it, where the database tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,7 @@ class Checked:
     """What was found out about the tasks of a load."""
 
     verdicts: list[Verdict]
-    wrong: set[str]
-    """Ids of the answered tasks of which anything does not hold."""
+    wrong: set[str]  # Ids of the answered tasks of which anything does not hold
 
 
 def failure(row: TaskRow, workload: Workload | None) -> str | None:

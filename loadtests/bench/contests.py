@@ -13,20 +13,16 @@ from .results import Arm
 from .store import Store
 from .user_task import UserTask
 
-ALONE = ("solo",)
-"""Worker pools that run one task at a time, whatever the concurrency."""
-AS_IT_IS = "as-it-is"
-"""The pattern of a user's task whose app has no Alchemy: whatever it does."""
-RECIPE = "recipe"
-"""The hand-written pattern of the demo."""
+ALONE = ("solo",)  # Worker pools that run one task at a time, whatever the concurrency
+AS_IT_IS = "as-it-is"  # The pattern of a user's task whose app has no Alchemy: whatever it does
+RECIPE = "recipe"  # The hand-written pattern of the demo
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
     """Arms under one workload, compared in turns."""
 
-    name: str
-    """`patterns/<worker pool>/<workload>`, `pools/<workload>` or `demo/<worker pool>`."""
+    name: str  # `patterns/<worker pool>/<workload>`, `pools/<workload>` or `demo/<worker pool>`
     workload: str
     arms: tuple[Arm, ...]  # No two of one name
 

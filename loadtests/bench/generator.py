@@ -16,8 +16,7 @@ from ..services.rundir import RunDirectory
 from .rows import TaskRow, parse_rows
 
 MODULE = "celery_alchemy.loadtests.client.generator"
-ANSWER_S = 180.0
-"""On top of what a load is meant to take: a backlog is worked off for up to two minutes."""
+ANSWER_S = 180.0  # On top of what a load is meant to take: a backlog is worked off for up to two minutes
 STOP_S = 10.0
 
 

@@ -21,8 +21,7 @@ class CpuClock:
 
     _children: dict[int, list[int]]
     _seconds: dict[int, float]
-    busy_s: float
-    """By everything on the machine, on all CPUs."""
+    busy_s: float  # By everything on the machine, on all CPUs
     at: float
 
     @classmethod
@@ -58,8 +57,7 @@ class Spent:
     wall_s: float
     worker_s: float
     database_s: float | None
-    foreign_cpus: float
-    """CPUs busy with what is not ours, on average."""
+    foreign_cpus: float  # CPUs busy with what is not ours, on average
 
 
 def spent(begin: CpuClock, worker_pid: int, database_pid: int | None) -> Spent:

@@ -2,7 +2,7 @@
 
 The interface between `bench/`, which measures, and `reports/`, which reads:
     writing: `store.Store`: add_batch, add_sweep, add_round_trips; done, broken, swept, next_slice; `writing`, `forget`
-    reading: `RunFacts.read`, `read_batches`, `read_sweep`, `read_round_trips`; `knee_of` one sweep
+    reading: `RunFacts.read`, `read_batches`, `read_sweep`; `knee_of` one sweep
     reports: `reports.write_report`, `write_chart`; `reports.compare`: compare, parse_condition, print_comparison
 
 run.sqlite       tables `run`, `batches`, `cells`, `slices`, `steps`; what is not plain is JSON
@@ -15,7 +15,7 @@ import json
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -190,10 +190,14 @@ class RunFacts:
     workloads: dict[str, str]  # Name and one sentence
     patterns: dict[str, str]  # Name and one sentence
     objective: str = ""  # Of the sweeps, such as `p95=50ms`
+    round_trips: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per task, by workload and pattern, as a proxy counted them; empty if it did not."""
 
     def write(self, directory: Path) -> None:
         """Write the table `run`."""
-        write_facts(directory, asdict(self))
+        with opened(directory, write=True) as connection:
+            rows = [(name, json.dumps(value)) for name, value in asdict(self).items()]
+            connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -202,7 +206,8 @@ class RunFacts:
         Raises:
             NoRunError: There is no run in the directory.
         """
-        found = _facts(directory)
+        with opened(directory) as connection:
+            found = {row["name"]: json.loads(row["value"]) for row in connection.execute("SELECT * FROM run")}
         return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
 
 
@@ -210,8 +215,7 @@ class RunFacts:
 class Objective:
     """What users are promised: a latency percentile and its limit."""
 
-    percentile: str
-    """`p50`, `p95` or `p99`."""
+    percentile: str  # `p50`, `p95` or `p99`
     limit_ms: float
 
     @classmethod
@@ -264,12 +268,6 @@ def read_sweep(directory: Path) -> Iterator[SweepStep]:
     with opened(directory) as connection:
         steps = [step for _, step in _read(connection, "steps")]
     yield from steps
-
-
-def read_round_trips(directory: Path) -> dict[str, dict[str, float]]:
-    """Return round trips per task, by workload and pattern, as a proxy counted them; empty if it did not."""
-    found: dict[str, dict[str, float]] = _facts(directory).get("round_trips", {})
-    return found
 
 
 # The file
@@ -326,18 +324,6 @@ def insert(connection: sqlite3.Connection, table: str, item: Any, **key: Any) ->
     encoded = [json.dumps(one) if isinstance(one, dict | list) else one for one in values.values()]
     marks = ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", encoded)  # noqa: S608
-
-
-def write_facts(directory: Path, facts: Mapping[str, object]) -> None:
-    """Keep facts about the whole run, by name."""
-    with opened(directory, write=True) as connection:
-        rows = [(name, json.dumps(value)) for name, value in facts.items()]
-        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
-
-
-def _facts(directory: Path) -> dict[str, Any]:
-    with opened(directory) as connection:
-        return {row["name"]: json.loads(row["value"]) for row in connection.execute("SELECT * FROM run")}
 
 
 def _read(connection: sqlite3.Connection, table: str) -> Iterator[tuple[sqlite3.Row, Any]]:

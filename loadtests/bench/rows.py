@@ -11,8 +11,7 @@ from typing import IO
 
 from ..tasks.replies import Outcome
 
-UNANSWERED = "unanswered"
-"""The outcome of a task to which no final reply came."""
+UNANSWERED = "unanswered"  # The outcome of a task to which no final reply came
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,74 +37,18 @@ from .store import Store, forget, machine, versions, writing
 from .sweep import SweepOptions, run_sweep
 from .user_task import UserTask, find_user_task
 
-WIDTH = 110
-"""Columns, where the output is no terminal that knows its own width."""
+WIDTH = 110  # Columns, where the output is no terminal that knows its own width
 Job = TypeVar("Job")
 
 
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One command: where it says what it does, and where it keeps what it has found."""
+    """A command that runs: what all of it shares, where it keeps what it finds, and where it says what it does."""
 
-    def __init__(self, part: str, user_task: UserTask | None, options: dict[str, Any], **given: Any) -> None:
-        """Note what is asked for.
-
-        Args:
-            part: Of a results directory: `matrix`, `sweep` or `demo`.
-            options: What results depend on.
-            given: Every option of the command.
-        """
-        self.part: str = part
-        self.user_task: UserTask | None = user_task
-        self.options: dict[str, Any] = options
-        self.given: dict[str, Any] = given
-        self.console: Any = console_of_run()
-        self.progress: Progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
-
-    @contextmanager
-    def running(self, contests: Sequence[Contest]) -> Iterator[tuple[Bench, Store]]:
-        """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept.
-
-        Writes the report when the block ends well, and exits with 1 if an arm of our own is broken.
-        """
-        given, console, task = self.given, self.console, self.user_task
-        out = given["out"]
-        leave_on_signals()
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(writing(out))
-                if self.part == "demo" and (out / RUN_FILE).exists() and set(RunFacts.read(out).options) != {"demo"}:
-                    raise LoadTestError(f"--out {out} holds other results than a demo's. Give another directory.")
-                run, url, broker_url = stack.enter_context(run_directory()), given["database_url"], given["broker_url"]
-                if task:
-                    url = task.database_url and task.database_url.render_as_string(hide_password=False)
-                    broker_url = task.broker_url
-                server = stack.enter_context(database_server(run, url)) if url or not task else None
-                queue = stack.enter_context(broker(run, broker_url))
-                generator = stack.enter_context(Generator.running(run))
-                services = [*([server.label] if server else []), queue.label]
-                console.print(", ".join(services), highlight=False)
-                if given["fresh"]:
-                    forget(out)
-                store = Store(out, self.part, self._facts(services, contests))
-                with self.progress:
-                    yield Bench(run, server, queue, generator, task), store
-        except LoadTestError as error:
-            console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            sys.exit(2)
-        except SystemExit as leaving:
-            if leaving.code == 128 + signal.SIGINT:
-                console.print(
-                    f"Stopped: the workers and servers of this run are gone. What was finished is in {out}; the same "
-                    f"command goes on from there."
-                )
-            raise
-        write_report(console, out)
-        sys.exit(1 if store.ours_broken else 0)
+    bench: Bench
+    store: Store
+    console: Console
+    progress: Progress
 
     def each(self, jobs: Mapping[str, Job]) -> Iterator[tuple[Job, Tell]]:
         """Yield one job after the other, and what shows the stage it is at, under a bar that shows their names."""
@@ -114,21 +58,76 @@ class Run:
             yield job, lambda stage: self.progress.update(bar, stage=stage)
             self.progress.advance(bar)
 
-    def _facts(self, services: list[str], contests: Sequence[Contest]) -> RunFacts:
-        names = dict.fromkeys(contest.workload for contest in contests)
-        patterns = dict.fromkeys(arm.pattern for contest in contests for arm in contest.arms)
-        asked, own = "The task that was asked for.", "The task's own way to get a Session."
-        return RunFacts(
-            command=_command(),
-            begun=datetime.now(UTC).isoformat(timespec="seconds"),
-            options=self.options,
-            services=services,
-            versions=versions(),
-            machine=machine(),
-            workloads={name: WORKLOADS[name].summary if name in WORKLOADS else asked for name in names},
-            patterns={name: PATTERNS[name].summary if name in PATTERNS else own for name in patterns},
-            objective=self.options.get("objective", ""),
-        )
+
+@contextmanager
+def _running(
+    part: str, contests: Sequence[Contest], options: dict[str, Any], task: UserTask | None, *, out: Path, fresh: bool,
+    database_url: str | None, broker_url: str | None, **given: Any,
+) -> Iterator[Run]:  # fmt: skip
+    """Start the services and the load generator; leave by a signal as by Ctrl-C, and say what is kept.
+
+    Writes the report when the block ends well, and exits with 1 if an arm of our own is broken.
+
+    Args:
+        part: Of a results directory: `matrix`, `sweep` or `demo`.
+        options: What results depend on, besides those in `given`.
+    """
+    console, options = console_of_run(), {**options, **given}
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    leave_on_signals()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(writing(out))
+            if part == "demo" and (out / RUN_FILE).exists() and set(RunFacts.read(out).options) != {"demo"}:
+                raise LoadTestError(f"--out {out} holds other results than a demo's. Give another directory.")
+            run = stack.enter_context(run_directory())
+            if task:
+                database_url = task.database_url and task.database_url.render_as_string(hide_password=False)
+                broker_url = task.broker_url
+            server = stack.enter_context(database_server(run, database_url)) if database_url or not task else None
+            queue = stack.enter_context(broker(run, broker_url))
+            generator = stack.enter_context(Generator.running(run))
+            services = [*([server.label] if server else []), queue.label]
+            console.print(", ".join(services), highlight=False)
+            if fresh:
+                forget(out)
+            store = Store(out, part, _facts(services, contests, options))
+            with progress:
+                yield Run(Bench(run, server, queue, generator, task), store, console, progress)
+    except LoadTestError as error:
+        console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except SystemExit as leaving:
+        if leaving.code == 128 + signal.SIGINT:
+            console.print(
+                f"Stopped: the workers and servers of this run are gone. What was finished is in {out}; the same "
+                f"command goes on from there."
+            )
+        raise
+    write_report(console, out)
+    sys.exit(1 if store.ours_broken else 0)
+
+
+def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, Any]) -> RunFacts:
+    names = dict.fromkeys(contest.workload for contest in contests)
+    patterns = dict.fromkeys(arm.pattern for contest in contests for arm in contest.arms)
+    asked, own = "The task that was asked for.", "The task's own way to get a Session."
+    return RunFacts(
+        command=_command(),
+        begun=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=options,
+        services=services,
+        versions=versions(),
+        machine=machine(),
+        workloads={name: WORKLOADS[name].summary if name in WORKLOADS else asked for name in names},
+        patterns={name: PATTERNS[name].summary if name in PATTERNS else own for name in patterns},
+        objective=options.get("objective", ""),
+    )
 
 
 def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> None:
@@ -138,11 +137,12 @@ def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, onl
     if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
         names = ", ".join(contest.name for contest in contests)
         raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
-    run = Run("matrix", user_task, {"contests": list(kinds), **asdict(schedule), **_recorded(given)}, **given)
     for name in (*POOLS, *PATTERNS):
         if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
-            run.console.print(f"Left out: {why}", highlight=False)
-    with run.running(contests) as (bench, store):
+            console_of_run().print(f"Left out: {why}", highlight=False)
+    options = {"contests": list(kinds), **asdict(schedule)}
+    with _running("matrix", contests, options, user_task, **given) as run:
+        bench, store = run.bench, run.store
         if store.resumed:
             total = len(contests) * schedule.restarts
             run.console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
@@ -153,7 +153,7 @@ def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, onl
             batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, tell)
             store.add_batch(batch, rows)
             run.console.print(_line(batch, schedule.restarts), highlight=False)
-        if "round-trips" in kinds and bench.server and not user_task and not store.has_round_trips:
+        if "round-trips" in kinds and bench.server and not user_task and not store.facts.round_trips:
             for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
                 services = bench.run, bench.server, bench.broker
                 store.add_round_trips(round_trips.measure(*services, patterns, given["workloads"], progress=tell))
@@ -162,11 +162,10 @@ def matrix_run(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, onl
 def demo_run(**given: Any) -> None:
     """Let the recipe and ours do the same work under each worker pool."""
     contests = demo_contests(given["pools"], given["concurrency"][0], DEMO_WORKLOAD)
-    run = Run("demo", None, _recorded(given), **{**given, "fresh": True})
-    with run.running(contests) as (bench, store):
+    with _running("demo", contests, {}, None, fresh=True, **given) as run:
         for _, tell in run.each({"demo": None}):
-            for batch, rows in run_demo(bench, contests, tell):
-                store.add_batch(batch, rows)
+            for batch, rows in run_demo(run.bench, contests, tell):
+                run.store.add_batch(batch, rows)
 
 
 def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> None:
@@ -181,27 +180,21 @@ def sweep_run(ctx: click.Context, chosen: SweepOptions, **given: Any) -> None:
     todo = [(workload, arm, number) for number in range(1, chosen.sweeps + 1) for workload, arm in arms]
     # What drifts over hours hits no arm more than the others; gone on with, the order of the rest is the same.
     random.Random("sweep").shuffle(todo)  # noqa: S311 - reproducible, not secret.
-    options = {**asdict(chosen), "objective": str(chosen.objective), **_recorded(given)}
-    run = Run("sweep", user_task, options, **given)
-    with run.running(contests) as (bench, store):
+    options = {**asdict(chosen), "objective": str(chosen.objective)}
+    with _running("sweep", contests, options, user_task, **given) as run:
+        store = run.store
         jobs = {
             f"{workload}, {arm.name} ({number}/{chosen.sweeps})": (workload, arm, number)
             for workload, arm, number in todo if (workload, arm.name, number) not in store.swept
         }  # fmt: skip
         for (workload, arm, number), tell in run.each(jobs):
-            steps, rows = run_sweep(bench, arm, workload, chosen, number, store.next_slice, tell)
+            steps, rows = run_sweep(run.bench, arm, workload, chosen, number, store.next_slice, tell)
             store.add_sweep(steps, rows)
             kept, _ = knee_of(steps)
             wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
             found = f"{chosen.objective} {f'up to {kept.offered_per_s:g} tasks/s' if kept else 'at no rate'}"
             verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else found
             run.console.print(f"{workload:12} {arm.name:45} {number}/{chosen.sweeps} {verdict}", highlight=False)
-
-
-def _recorded(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that results depend on, and that may be shown."""
-    hidden = {"out", "fresh", "database_url", "broker_url"}
-    return {name: value for name, value in given.items() if name not in hidden}
 
 
 def _command() -> str:

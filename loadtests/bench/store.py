@@ -31,9 +31,7 @@ from .results import (
     insert,
     opened,
     read_batches,
-    read_round_trips,
     read_sweep,
-    write_facts,
 )
 from .rows import RowWriter, TaskRow
 
@@ -61,12 +59,9 @@ class Store:
             OtherRunError: It holds a run with other options, versions or services.
         """
         self.directory = directory
-        self.done: set[tuple[str, int]] = set()
-        """Name and batch of every finished contest."""
-        self.broken: defaultdict[str, set[str]] = defaultdict(set)
-        """Names of the broken arms, by contest."""
-        self.swept: set[tuple[str, str, int]] = set()
-        """Workload, arm and number of every finished sweep."""
+        self.done: set[tuple[str, int]] = set()  # Name and batch of every finished contest
+        self.broken: defaultdict[str, set[str]] = defaultdict(set)  # Names of the broken arms, by contest
+        self.swept: set[tuple[str, str, int]] = set()  # Workload, arm and number of every finished sweep
         self.next_slice: int = 1
         (directory / TASKS_DIRECTORY).mkdir(parents=True, exist_ok=True)
         self.facts: RunFacts = self._merge(part, facts)
@@ -104,14 +99,10 @@ class Store:
                 insert(connection, "steps", step)
         self._note_sweep(steps)
 
-    @property
-    def has_round_trips(self) -> bool:
-        """Whether round trips were counted."""
-        return bool(read_round_trips(self.directory))
-
     def add_round_trips(self, counted: dict[str, dict[str, float]]) -> None:
         """Keep round trips per task, by workload and pattern."""
-        write_facts(self.directory, {"round_trips": counted})
+        self.facts = replace(self.facts, round_trips=counted)
+        self.facts.write(self.directory)
 
     def _note(self, batch: Batch) -> None:
         self.done.add((batch.contest, batch.number))

@@ -13,8 +13,7 @@ from .rows import TaskRow
 
 FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
-REFINEMENTS = 2
-"""Steps between the last rate that met the objective and the first that did not."""
+REFINEMENTS = 2  # Steps between the last rate that met the objective and the first that did not
 RAMP_S = 0.5
 
 
@@ -26,8 +25,7 @@ class SweepOptions:
     step_s: float
     rates_per_s: tuple[float, ...]
     """Offered rates, rising; empty: fractions of what the arm answers under a closed load."""
-    sweeps: int
-    """How often the knee of an arm is measured, each time with a worker started anew."""
+    sweeps: int  # How often the knee of an arm is measured, each time with a worker started anew
     checked_tasks: int
     users_per_slot: int
 

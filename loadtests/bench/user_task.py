@@ -19,18 +19,15 @@ from .arguments import suggest
 class UserTask:
     """A task of somebody else's app, to be measured as it is."""
 
-    app: str
-    """As in `celery -A`."""
+    app: str  # As in `celery -A`
     task: str
     args: list[Any]
     kwargs: dict[str, Any]
     broker_url: str
-    environ: dict[str, str]
-    """What its worker needs: the broker, if that is not the one its app knows."""
+    environ: dict[str, str]  # What its worker needs: the broker, if that is not the one its app knows
     database_url: URL | None
     """What its connections are counted on; None if it is not known, or no server whose connections can be counted."""
-    alchemy: bool
-    """Whether the app has an Alchemy: strategies can be chosen then."""
+    alchemy: bool  # Whether the app has an Alchemy: strategies can be chosen then
 
 
 def find_user_task(

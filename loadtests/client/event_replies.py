@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -52,13 +54,10 @@ class EventReplies:
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return up to some hundred."""
-        found = []
-        try:
-            found.append(self._replies.get(timeout=timeout_s))
+        found: list[Reply] = []
+        with contextlib.suppress(Empty):
             while len(found) < BATCH:
-                found.append(self._replies.get_nowait())
-        except Empty:
-            pass
+                found.append(self._replies.get(timeout=0 if found else timeout_s))
         return found
 
     def close(self) -> None:
@@ -90,8 +89,8 @@ class EventReplies:
         if outcome is None:
             return
         started = self._started.pop(task_id, at - event.get("runtime", 0.0))
-        kind, _, message = str(event.get("exception") or event["type"]).partition("(")
-        wrong: dict[str, Any] = (
-            {"error_type": kind, "error": message.rstrip(")")} if outcome is not Outcome.SUCCESS else {}
-        )
-        self._replies.put(Reply(task_id, outcome, started, at, event.get("pid") or 0, **wrong))
+        reply = Reply(task_id, outcome, started, at, event.get("pid") or 0)
+        if outcome is not Outcome.SUCCESS:
+            kind, _, message = str(event.get("exception") or event["type"]).partition("(")
+            reply = replace(reply, error_type=kind, error=message.rstrip(")"))
+        self._replies.put(reply)

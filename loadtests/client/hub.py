@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import redis
@@ -21,16 +21,14 @@ from gevent.event import Event
 from ..bench.rows import UNANSWERED, TaskRow
 from ..services.environment import WorkerEnvironment
 from ..tasks.replies import Outcome, Reply, ReplyList
+from .event_replies import EventReplies
 
 REPLY_HEADER = "loadtest_reply"
-POLL_S = 0.25
-"""How long the reader waits for replies before it looks for tasks that are overdue."""
+POLL_S = 0.25  # How long the reader waits for replies before it looks for tasks that are overdue
 RETRY_S = 0.2
-REMEMBERED = 50_000
-"""Ended tasks that are remembered, so that a second final reply is recognised as one."""
+REMEMBERED = 50_000  # Ended tasks that are remembered, so that a second final reply is recognised as one
 CLOCK_SLACK_S = 0.001
-UNSENT_S = 0.05
-"""How long to wait after a task that could not be sent."""
+UNSENT_S = 0.05  # How long to wait after a task that could not be sent
 ARRIVALS = ("poisson", "constant")
 """Independent arrivals at a mean rate, as of many people; or one after the other at equal distances."""
 
@@ -82,26 +80,13 @@ class Pending:
                 self.on_end(self)
 
 
-class Replies(Protocol):
-    """Where replies come from."""
-
-    headers: dict[str, str]
-    """What a task has to carry so that it is answered."""
-
-    def pop(self, timeout_s: float) -> Iterable[Reply]:
-        """Wait for replies; return what there is."""
-
-    def close(self) -> None:
-        """Disconnect."""
-
-
 class ListReplies:
     """Replies from a Redis list that only this process reads."""
 
     def __init__(self, reply_url: str, prefix: str) -> None:
         # Several processes send to one queue: each gets the replies to its own tasks.
         key = f"{prefix or 'celery-alchemy'}.replies.{os.getpid()}-{secrets.token_hex(4)}"
-        self.headers: dict[str, str] = {REPLY_HEADER: key}
+        self.headers: dict[str, str] = {REPLY_HEADER: key}  # What a task has to carry so that it is answered
         self._list = ReplyList(reply_url, key)
         self._client: Any = redis.Redis.from_url(reply_url)
 
@@ -126,7 +111,9 @@ class _NoResult(str):
 class ReplyHub:
     """Sends tasks to one queue; one greenlet reads the replies, however many tasks wait."""
 
-    def __init__(self, app: Any, replies: Replies, *, queue: str = "", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, app: Any, replies: ListReplies | EventReplies, *, queue: str = "", timeout_s: float = 60.0
+    ) -> None:
         """Connect nothing yet; start the reader.
 
         Args:
@@ -139,8 +126,7 @@ class ReplyHub:
         self._pending: dict[str, Pending] = {}
         self._ended: OrderedDict[str, Pending] = OrderedDict()
         self._prefix, self._numbers = secrets.token_hex(8), count(1)
-        self.strangers: int = 0
-        """Replies to tasks that this hub did not send, or has forgotten."""
+        self.strangers: int = 0  # Replies to tasks that this hub did not send, or has forgotten
         self._idle = Event()
         self._idle.set()
         self._closed = False

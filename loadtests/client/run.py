@@ -25,8 +25,7 @@ PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 REQUEST_TYPE, LAG = "celery", "lag"
 """What Locust's tables call the latency of tasks, and how late arrivals were sent."""
 DRAIN_S = 10.0
-LATE = 0.1
-"""Share of the median latency from which on the load generator measures itself."""
+LATE = 0.1  # Share of the median latency from which on the load generator measures itself
 FINISH, FINISHED, TASKS = "celery_alchemy_finish", "celery_alchemy_finished", "celery_alchemy_tasks"
 EXIT_BREACH, ERROR_LENGTH = 3, 120
 
@@ -73,10 +72,8 @@ class Run:
     def __init__(self, environment: Any) -> None:
         self.environment: Any = environment
         self.hubs: dict[Any, ReplyHub] = {}
-        self.tasks: int = 0
-        """Tasks that have ended since the process began; on the master of all its load generators."""
-        self.conclusions: list[str] = []
-        """What to print at the end."""
+        self.tasks: int = 0  # Tasks that have ended since the process began; on the master of all its load generators
+        self.conclusions: list[str] = []  # What to print at the end
         self._report: list[str] = []
         self._writer: RowWriter | None = None
         self._finished: set[str] = set()
@@ -205,19 +202,18 @@ def goodput_per_s(tasks: Any) -> float:
 def breaches_of(statistics: Any, options: Any) -> Iterator[str]:
     """Yield a sentence for each threshold that was not kept. Without a single successful task no latency is kept."""
     tasks = merged(statistics)
-    for percent in (95, 99):
-        limit, value = getattr(options, f"fail_p{percent}", None), tasks.get_response_time_percentile(percent / 100)
-        if limit is not None and (not value or value > limit):
-            shown = f"{value:.2f} ms" if value else "unknown, for no task succeeded"
-            yield f"--fail-p{percent}: the p{percent} latency is {shown}; the limit is {limit:g} ms."
-    ratio, least = getattr(options, "fail_ratio", None), getattr(options, "fail_goodput", None)
-    if ratio is not None and (tasks.fail_ratio > ratio or not tasks.num_requests):
-        yield (
-            f"--fail-ratio: {tasks.num_failures} of {tasks.num_requests} tasks failed ({tasks.fail_ratio:.4f}); "
-            f"the limit is {ratio:g}."
-        )
-    if least is not None and goodput_per_s(tasks) < least:
-        yield f"--fail-goodput: {goodput_per_s(tasks):.1f} successful tasks per second; the limit is {least:g}."
+    p95, p99 = (tasks.get_response_time_percentile(share) or math.inf for share in (0.95, 0.99))
+    ratio, goodput = tasks.fail_ratio if tasks.num_requests else math.inf, goodput_per_s(tasks)
+    # What was found, with the sign that makes less of it better.
+    for name, sign, value, found in (
+        ("fail_p95", 1, p95, f"the p95 latency is {p95:.2f} ms; the limit is {{:g}} ms."),
+        ("fail_p99", 1, p99, f"the p99 latency is {p99:.2f} ms; the limit is {{:g}} ms."),
+        ("fail_ratio", 1, ratio, f"{tasks.num_failures} of {tasks.num_requests} tasks failed; the limit is {{:g}}."),
+        ("fail_goodput", -1, goodput, f"{goodput:.1f} successful tasks per second; the limit is {{:g}}."),
+    ):
+        limit = getattr(options, name, None)
+        if limit is not None and sign * value > sign * limit:
+            yield f"--{name.replace('_', '-')}: {found.format(limit)}"
 
 
 def phases(statistics: Any) -> list[dict[str, Any]]:

@@ -48,8 +48,7 @@ class Helper:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._cell: RunningCell | None = None
-        self._database = ""
-        """The database whose connections are counted."""
+        self._database = ""  # The database whose connections are counted
         self._sampler: Sampler | None = None
         self._observer: Observer | None = None
 

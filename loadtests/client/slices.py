@@ -22,8 +22,7 @@ from .hub import ARRIVALS, Pending, ReplyHub, gaps
 from .percentiles import Percentiles, nearest_rank
 
 DRAIN_S, DRAIN_STEP_S = 10.0, 0.1
-BACKLOG_S = 120.0
-"""The longest wait for a backlog, however steadily it is worked off."""
+BACKLOG_S = 120.0  # The longest wait for a backlog, however steadily it is worked off
 UNBOUNDED_S = 1e9
 
 
@@ -34,8 +33,7 @@ class Plan:
     number: int
     arm: str
     workload: str | None = None
-    task: str | None = None
-    """Somebody else's, in place of a workload."""
+    task: str | None = None  # Somebody else's, in place of a workload
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     users: int = 1
@@ -68,13 +66,11 @@ class Load:
         self.claimed: int = 0
         self.skipped: int = 0
         self.timed_out: bool = False
-        self.error: Exception | None = None
-        """What went wrong in the load generator itself."""
+        self.error: Exception | None = None  # What went wrong in the load generator itself
         self.begun: float = time.monotonic()
         self.last_progress: float = self.begun
         self._latest = math.inf
-        self.low: float = self.begun + plan.ramp_s
-        """Begin of the window that is measured."""
+        self.low: float = self.begun + plan.ramp_s  # Begin of the window that is measured
         self.high: float = self.low + (UNBOUNDED_S if plan.seconds is None else plan.seconds)
         """Its end, and the end of sending."""
 
@@ -156,8 +152,7 @@ class Slices(AbstractContextManager["Slices"]):
     def __init__(self, rows: IO[str]) -> None:
         self._writer = RowWriter(rows)
         self._hubs: dict[str, ReplyHub] = {}
-        self._used: Counter[str] = Counter()
-        """The numbers that an arm's tasks have had: none is used twice."""
+        self._used: Counter[str] = Counter()  # The numbers that an arm's tasks have had: none is used twice
         self._random = random.Random(1)  # noqa: S311 - reproducible, not secret.
 
     def __exit__(self, *_: object) -> None:

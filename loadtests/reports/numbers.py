@@ -39,7 +39,7 @@ KNOWN: dict[str, Callable[..., str]] = {
     ),
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
-    "round-trips": lambda run, workload, pattern: f"{read(run).round_trips[workload][pattern]:g}",
+    "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
     "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
 }
 

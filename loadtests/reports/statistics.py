@@ -25,8 +25,7 @@ LARGEST = 1000.0
 BETTER = {"faster", "cheaper", "smaller"}
 NO_DIFFERENCE = "no difference shown"
 
-Groups = Sequence[Sequence[float]]
-"""Values of the rounds, worker by worker; none of them empty."""
+Groups = Sequence[Sequence[float]]  # Values of the rounds, worker by worker; none of them empty
 
 
 @dataclass(frozen=True, slots=True)

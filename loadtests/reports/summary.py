@@ -20,7 +20,6 @@ from ..bench.results import (
     Verdict,
     knee_of,
     read_batches,
-    read_round_trips,
     read_sweep,
 )
 from ..client.percentiles import Percentiles
@@ -210,7 +209,6 @@ class Summary:
     contests: list[ContestSummary]
     standings: list[Standing]
     sweeps: list[SweepSummary]
-    round_trips: dict[str, dict[str, float]]  # Per task, by workload and pattern
     batches: dict[str, list[Batch]] = field(repr=False)  # What it was computed from, by contest
 
     def of_kind(self, kind: str) -> list[ContestSummary]:
@@ -257,7 +255,7 @@ def summarise(directory: Path) -> Summary:
         by_sweep[step.workload, step.arm].append(step)
     sweeps = [SweepSummary(arm, workload, steps) for (workload, arm), steps in by_sweep.items()]
     standings = list(_standings(contests, by_contest))
-    return Summary(facts, contests, standings, sweeps, read_round_trips(directory), by_contest)
+    return Summary(facts, contests, standings, sweeps, by_contest)
 
 
 def _broken(batches: Sequence[Batch]) -> set[str]:

@@ -203,9 +203,9 @@ def phases(summary: Summary) -> list[Table]:
 
 def round_trips(summary: Summary) -> list[Table]:
     """Return how often a task waits for the database's answer."""
-    patterns = list(dict.fromkeys(name for counted in summary.round_trips.values() for name in counted))
+    patterns = list(dict.fromkeys(name for counted in summary.facts.round_trips.values() for name in counted))
     rows: list[list[Cell | str]] = [
-        [name, *(number(counted.get(one)) for one in patterns)] for name, counted in summary.round_trips.items()
+        [name, *(number(counted.get(one)) for one in patterns)] for name, counted in summary.facts.round_trips.items()
     ]
     return _table("Round trips per task, counted by a proxy", " | ".join(["workload", *patterns]), rows)
 
