@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -62,11 +62,11 @@ def run_batch(
     """
     arms, begun = [arm for arm in contest.arms if arm.name not in without], time.monotonic()
     stamp, slices = datetime.now(UTC).isoformat(timespec="seconds"), list[Slice]()
-    with running_cells(bench, contest.workload, arms, tell) as (cells, sampler):
+    with running_cells(bench, contest.workload, arms, tell) as cells:
         for cell in cells:
             tell(f"checking {cell.arm.name}")
             # What the check finds, it finds in the first batch; later ones are checked by what their slices leave.
-            checked_load(cell, options, options.checked_tasks if number == 1 else WARM_UP_TASKS, sampler)
+            checked_load(cell, options.users_per_slot, options.checked_tasks if number == 1 else WARM_UP_TASKS)
         options = replace(options, slice_s=slice_length(cells, options.slice_s))
         by_arm, rounds = {cell.arm: cell for cell in cells}, options.rounds_of(number)
         for turn, order in enumerate(orders(arms, rounds, f"{contest.name}/{number}"), start=1):
@@ -75,19 +75,16 @@ def run_batch(
                 if not by_arm[arm].out:
                     where = (first_slice + len(slices), turn, position)
                     slices.append(run_slice(by_arm[arm], options, *where))
-                    if by_arm[arm].out:
-                        by_arm[arm].abandon(sampler)
+                    by_arm[arm].abandon()
         tell("checking and stopping the workers")
-        finished = finish(cells, sampler, at_once=number > 1)
+        finished = finish(cells, at_once=number > 1)
     seconds = round(time.monotonic() - begun, 1)
     batch = Batch(contest.name, number, contest.workload, contest.reference.name, finished, slices, stamp, seconds)
     return batch, [row for cell in cells for row in cell.rows]
 
 
 @contextmanager
-def running_cells(
-    bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell
-) -> Iterator[tuple[list[RunningCell], Sampler | None]]:
+def running_cells(bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell) -> Iterator[list[RunningCell]]:
     """Start a cell for each arm, several at a time, count their connections, and close them when the block ends.
 
     Raises:
@@ -109,9 +106,12 @@ def running_cells(
             _all(threads, cells, RunningCell.start)
             for cell in cells:
                 cell.connect()
-            with ExitStack() as stack:
-                sampler = bench.sampler(cells)
-                yield cells, stack.enter_context(sampler) if sampler else None
+            names = [cell.connections_name for cell in cells if cell.connections_name]
+            sampler = Sampler(bench.server.url, names, by=bench.counted_by) if bench.server and names else None
+            with sampler or nullcontext():
+                for cell in cells:
+                    cell.sampler = sampler
+                yield cells
             for cell in cells:
                 if cell.worker is not None:
                     bench.generator.ask(ANSWER_S, close={"arm": cell.arm.name})
@@ -127,15 +127,15 @@ def _all(threads: ThreadPoolExecutor, cells: Sequence[RunningCell], step: Callab
         raise errors[0]
 
 
-def checked_load(cell: RunningCell, options: Schedule, tasks_per_slot: int, sampler: Sampler | None) -> None:
+def checked_load(cell: RunningCell, users_per_slot: int, tasks_per_slot: int) -> None:
     """Send a fixed number of tasks, which also warms every pool process up; a worker that breaks anything is out."""
     if not cell.out:
-        users = options.users_per_slot * cell.arm.concurrency
-        cell.load(number=CHECKED_SLICE, within_s=CHECKED_S, tasks=tasks_per_slot * cell.arm.concurrency, users=users)
-    with sampler.paused() if sampler else nullcontext():
-        cell.check(sampler)
-    if cell.out:
-        cell.abandon(sampler)
+        slots = cell.arm.concurrency
+        load = {"tasks": tasks_per_slot * slots, "users": users_per_slot * slots}
+        cell.measure(number=CHECKED_SLICE, within_s=CHECKED_S, **load)
+    with cell.sampler.paused() if cell.sampler else nullcontext():
+        cell.check()
+    cell.abandon()
 
 
 def slice_length(cells: Sequence[RunningCell], wanted_s: float) -> float:
@@ -162,7 +162,7 @@ def run_slice(cell: RunningCell, options: Schedule, number: int, turn: int, posi
     )  # fmt: skip
 
 
-def finish(cells: Sequence[RunningCell], sampler: Sampler | None, *, at_once: bool = False) -> list[Cell]:
+def finish(cells: Sequence[RunningCell], *, at_once: bool = False) -> list[Cell]:
     """Check and stop all cells at the same time.
 
     Args:
@@ -173,7 +173,7 @@ def finish(cells: Sequence[RunningCell], sampler: Sampler | None, *, at_once: bo
         cell.measure_memory()
     # Stopping is mostly waiting.
     with ThreadPoolExecutor(max(1, len(cells))) as threads:
-        return list(threads.map(lambda cell: cell.finish(sampler, at_once=at_once), cells))
+        return list(threads.map(lambda cell: cell.finish(at_once=at_once), cells))
 
 
 def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tuple[Batch, list[TaskRow]]]:
@@ -183,7 +183,7 @@ def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tupl
     """
     stamp, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     arms = [arm for contest in contests for arm in contest.arms]
-    with running_cells(bench, DEMO_WORKLOAD, arms, tell) as (cells, sampler):
+    with running_cells(bench, DEMO_WORKLOAD, arms, tell) as cells:
         by_arm = {cell.arm: cell for cell in cells}
         for turn, order in enumerate(orders(arms, DEMO_ROUNDS, "demo"), start=1):
             for cell in (by_arm[arm] for arm in order):
@@ -196,7 +196,7 @@ def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tupl
                 _, _, cost = cell.measure(number=turn, within_s=CHECKED_S, tasks=tasks, users=tasks, drain_s=patience_s)
                 cell.counted.append(cost)
         tell("checking and stopping the workers")
-        finished = {cell.arm: cell for cell in finish(cells, sampler)}
+        finished = {cell.arm: cell for cell in finish(cells)}
     seconds = round(time.monotonic() - begun, 1)
     kept = []
     for contest in contests:

@@ -6,7 +6,6 @@ import itertools
 import math
 import signal
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from ..services.databases import DatabaseServer, create_tables
 from ..services.environment import WorkerEnvironment
 from ..services.processes import StopStep
 from ..services.rundir import RunDirectory
-from ..services.sampler import Observer, Sampler
+from ..services.sampler import Connections, Observer, Sampler
 from ..services.worker import OWN_APP, Worker, running_worker
 from ..tasks.patterns import OURS
 from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
@@ -55,11 +54,6 @@ class Bench:
     generator: Generator | None  # None where the load comes from elsewhere
     user_task: UserTask | None = None
 
-    def sampler(self, cells: Sequence[RunningCell]) -> Sampler | None:
-        """Return what counts the connections of some cells; None if they cannot be told from others."""
-        names = [cell.connections_name for cell in cells if cell.connections_name]
-        return Sampler(self.server.url, names, by=self.counted_by) if self.server and names else None
-
     @property
     def counted_by(self) -> str:
         """What tells the connections of a cell: its own database, or in the user's its program's name."""
@@ -78,6 +72,7 @@ class RunningCell:
         self.failed_start: str = ""
         self.connections_name: str = ""  # What the server knows its connections by; empty if it does not
         self.counted: list[Spent] = []  # What each load of a demo has cost
+        self.sampler: Sampler | None = None  # Counts its connections all the time; None if nobody does
         self.worker: Worker | None = None
         self.environment: WorkerEnvironment | None = None
         self.database: URL | None = None
@@ -143,47 +138,48 @@ class RunningCell:
             wrong = "" if row.succeeded else f"{row.error_type or row.outcome}: {row.error}"
             self._preflight, self.out = [Verdict(PREFLIGHT_HELD, not wrong, wrong)], bool(wrong)
 
-    def load(self, *, number: int, within_s: float, **command: Any) -> dict[str, Any]:
-        """Put the worker under load; keep the rows, and return the load generator's summary."""
-        assert self.bench.generator is not None
+    def measure(self, *, number: int, within_s: float, **command: Any) -> tuple[dict[str, Any], dict[str, Any], Spent]:
+        """Put the worker under load, and keep the rows.
+
+        Returns:
+            The load generator's summary, what of it every kind of measurement keeps, and the cost.
+        """
+        generator, server = self.bench.generator, self.bench.server
+        assert generator is not None
         drain_s = USER_DRAIN_S if self.bench.user_task else DRAIN_S
         asked = {"drain_s": drain_s, "first_number": len(self.rows), **self._subject, **command}
-        answer, rows = self.bench.generator.slice(within_s=within_s, number=number, arm=self.arm.name, **asked)
+        begin = CpuClock.read()
+        answer, rows = generator.slice(within_s=within_s, number=number, arm=self.arm.name, **asked)
+        cost = spent(begin, self.worker_pid, server.pid if server else None)
         self.rows += rows
         self.out = self.out or bool(answer["unanswered"])
-        return answer
-
-    def measure(self, *, number: int, within_s: float, **command: Any) -> tuple[dict[str, Any], dict[str, Any], Spent]:
-        """Put the worker under load; return the summary, what of it every kind of measurement keeps, and the cost."""
-        begin, server = CpuClock.read(), self.bench.server
-        answer = self.load(number=number, within_s=within_s, **command)
-        cost = spent(begin, self.worker_pid, server.pid if server else None)
         low, high = answer["window"]
         kept = {name: answer[name] for name in ("failed", "unanswered", "send_lag_p99_ms")}
         kept |= {"seconds": round(high - low, 6), "foreign_cpus": round(cost.foreign_cpus, 3)}
         kept["latency"] = Percentiles(**answer["latency_ms"]) if answer["latency_ms"] else None
         return answer, kept, cost
 
-    def check(self, sampler: Sampler | None) -> list[Verdict]:
+    @property
+    def peak(self) -> Connections:
+        """The most connections that were seen."""
+        return self.sampler.peaks[self.connections_name] if self.sampler and self.connections_name else Connections()
+
+    def check(self) -> list[Verdict]:
         """Return what holds and what does not, now that nothing runs."""
         if self.failed_start:
             return [Verdict(STARTED, False, self.failed_start)]
         # First: reading the ledger is a connection more.
-        connections = self.check_connections(sampler)
+        idle, _ = self.left(idle_in_transaction=0)
+        unseen = self.sampler.error if self.sampler else "nobody looked all the time"
+        if self.bench.user_task and not self.peak.total:
+            unseen = f"no connection of the application name {self.connections_name!r} was seen on a PostgreSQL"
+        promised = self.worker.ready.max_connections if self.worker else None
+        connections = checks.check_connections(self.peak.total, promised, idle, unseen)
         # In a user's own database there are others, whose rows say nothing of this worker.
         found = checks.check_tasks(self.rows, self.workload, self.database if self.workload else None)
         verdicts = [*self._preflight, *found.verdicts, *connections]
         self.out = self.out or not all(verdict.passed for verdict in verdicts)
         return verdicts
-
-    def check_connections(self, sampler: Sampler | None) -> list[Verdict]:
-        """Compare the connections with what was promised."""
-        idle, _ = self.left(idle_in_transaction=0)
-        peak = sampler.peaks[self.connections_name].total if sampler and self.connections_name else 0
-        unseen = sampler.error if sampler else "nobody looked all the time"
-        if self.bench.user_task and not peak:
-            unseen = f"no connection of the application name {self.connections_name!r} was seen on a PostgreSQL"
-        return checks.check_connections(peak, self.worker.ready.max_connections if self.worker else None, idle, unseen)
 
     def left(self, *, total: float = math.inf, idle_in_transaction: float = math.inf) -> tuple[int, int]:
         """Wait for connections to be given back or closed; return those idle in transaction, and all that are left."""
@@ -194,10 +190,10 @@ class RunningCell:
             seen = observer.settle(name, total=total, idle_in_transaction=idle_in_transaction, within_s=within_s)
         return seen.idle_in_transaction, seen.total
 
-    def abandon(self, sampler: Sampler | None) -> None:
-        """Kill the worker of a broken cell, so that it takes nothing from the others: a hanging one may be busy."""
-        if self.worker is not None:
-            self._abandoned = self.check(sampler)
+    def abandon(self) -> None:
+        """Kill the worker if it is broken, so that it takes nothing from the others: a hanging one may be busy."""
+        if self.out and self.worker is not None:
+            self._abandoned = self.check()
             self.worker.process.stop(at_once=True)
 
     def measure_memory(self) -> None:
@@ -205,14 +201,13 @@ class RunningCell:
         if self.worker is not None and not self._abandoned and not self.counted:
             self._memory = memory_bytes(self.worker.process.pid)
 
-    def finish(self, sampler: Sampler | None, *, at_once: bool = False) -> Cell:
+    def finish(self, *, at_once: bool = False) -> Cell:
         """Check everything, stop the worker, and return what there is to keep.
 
         Args:
             at_once: Kill the worker, without seeing how it stops.
         """
-        peak = sampler.peaks.get(self.connections_name) if sampler else None
-        verdicts, worker = self._abandoned or self.check(sampler), self.worker
+        verdicts, worker = self._abandoned or self.check(), self.worker
         if worker is None:
             return Cell(self.arm, verdicts)
         counted = self._count() if self.counted else None
@@ -229,8 +224,8 @@ class RunningCell:
             reason=worker.ready.reason if ours else "",
             start_s=round(worker.start_s, 2),
             promised_connections=worker.ready.max_connections,
-            peak_connections=peak.total if peak else 0,
-            peak_idle_in_transaction=peak.idle_in_transaction if peak else 0,
+            peak_connections=self.peak.total,
+            peak_idle_in_transaction=self.peak.idle_in_transaction,
             pss_bytes=self._memory,
             phases=phases([row for row in self.rows if row.slice] or self.rows),
             errors=dict(Counter(row.error_type or row.outcome for row in wrong)),

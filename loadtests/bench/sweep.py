@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..client.percentiles import Percentiles
-from .batches import Schedule, Tell, checked_load, finish, running_cells
+from .batches import Tell, checked_load, finish, running_cells
 from .cells import Bench, RunningCell
 from .results import Arm, Objective, SweepStep, knee_of
 from .rows import TaskRow
@@ -35,18 +35,15 @@ def run_sweep(
 ) -> tuple[list[SweepStep], list[TaskRow]]:
     """Sweep one arm; return its steps by rising rate, the last with the verdicts of all of them, and a row per task."""
     steps: list[SweepStep] = []
-    with running_cells(bench, workload, [arm], tell) as ((cell,), sampler):
+    with running_cells(bench, workload, [arm], tell) as (cell,):
         tell("checked load")
-        closed = Schedule(0, 1, options.step_s, RAMP_S, options.checked_tasks, options.users_per_slot)
-        checked_load(cell, closed, options.checked_tasks, sampler)
+        checked_load(cell, options.users_per_slot, options.checked_tasks)
 
         def step(rate: float) -> None:
             tell(f"{rate:.0f} tasks/s offered")
-            if sampler:
-                sampler.forget()
-            taken = _step(cell, workload, rate, options, first_slice + 1 + len(steps))
-            peak = sampler.peaks[cell.connections_name].total if sampler else 0
-            steps.append(replace(taken, peak_connections=peak, sweep=number))
+            if cell.sampler:
+                cell.sampler.forget()
+            steps.append(replace(_step(cell, workload, rate, options, first_slice + 1 + len(steps)), sweep=number))
 
         for rate in options.rates_per_s or _rates(cell, options, first_slice):
             # One step can be unlucky; after two, a higher rate only makes the queue longer.
@@ -58,7 +55,7 @@ def run_sweep(
             if cell.out or not kept or not knee:
                 break
             step(round((kept.offered_per_s + knee.offered_per_s) / 2, 1))
-        (finished,) = finish([cell], sampler)
+        (finished,) = finish([cell])
     steps.sort(key=lambda one: one.offered_per_s)
     steps = steps or [SweepStep(arm, workload, 0.0, 0.0, 0.0, 0, 0, None, 0.0, 0.0, 0, 0.0, False, sweep=number)]
     steps[-1] = replace(steps[-1], verdicts=finished.verdicts)
@@ -70,7 +67,7 @@ def _rates(cell: RunningCell, options: SweepOptions, number: int) -> Iterator[fl
     if cell.out:
         return
     users = 2 * options.users_per_slot * cell.arm.concurrency
-    answer = cell.load(
+    answer, _, _ = cell.measure(
         number=number, within_s=options.step_s + RAMP_S, seconds=options.step_s / 2, ramp_s=RAMP_S, users=users
     )
     low, high = answer["window"]
@@ -89,7 +86,7 @@ def _step(cell: RunningCell, workload: str, rate: float, options: SweepOptions, 
         cell.arm, workload, rate,
         achieved_per_s=round(answer["succeeded"] / kept["seconds"], 2),
         worker_cpus=round(cost.worker_s / cost.wall_s, 3),
-        peak_connections=0,
+        peak_connections=cell.peak.total,
         # What is not achieved waits, and its latency counts from when it should have been sent.
         met=clean and options.objective.met(kept["latency"]),
         uncorrected=Percentiles(**uncorrected) if uncorrected else None,

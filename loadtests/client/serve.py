@@ -131,7 +131,8 @@ class Helper:
             left = self._observer.settle(self._database, idle_in_transaction=0, within_s=SETTLE_S)
             return checks.check_connections(0, None, left.idle_in_transaction, None)[:1]
         cell.rows = list(_rows(cell.bench.run.path))
-        verdicts = cell.check(self._sampler)
+        cell.sampler = self._sampler
+        verdicts = cell.check()
         if len(cell.rows) != tasks:
             # Load generators on other machines keep their rows: what the database says by itself can be checked.
             unchecked = f"not checked: {len(cell.rows)} of {tasks} tasks are known here"
