@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ AUTO, GREEN = "auto", ("gevent", "eventlet")
 
 
 class Value(_ParamType):
-    """The type of an option, of click or of argparse, whose text one of these functions takes."""
+    """The type of an option whose text one of these functions takes."""
 
     name: str
 
@@ -37,18 +36,19 @@ class Value(_ParamType):
         self.name, self.parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value for click; a default can be a value already."""
+        """Return the value; a default can be a value already."""
         try:
             return self.parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
-    def for_argparse(self, value: str) -> Any:
-        """Return the value for argparse, which shows no message but that of an ArgumentTypeError."""
-        try:
-            return self.parse(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+
+def for_argparse(kind: _ParamType, value: str) -> Any:
+    """Take a value for argparse, which shows no message but that of an ArgumentTypeError."""
+    try:
+        return kind.convert(value, None, None)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def suggest(value: str, known: Sequence[str]) -> str:
@@ -103,17 +103,6 @@ def numbers(low: float, high: float, kind: type, message: str, value: str) -> tu
         found = ()
     if not found or not all(low <= number <= high for number in found):
         raise ValueError(f"{value!r}: {message}")
-    return found
-
-
-def number(low: float, high: float, kind: type, what: str, value: str) -> Any:
-    """Take one number from `low` to `high`."""
-    try:
-        found = kind(value)
-    except ValueError:
-        found = math.nan
-    if not low <= found <= high:
-        raise ValueError(f"{value!r} is not {what}.")
     return found
 
 

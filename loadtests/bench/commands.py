@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from . import arguments, runs
-from .arguments import AUTO, OneOf, Value, json_of, numbers, seconds
-from .batches import Schedule
-from .results import Objective
-from .sweep import SweepOptions
+from ...workers.selection import automatic
+from ..overhead import round_trips
+from ..tasks.patterns import OURS, PATTERNS
+from . import arguments
+from .arguments import AUTO, OneOf, Value, json_of, missing, numbers, seconds
+from .batches import DEMO_WORKLOAD, Schedule, run_batch, run_demo
+from .contests import demo_contests, plan, remaining
+from .results import Batch, Objective, knee_of
+from .runs import console_of_run, running, write_report
+from .sweep import SweepOptions, run_sweep
+from .user_task import find_user_task
 
 CONTEST = OneOf("kind of contest", ("patterns", "pools", "round-trips"))
 
@@ -99,20 +108,49 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     """
     given_here = [name for name in given if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if ctx.invoked_subcommand is None:
-        _bench(ctx, **given)
+        rounds, restarts, slice_s = (given.pop(name) for name in ("rounds", "restarts", "slice_s"))
+        if rounds < restarts:
+            raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
+        load = (given["checked_tasks"], given["users_per_slot"])
+        schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), *load)
+        _matrix(ctx, given.pop("contests"), schedule, given.pop("only"), **given)
     elif given_here:
         raise click.UsageError(f"Write the options after {ctx.invoked_subcommand!r}: they belong to it.", ctx)
 
 
-def _bench(
-    ctx: click.Context, contests: list[str], rounds: int, slice_s: float, restarts: int, only: tuple[str, ...],
-    **given: Any,
-) -> None:  # fmt: skip
-    if rounds < restarts:
-        raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
-    load = (given["checked_tasks"], given["users_per_slot"])
-    schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), *load)
-    runs.matrix_run(ctx, contests, schedule, only, **given)
+def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> None:
+    user_task = find_user_task(ctx, **given)
+    contests = plan(kinds, user_task, automatic(), **given)
+    if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
+        names = ", ".join(contest.name for contest in contests)
+        raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
+    for name in (*arguments.POOL.known, *PATTERNS):
+        if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
+            console_of_run().print(f"Left out: {why}", highlight=False)
+    options = {"contests": list(kinds), **asdict(schedule)}
+    with running("matrix", contests, options, user_task, **given) as run:
+        bench, store = run.bench, run.store
+        if store.resumed:
+            total = len(contests) * schedule.restarts
+            run.console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
+        todo = remaining(store, contests, schedule.restarts, only)
+        jobs = {f"{one.name} ({number}/{schedule.restarts})": (one, number) for one, number in todo}
+        for (contest, number), tell in run.each(jobs):
+            without = store.broken[contest.name]
+            batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, tell)
+            store.add_batch(batch, rows)
+            run.console.print(_line(batch, schedule.restarts), highlight=False)
+        if "round-trips" in kinds and bench.server and not user_task and not store.facts.round_trips:
+            for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
+                services = bench.run, bench.server, bench.broker
+                store.add_round_trips(round_trips.measure(*services, patterns, given["workloads"], progress=tell))
+
+
+def _line(batch: Batch, restarts: int) -> str:
+    broken = [f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in batch.cells if cell.broken]
+    right = f"[green]{len(batch.cells) - len(broken)} right[/]"
+    said = f"{right}, [red]broken: {', '.join(broken)}[/]" if broken else right
+    return f"{batch.contest:32} {batch.number}/{restarts} {batch.seconds:5.0f} s  {said}"
 
 
 @bench.command()
@@ -121,14 +159,18 @@ def _bench(
 def check(ctx: click.Context, /, **given: Any) -> None:
     """Check correctness only, for CI: a load for each worker, every invariant, no timing."""
     schedule = Schedule(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
-    runs.matrix_run(ctx, ["patterns"], schedule, (), **given)
+    _matrix(ctx, ["patterns"], schedule, (), **given)
 
 
 @bench.command()
 @options(POOLS, CONCURRENCY, *SERVICES)
 def demo(**given: Any) -> None:
     """Let the hand-written recipe and celery-alchemy do the same work, and count what came out right."""
-    runs.demo_run(**given)
+    contests = demo_contests(given["pools"], given["concurrency"][0], DEMO_WORKLOAD)
+    with running("demo", contests, {}, None, fresh=True, **given) as run:
+        for _, tell in run.each({"demo": None}):
+            for batch, rows in run_demo(run.bench, contests, tell):
+                run.store.add_batch(batch, rows)
 
 
 @bench.command()
@@ -148,7 +190,31 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
         if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             given[name] = usual
     chosen = SweepOptions(objective, step_s, rates, sweeps, given["checked_tasks"], given["users_per_slot"])
-    runs.sweep_run(ctx, chosen, **given)
+    user_task = find_user_task(ctx, **given)
+    contests = [
+        contest
+        for number in given["concurrency"]
+        for contest in plan(["patterns"], user_task, automatic(), **{**given, "concurrency": [number]})
+    ]
+    arms = list(dict.fromkeys((contest.workload, arm) for contest in contests for arm in contest.arms if not arm.copy))
+    todo = [(workload, arm, number) for number in range(1, chosen.sweeps + 1) for workload, arm in arms]
+    # What drifts over hours hits no arm more than the others; gone on with, the order of the rest is the same.
+    random.Random("sweep").shuffle(todo)  # noqa: S311 - reproducible, not secret.
+    options = {**asdict(chosen), "objective": str(chosen.objective)}
+    with running("sweep", contests, options, user_task, **given) as run:
+        store = run.store
+        jobs = {
+            f"{workload}, {arm.name} ({number}/{chosen.sweeps})": (workload, arm, number)
+            for workload, arm, number in todo if (workload, arm.name, number) not in store.swept
+        }  # fmt: skip
+        for (workload, arm, number), tell in run.each(jobs):
+            steps, rows = run_sweep(run.bench, arm, workload, chosen, number, store.next_slice, tell)
+            store.add_sweep(steps, rows)
+            kept, _ = knee_of(steps)
+            wrong = [verdict for verdict in steps[-1].verdicts if not verdict.passed]
+            found = f"{chosen.objective} {f'up to {kept.offered_per_s:g} tasks/s' if kept else 'at no rate'}"
+            verdict = f"[bold red]BROKEN[/]: {wrong[0].name}: no" if wrong else found
+            run.console.print(f"{workload:12} {arm.name:45} {number}/{chosen.sweeps} {verdict}", highlight=False)
 
 
 @bench.command()
@@ -157,7 +223,7 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
 def report(directory: Path, chart: str | None) -> None:
     """Write the report of a results directory again."""
     if chart is None:
-        runs.write_report(runs.console_of_run(), directory)
+        write_report(console_of_run(), directory)
         return
     from ..reports import write_chart
 
@@ -184,5 +250,5 @@ def compare(a: Path, b: Path, conditions: tuple[str, ...]) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--fail-if") from None
     found = compare_results(a, b, parsed)
-    print_comparison(runs.console_of_run(), found)
+    print_comparison(console_of_run(), found)
     sys.exit(1 if found.failed or found.unchecked else 0)

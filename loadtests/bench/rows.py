@@ -14,7 +14,7 @@ from ..tasks.replies import Outcome
 UNANSWERED = "unanswered"  # The outcome of a task to which no final reply came
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskRow:
     """A task that was sent, and how it ended. Times are `time.monotonic()` seconds of one host."""
 

@@ -37,16 +37,11 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A task that was sent. Times are `time.monotonic()` seconds."""
+    """A task that was sent."""
 
-    task_id: str
-    intended: float  # When it should have been sent
-    deadline: float
+    row: TaskRow  # What is known of it: filled in as replies come
+    deadline: float  # In `time.monotonic()` seconds
     on_end: Callable[[Pending], None] | None = None
-    sent: float = 0.0  # Just before it was published
-    attempts: int = 0  # How often it began
-    breach: str = ""  # What was wrong with the Session of any of its attempts
-    finals: int = 0  # Final replies: more than one if it ran twice
     final: Reply | None = None  # The reply that ended it; None while it runs, and if it was given up
     error: Exception | None = None  # Why it could not be sent
     ended: Event = field(default_factory=Event)
@@ -56,21 +51,6 @@ class Pending:
         self.ended.wait()
         if self.error is not None:
             gevent.sleep(UNSENT_S)
-
-    def row(self, *, workload: str, number: int = 0, arm: str = "", slice_number: int = 0) -> TaskRow:
-        """Return the row of a task that has ended, or was given up."""
-        final, error, told = self.final, self.error, dict[str, Any]()
-        if final:
-            told = {"error_type": final.error_type or "", "error": final.error or "", "pid": final.pid}
-        elif error:
-            told = {"error_type": type(error).__name__, "error": str(error)}
-        times = (final.started, final.ended) if final else (0.0, 0.0)
-        spent = (final.checkout_ms, final.database_ms) if final else (0.0, 0.0)
-        return TaskRow(
-            slice_number, arm, workload, number, self.task_id, self.intended, self.sent, *times,
-            final.outcome.value if final else UNANSWERED, self.attempts, *spent, self.finals,
-            breach=self.breach, **told,
-        )  # fmt: skip
 
     def end(self) -> None:
         """Wake whoever waits: a final reply came, or there is no hope for one."""
@@ -140,18 +120,14 @@ class ReplyHub:
         return cls(app, ListReplies(reply_url, queue), timeout_s=timeout_s)
 
     def submit(
-        self,
-        task_name: str,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        intended: float | None = None,
-        timeout_s: float | None = None,
-        on_end: Callable[[Pending], None] | None = None,
-    ) -> Pending:
+        self, task_name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, label: str = "",
+        number: int = 0, arm: str = "", slice_number: int = 0, intended: float | None = None,
+        timeout_s: float | None = None, on_end: Callable[[Pending], None] | None = None,
+    ) -> Pending:  # fmt: skip
         """Send a task, and return at once.
 
         Args:
+            label: As the task is called in its row, which also has number, arm and slice; its name by default.
             intended: When it should have been sent, in `time.monotonic()` seconds; now by default.
             timeout_s: For this task, instead of the hub's.
             on_end: Called once, in the reader's greenlet: it must not wait for anything.
@@ -161,11 +137,14 @@ class ReplyHub:
         now = time.monotonic()
         # A counter, not a random number per task: 30 us less.
         task_id = f"{self._prefix}-{next(self._numbers)}"
-        limit = self._timeout_s if timeout_s is None else timeout_s
-        pending = Pending(task_id, now if intended is None else intended, now + limit, on_end)
+        row = TaskRow(
+            slice_number, arm, label or task_name, number, task_id, now if intended is None else intended, sent=now,
+            started=0.0, ended=0.0, outcome=UNANSWERED, attempts=0, checkout_ms=0.0, database_ms=0.0, finals=0,
+        )  # fmt: skip
+        pending = Pending(row, now + (self._timeout_s if timeout_s is None else timeout_s), on_end)
         self._pending[task_id] = pending
         self._idle.clear()
-        pending.sent = time.monotonic()
+        row.sent = time.monotonic()
         try:
             self._app.send_task(
                 task_name, args, dict(kwargs or {}), task_id=task_id, headers=self._replies.headers.copy(),
@@ -173,7 +152,7 @@ class ReplyHub:
             )  # fmt: skip
         except Exception as error:
             # Each transport raises its own kinds; whichever, this task counts, and the load goes on.
-            pending.error = error
+            pending.error, row.error_type, row.error = error, type(error).__name__, str(error)
             self._drop(pending)
         return pending
 
@@ -200,7 +179,7 @@ class ReplyHub:
         self._app.close()
 
     def _drop(self, pending: Pending) -> None:
-        self._pending.pop(pending.task_id, None)
+        self._pending.pop(pending.row.task_id, None)
         if not self._pending:
             self._idle.set()
         pending.end()
@@ -224,16 +203,20 @@ class ReplyHub:
         if pending is None:
             self.strangers += 1
             return
-        pending.breach = pending.breach or reply.breach
+        row = pending.row
+        row.breach = row.breach or reply.breach
         # Celery's events do not number attempts: they are counted. A pool process tells of a retry after it has sent
         # it, so that another one can be faster to tell of the end: its number is more than what was counted.
-        pending.attempts = max(pending.attempts + (not pending.finals), reply.attempt)
+        row.attempts = max(row.attempts + (not row.finals), reply.attempt)
         if reply.outcome is Outcome.RETRY:
             return
-        pending.finals += 1
-        if pending.finals > 1:
+        row.finals += 1
+        if row.finals > 1:
             return
-        pending.final = _on_this_clock(reply, pending.sent, time.monotonic())
+        pending.final = reply = _on_this_clock(reply, row.sent, time.monotonic())
+        row.outcome, row.started, row.ended, row.pid = reply.outcome.value, reply.started, reply.ended, reply.pid
+        row.checkout_ms, row.database_ms = reply.checkout_ms, reply.database_ms
+        row.error_type, row.error = reply.error_type or "", reply.error or ""
         self._ended[reply.task_id] = pending
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
+import click
 from locust import events
 
 from ..bench import arguments
-from ..bench.arguments import OneOf, Value, json_of, number
+from ..bench.arguments import OneOf, Value, for_argparse, json_of
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 from .hub import ARRIVALS
 
 REPLIES = ("events", "list")
-POSITIVE = Value("N", partial(number, 1e-9, math.inf, float, "a number above 0"))
-RATIO = Value("RATIO", partial(number, 0, 1, float, "a number from 0 to 1"))
-SLOTS = Value("N", partial(number, 1, 256, int, "a whole number from 1 to 256"))
+POSITIVE, RATIO, SLOTS = click.FloatRange(min=0, min_open=True), click.FloatRange(0, 1), click.IntRange(1, 256)
 WAY, ARRIVAL = OneOf("way to reply", REPLIES), OneOf("kind of arrival", ARRIVALS)
+TEXT = click.STRING
 
 # By the name of the attribute: what an option takes, its default, and its help. One line each, to be read as a table.
 # fmt: off
@@ -36,18 +35,18 @@ OWN: dict[str, tuple[Any, Any, str]] = {
     "workload": (arguments.WORKLOAD, "transfer", f"What tasks do: {', '.join(WORKLOADS)}."),
 }
 SERVICES: dict[str, tuple[Any, Any, str]] = {
-    "database_url": (str, None, "Database server to use; with --app the database whose connections are shown."),
-    "broker_url": (str, None, "Broker to use."),
+    "database_url": (TEXT, None, "Database server to use; with --app the database whose connections are shown."),
+    "broker_url": (TEXT, None, "Broker to use."),
 }
 THEIRS: dict[str, tuple[Any, Any, str]] = {
-    "app": (str, None, "As in `celery -A`, such as proj.celery:app."),
-    "task": (str, None, "Task to send, such as proj.tasks.import_order."),
+    "app": (TEXT, None, "As in `celery -A`, such as proj.celery:app."),
+    "task": (TEXT, None, "Task to send, such as proj.tasks.import_order."),
     "args": (Value("JSON", partial(json_of, list)), [], "Its arguments: a JSON list."),
     "kwargs": (Value("JSON", partial(json_of, dict)), {}, "Its keywords: a JSON object."),
-    "queue": (str, "", "Queue, if not where the app routes the task."),
+    "queue": (TEXT, "", "Queue, if not where the app routes the task."),
     "replies": (WAY, REPLIES[0], "events: Celery's, switched on for the run; list: the worker has loaded -I "
                 "celery_alchemy.loadtests.reporting."),
-    "reply_url": (str, None, "Redis of the reply lists, if not the broker."),
+    "reply_url": (TEXT, None, "Redis of the reply lists, if not the broker."),
 }
 LOAD: dict[str, tuple[Any, Any, str]] = {
     "rate": (POSITIVE, None, "Open model: N arrivals per second, shared by the users, whatever the worker does."),
@@ -85,9 +84,10 @@ def _add(parser: Any, title: str, text: str, options: dict[str, tuple[Any, Any, 
     group = parser.add_argument_group(title, text)
     for name, (kind, default, said) in options.items():
         keywords = {"env_var": name.upper()} if options is SERVICES else {}
-        shown = getattr(kind, "name", name.rpartition("_")[2]).upper()
-        take = kind.for_argparse if isinstance(kind, Value) else kind
-        action = group.add_argument(_spelled(name), type=take, default=default, metavar=shown, help=said, **keywords)
+        action = group.add_argument(
+            _spelled(name), type=partial(for_argparse, kind), default=default, metavar=name.rpartition("_")[2].upper(),
+            help=said, **keywords,
+        )  # fmt: skip
         # Passwords and names of modules are not for the web page.
         action.include_in_web_ui = False
 

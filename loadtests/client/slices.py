@@ -62,7 +62,7 @@ class Load:
 
     def __init__(self, plan: Plan, hub: ReplyHub, numbers: Iterator[int]) -> None:
         self.plan, self.hub, self._numbers = plan, hub, numbers
-        self.sent: list[tuple[int, Pending]] = []
+        self.rows: list[TaskRow] = []
         self.claimed: int = 0
         self.skipped: int = 0
         self.timed_out: bool = False
@@ -87,9 +87,10 @@ class Load:
         # Counted before it is sent: another user can be next while this one waits for the broker.
         self.claimed += 1
         pending = self.hub.submit(
-            name, args, plan.kwargs, intended=intended, timeout_s=UNBOUNDED_S, on_end=self._progressed
-        )
-        self.sent.append((number, pending))
+            name, args, plan.kwargs, label=plan.task or str(plan.workload), number=number, arm=plan.arm,
+            slice_number=plan.number, intended=intended, timeout_s=UNBOUNDED_S, on_end=self._progressed,
+        )  # fmt: skip
+        self.rows.append(pending.row)
         return pending
 
     def _progressed(self, _: Pending) -> None:
@@ -136,14 +137,6 @@ class Load:
     def _stalled(self) -> bool:
         self.timed_out |= time.monotonic() > min(self._latest, self.last_progress + self.plan.drain_s)
         return self.timed_out
-
-    def rows(self) -> list[TaskRow]:
-        """Return a row for each task."""
-        plan, name = self.plan, self.plan.task or str(self.plan.workload)
-        return [
-            pending.row(workload=name, number=number, arm=plan.arm, slice_number=plan.number)
-            for number, pending in self.sent
-        ]
 
 
 class Slices(AbstractContextManager["Slices"]):
@@ -195,22 +188,21 @@ class Slices(AbstractContextManager["Slices"]):
         gevent.killall(users)
         if load.error is not None:
             raise load.error
-        rows = load.rows()
-        self._writer.write(rows)
+        self._writer.write(load.rows)
         self._used[plan.arm] = first + load.claimed
         hub.forget()
         cpu_s = round(time.process_time() - cpu, 4)
-        return {**summary(load, rows), "strangers": hub.strangers - strangers, "cpu_s": cpu_s}
+        return {**summary(load), "strangers": hub.strangers - strangers, "cpu_s": cpu_s}
 
 
-def summary(load: Load, rows: Sequence[TaskRow]) -> dict[str, Any]:
+def summary(load: Load) -> dict[str, Any]:
     """Return the summary of a slice.
 
     Closed: of the tasks that ended within the window. Open: `succeeded` likewise, but latencies of those that should
     have been sent within the window, whenever they ended: else a stall at its end would be left out. A task that
     failed as it was meant to counts as succeeded, though not in the latencies.
     """
-    plan = load.plan
+    plan, rows = load.plan, load.rows
     low, high, last = load.low, load.high, load.high
     if plan.tasks is not None:
         low = min((row.sent for row in rows), default=load.begun)

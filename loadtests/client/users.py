@@ -140,12 +140,12 @@ class CeleryUser(User):
         context, due = self.context(), self._intended
 
         def ended(pending: Pending) -> None:
-            row = pending.row(workload=label or name, number=number)
-            self.load_run.ended(row, self.workload, arrival=due is not None, context=context)
+            self.load_run.ended(pending.row, self.workload, arrival=due is not None, context=context)
 
         # Locust kills users that it stops. In a greenlet of its own, sending is not cut off in the middle, which would
         # leave half a message on the connection; and the reader counts a task for which its user waits no more.
-        pending: Pending = gevent.spawn(self.hub.submit, name, args, kwargs, intended=due, on_end=ended).get()
+        facts = {"label": label, "number": number, "intended": due, "on_end": ended}
+        pending: Pending = gevent.spawn(self.hub.submit, name, args, kwargs, **facts).get()
         if due is None:
             pending.wait()
         return pending

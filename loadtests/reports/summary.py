@@ -137,6 +137,7 @@ class Knee:
     middle: float
     low: float
     high: float
+    open_ended: bool  # Whether some sweep ended before the objective broke: the rate is at least this
 
     @property
     def coverage(self) -> float:
@@ -175,15 +176,12 @@ class SweepSummary:
         return [knee_of(steps)[0] for steps in self.sweeps]
 
     @property
-    def open_ended(self) -> bool:
-        """Whether some sweep ended before the objective broke: the rate is at least this."""
-        return any(knee_of(steps)[1] is None and knee_of(steps)[0] for steps in self.sweeps)
-
-    @property
     def knee(self) -> Knee | None:
         """The highest rate that met the objective; 0 for a sweep in which none did; None if nothing was measured."""
-        rates = [step.offered_per_s if step else 0.0 for step in self.kept]
-        return Knee(len(rates), statistics.median(rates), min(rates), max(rates)) if rates else None
+        found = [knee_of(steps) for steps in self.sweeps]
+        rates = [kept.offered_per_s if kept else 0.0 for kept, _ in found]
+        open_ended = any(kept and not beyond for kept, beyond in found)
+        return Knee(len(rates), statistics.median(rates), min(rates), max(rates), open_ended) if rates else None
 
     @property
     def flags(self) -> list[str]:

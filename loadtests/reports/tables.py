@@ -180,7 +180,7 @@ def _sweep(one: SweepSummary) -> list[Cell | str]:
     sure = f"covers the median in {knee.coverage:.1%}" if bounds else "one sweep: no interval"
     return [
         name, str(knee.sweeps),
-        Cell(f"{number(knee.middle)}{bounds}", "", f"{'at least; ' if one.open_ended else ''}{sure}"),
+        Cell(f"{number(knee.middle)}{bounds}", "", f"{'at least; ' if knee.open_ended else ''}{sure}"),
         number(rates[len(rates) // 2] if rates else None),
         *_percentiles(one.latency("latency"), "p50", "p99", "p999"), *_percentiles(one.latency("uncorrected"), "p999"),
         str(sum(step.late for step in one.steps)), str(sum(step.skipped for step in one.steps)),
