@@ -56,8 +56,7 @@ def connect(
     replies = Replies(reply_url, reply_key)
 
     def instrument(sender: Any, **_: Any) -> None:
-        db = apps.find(sender.app)
-        if db is not None:
+        if db := apps.find(sender.app):
             db.on_engine(phases.instrument)  # before pool processes are forked
 
     def ready(sender: Any, **_: Any) -> None:
@@ -75,11 +74,13 @@ def connect(
         replies.answer(sender.request, task_id, Outcome.FAILURE, exception)
 
     def retried(request: Any, reason: Any, **_: Any) -> None:
-        error = reason if isinstance(reason, BaseException) else None
-        replies.answer(request, request.id, Outcome.RETRY, error)
+        replies.answer(request, request.id, Outcome.RETRY, reason if isinstance(reason, BaseException) else None)
 
-    receivers: dict[Any, Any] = {worker_init: instrument, worker_ready: ready, task_prerun: started}
-    for sent, receiver in {**receivers, task_success: succeeded, task_failure: failed, task_retry: retried}.items():
+    receivers: dict[Any, Any] = {
+        worker_init: instrument, worker_ready: ready, task_prerun: started,
+        task_success: succeeded, task_failure: failed, task_retry: retried,
+    }  # fmt: skip
+    for sent, receiver in receivers.items():
         sent.connect(receiver, weak=False)
 
 
@@ -90,8 +91,7 @@ def announce(reply_url: str, ready_key: str, **described: Any) -> None:
 
 
 def _described(consumer: Any, pattern: Pattern | None) -> dict[str, Any]:
-    db = apps.find(consumer.app)
-    if db is not None:
+    if db := apps.find(consumer.app):
         used = db.strategy
         return {"strategy": used.name, "reason": used.reason, "max_connections": used.max_connections}
     if pattern is None:

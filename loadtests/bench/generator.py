@@ -15,7 +15,8 @@ from ..services.processes import deferred_signals
 from ..services.rundir import RunDirectory
 from .rows import TaskRow, parse_rows
 
-MODULE = "celery_alchemy.loadtests.client.generator"
+# gevent has to patch the standard library before this package, Celery and SQLAlchemy have imported it.
+COMMAND = ("gevent.monkey", "--module", "celery_alchemy.loadtests.client.generator", "--rows")
 ANSWER_S = 180.0  # On top of what a load is meant to take: a backlog is worked off for up to two minutes
 STOP_S = 10.0
 
@@ -26,7 +27,7 @@ class Generator(LineProcess):
     def __init__(self, run: RunDirectory) -> None:
         self._rows_path, self._offset = run.path / "rows.csv", 0
         self._rows_path.touch()
-        super().__init__("The load generator", MODULE, "--rows", str(self._rows_path), log=run.path / "generator.log")
+        super().__init__("The load generator", *COMMAND, str(self._rows_path), log=run.path / "generator.log")
 
     def slice(self, *, within_s: float, **command: Any) -> tuple[dict[str, Any], list[TaskRow]]:
         """Put an arm under load, and return the summary and a row for each task.

@@ -1,5 +1,7 @@
 """The benchmark's load generator: one long-lived gevent process that takes its commands from stdin.
 
+    python -m gevent.monkey --module celery_alchemy.loadtests.client.generator --rows FILE
+
     {"open": {"arm": ..., "broker_url": ..., "reply_url": ..., "queue": ...}}
     {"slice": {"number": 17, "arm": ..., "workload": "transfer", "users": 8, "seconds": 1.0, "ramp_s": 0.1}}
     {"slice": {..., "users": 8, "tasks": 300}}                                      exactly 300 tasks
@@ -14,31 +16,21 @@ A slice appends one `TaskRow` per task to the file, without a header, before it 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from gevent import monkey
+from gevent.fileobject import FileObject
 
-START = (
-    "from gevent import monkey; monkey.patch_all(); from celery_alchemy.loadtests.client.generator import main; main()"
-)
+from .lines import answer_lines
+from .slices import Slices
 
 
 def main() -> None:
-    """Run as `python -m celery_alchemy.loadtests.client.generator --rows FILE`."""
+    """Answer commands until the end of stdin."""
     parser = ArgumentParser(description="The benchmark's load generator.")
     parser.add_argument("--rows", type=Path, required=True, help="CSV file to append a row to for each task.")
     options = parser.parse_args()
-    if not monkey.is_module_patched("socket"):
-        # gevent has to patch the standard library before this package, Celery and SQLAlchemy have imported it.
-        os.execv(sys.executable, [sys.executable, "-c", START, *sys.argv[1:]])  # noqa: S606 - ourselves.
-    from gevent.fileobject import FileObject
-
-    from .lines import answer_lines
-    from .slices import Slices
-
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with options.rows.open("a", newline="") as rows, Slices(rows) as slices:
         # A plain read of stdin would stop every greenlet.

@@ -7,10 +7,9 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from typing import IO, Any
 
 import gevent
@@ -26,10 +25,11 @@ BACKLOG_S = 120.0  # The longest wait for a backlog, however steadily it is work
 UNBOUNDED_S = 1e9
 
 
-@dataclass
-class Plan:
-    """What a slice command asks for."""
+@dataclass(eq=False)
+class Load:
+    """A slice that runs: what the command asks for, and what came of it."""
 
+    hub: ReplyHub
     number: int
     arm: str
     workload: str | None = None
@@ -55,13 +55,6 @@ class Plan:
         if self.arrival not in ARRIVALS:
             raise ValueError(f"'arrival' is {self.arrival!r}. Known: {', '.join(ARRIVALS)}.")
         self.work: Workload | None = None if self.task else WORKLOADS[str(self.workload)]
-
-
-class Load:
-    """A slice that runs."""
-
-    def __init__(self, plan: Plan, hub: ReplyHub, numbers: Iterator[int]) -> None:
-        self.plan, self.hub, self._numbers = plan, hub, numbers
         self.rows: list[TaskRow] = []
         self.claimed: int = 0
         self.skipped: int = 0
@@ -70,25 +63,25 @@ class Load:
         self.begun: float = time.monotonic()
         self.last_progress: float = self.begun
         self._latest = math.inf
-        self.low: float = self.begun + plan.ramp_s  # Begin of the window that is measured
-        self.high: float = self.low + (UNBOUNDED_S if plan.seconds is None else plan.seconds)
+        self.low: float = self.begun + self.ramp_s  # Begin of the window that is measured
+        self.high: float = self.low + (UNBOUNDED_S if self.seconds is None else self.seconds)
         """Its end, and the end of sending."""
 
     @property
     def wanted(self) -> bool:
         """Whether another task is to be sent now; not where nothing is answered any more: one would only wait."""
-        enough = time.monotonic() >= self.high if self.plan.tasks is None else self.claimed >= self.plan.tasks
+        enough = time.monotonic() >= self.high if self.tasks is None else self.claimed >= self.tasks
         return not enough and not self.timed_out
 
     def send(self, intended: float | None = None) -> Pending:
         """Send the next task."""
-        plan, number = self.plan, next(self._numbers)
-        name, args = (plan.work.task_name, (number,)) if plan.work else (str(plan.task), plan.args)
+        number = self.first_number + self.claimed
         # Counted before it is sent: another user can be next while this one waits for the broker.
         self.claimed += 1
+        name, args = (self.work.task_name, (number,)) if self.work else (str(self.task), self.args)
         pending = self.hub.submit(
-            name, args, plan.kwargs, label=plan.task or str(plan.workload), number=number, arm=plan.arm,
-            slice_number=plan.number, intended=intended, timeout_s=UNBOUNDED_S, on_end=self._progressed,
+            name, args, self.kwargs, label=self.task or str(self.workload), number=number, arm=self.arm,
+            slice_number=self.number, intended=intended, timeout_s=UNBOUNDED_S, on_end=self._progressed,
         )  # fmt: skip
         self.rows.append(pending.row)
         return pending
@@ -99,7 +92,7 @@ class Load:
     def use(self, number: int) -> None:
         """Be a user: send a task, wait for its end, and so on, until the slice is over."""
         try:
-            gevent.sleep(self.plan.ramp_s * number / self.plan.users)
+            gevent.sleep(self.ramp_s * number / self.users)
             while self.wanted:
                 self.send().wait()
         except Exception as error:
@@ -108,12 +101,12 @@ class Load:
     def arrive(self, rate_per_s: float, rng: random.Random) -> None:
         """Send tasks when they are due, whatever the worker does; skip those that are overdue by too much."""
         intended = self.begun
-        for gap in gaps(rate_per_s, self.plan.arrival, rng):
+        for gap in gaps(rate_per_s, self.arrival, rng):
             intended += gap
             if intended >= self.high:
                 break
             gevent.sleep(max(0.0, intended - time.monotonic()))
-            if (time.monotonic() - intended) * 1000 > self.plan.limit_ms:
+            if (time.monotonic() - intended) * 1000 > self.limit_ms:
                 self.skipped += 1
             else:
                 self.send(intended)
@@ -123,7 +116,7 @@ class Load:
 
         As long as replies come: a backlog takes its time, a worker that hangs answers none.
         """
-        if self.plan.tasks is None:
+        if self.tasks is None:
             gevent.sleep(max(0.0, self.high - time.monotonic()))
         while self.wanted and not self._stalled():
             gevent.sleep(0.005)
@@ -135,7 +128,7 @@ class Load:
         self.hub.give_up()
 
     def _stalled(self) -> bool:
-        self.timed_out |= time.monotonic() > min(self._latest, self.last_progress + self.plan.drain_s)
+        self.timed_out |= time.monotonic() > min(self._latest, self.last_progress + self.drain_s)
         return self.timed_out
 
 
@@ -168,28 +161,28 @@ class Slices(AbstractContextManager["Slices"]):
                 gc.freeze()
                 return {"opened": name}
             case {"slice": slice_}:
-                return self._slice(Plan(**slice_))
+                return self._slice(**slice_)
             case {"close": {"arm": name}}:
                 self._hubs.pop(name).close()
                 return {"closed": name}
         raise ValueError("The command is none of: open, slice, close.")
 
-    def _slice(self, plan: Plan) -> dict[str, Any]:
-        hub, cpu = self._hubs[plan.arm], time.process_time()
-        first, strangers = max(self._used[plan.arm], plan.first_number), hub.strangers
+    def _slice(self, *, arm: str, first_number: int = 0, **command: Any) -> dict[str, Any]:
+        hub, cpu = self._hubs[arm], time.process_time()
+        strangers = hub.strangers
         gc.collect()
-        load = Load(plan, hub, count(first))
-        users = [] if plan.rate_per_s else [gevent.spawn(load.use, number) for number in range(plan.users)]
-        if plan.rate_per_s:
-            load.arrive(plan.rate_per_s, self._random)
+        load = Load(hub, arm=arm, first_number=max(self._used[arm], first_number), **command)
+        users = [] if load.rate_per_s else [gevent.spawn(load.use, number) for number in range(load.users)]
+        if load.rate_per_s:
+            load.arrive(load.rate_per_s, self._random)
         load.await_end()
         # One that was about to send when the slice ended notices it now.
-        load.timed_out |= len(gevent.joinall(users, timeout=plan.drain_s)) < len(users)
+        load.timed_out |= len(gevent.joinall(users, timeout=load.drain_s)) < len(users)
         gevent.killall(users)
         if load.error is not None:
             raise load.error
         self._writer.write(load.rows)
-        self._used[plan.arm] = first + load.claimed
+        self._used[arm] = load.first_number + load.claimed
         hub.forget()
         cpu_s = round(time.process_time() - cpu, 4)
         return {**summary(load), "strangers": hub.strangers - strangers, "cpu_s": cpu_s}
@@ -202,14 +195,13 @@ def summary(load: Load) -> dict[str, Any]:
     have been sent within the window, whenever they ended: else a stall at its end would be left out. A task that
     failed as it was meant to counts as succeeded, though not in the latencies.
     """
-    plan, rows = load.plan, load.rows
-    low, high, last = load.low, load.high, load.high
-    if plan.tasks is not None:
+    rows, low, high, last = load.rows, load.low, load.high, load.high
+    if load.tasks is not None:
         low = min((row.sent for row in rows), default=load.begun)
         high, last = max((row.ended for row in rows), default=load.begun), math.inf
     answered = [row for row in rows if row.finals]
-    well = [row for row in answered if failure(row, plan.work) is None]
-    timed = [row for row in well if row.succeeded and low <= (row.intended if plan.rate_per_s else row.ended) < last]
+    well = [row for row in answered if failure(row, load.work) is None]
+    timed = [row for row in well if row.succeeded and low <= (row.intended if load.rate_per_s else row.ended) < last]
     lags = sorted(row.send_lag_ms for row in rows)
     latency = Percentiles.of(row.latency_ms for row in timed)
     uncorrected = Percentiles.of(row.latency_ms - row.send_lag_ms for row in timed)
@@ -219,7 +211,7 @@ def summary(load: Load) -> dict[str, Any]:
         "succeeded": sum(low <= row.ended < last for row in well),
         "failed": len(answered) - len(well),
         "unanswered": len(rows) - len(answered),
-        "late": sum(row.latency_ms > plan.limit_ms for row in timed),
+        "late": sum(row.latency_ms > load.limit_ms for row in timed),
         "skipped": load.skipped,
         "latency_ms": asdict(latency) if latency else None,
         "uncorrected_ms": asdict(uncorrected) if uncorrected else None,

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
+from celery_alchemy.loadtests.bench.generator import COMMAND
 from celery_alchemy.loadtests.services.brokers import Broker, queue_of
 from celery_alchemy.loadtests.services.databases import create_tables
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
@@ -78,7 +79,7 @@ class Generator:
     def __init__(self, rows: Path) -> None:
         self.rows = rows
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "celery_alchemy.loadtests.client.generator", "--rows", str(rows)],
+            [sys.executable, "-m", *COMMAND, str(rows)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
