@@ -16,7 +16,9 @@ from sqlalchemy import URL
 from support import servers
 from support.waiting import eventually
 
-from celery_alchemy.loadtests.bench.results import Batch, NoRunError, RunFacts, read_batches, read_sweep
+from celery_alchemy.loadtests.bench.batches import CHECKED_SLICE
+from celery_alchemy.loadtests.bench.results import Batch, NoRunError, RunFacts, SweepStep, read_batches, read_sweep
+from celery_alchemy.loadtests.bench.rows import TaskRow, read_rows
 
 pytestmark = pytest.mark.timeout(240)
 CELERY = [sys.executable, "-m", "celery"]
@@ -193,6 +195,17 @@ def test_a_sweep_finds_the_rate_that_keeps_the_objective(place: Path) -> None:
     assert steps[-1].verdicts
     assert all(verdict.passed for verdict in steps[-1].verdicts)
     assert RunFacts.read(place / "out").objective == "p95=1000ms"
+    # The histogram is of the tasks at the knee, and of no others.
+    kept = [row for step in every if step.offered_per_s == 5 for row in rows_of(place / "out", step)]
+    assert kept
+    assert len({(step.sweep, step.slice) for step in every}) == len(every)
+    (histogram,) = (place / "out").glob("slow_query-solo-*.corrected.hgrm")
+    assert f"Total count    = {len(kept):12d}]" in histogram.read_text()
+
+
+def rows_of(directory: Path, step: SweepStep) -> list[TaskRow]:
+    path = directory / "tasks" / f"sweep-{step.workload}-{step.arm.name}-{step.sweep}.csv.gz"
+    return [row for row in read_rows(path) if row.slice == step.slice != CHECKED_SLICE and row.succeeded]
 
 
 @pytest.fixture

@@ -90,5 +90,5 @@ def _step(cell: RunningCell, workload: str, rate: float, options: SweepOptions, 
         # What is not achieved waits, and its latency counts from when it should have been sent.
         met=clean and options.objective.met(kept["latency"]),
         uncorrected=Percentiles(**uncorrected) if uncorrected else None,
-        late=answer["late"], skipped=answer["skipped"], **kept,
+        slice=number, late=answer["late"], skipped=answer["skipped"], **kept,
     )  # fmt: skip
