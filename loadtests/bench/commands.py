@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,9 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 # fmt: on
 
 
-def options(*decorators: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return one decorator for several options, in the order the help shows them."""
-
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
+    return lambda function: reduce(lambda made, decorator: decorator(made), reversed(decorators), function)
 
 
 COMMON = options(*CHOSEN, *SERVICES, FRESH)

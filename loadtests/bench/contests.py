@@ -33,12 +33,9 @@ class Contest:
 
 
 def patterns_contest(
-    workload: str,
-    reference: Arm,
-    strategies: Sequence[str] = (),
-    baselines: Sequence[str] = (),
+    workload: str, reference: Arm, strategies: Sequence[str] = (), baselines: Sequence[str] = (),
     automatic: Mapping[str, str] | None = None,
-) -> Contest:
+) -> Contest:  # fmt: skip
     """Return the contest of all session patterns under one worker pool.
 
     Args:

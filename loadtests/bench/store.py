@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +34,7 @@ from .results import (
     read_batches,
     read_sweep,
 )
-from .rows import RowWriter, TaskRow
+from .rows import TaskRow, write_rows
 
 LOCK_FILE = ".lock"
 PACKAGES = (
@@ -118,7 +119,7 @@ class Store:
     def _write_rows(self, name: str, rows: Iterable[TaskRow]) -> None:
         safe = name.replace("/", "-").translate({ord(mark): "_" for mark in ":\\ "})
         with gzip.open(self.directory / TASKS_DIRECTORY / f"{safe}.csv.gz", "wt", compresslevel=6, newline="") as file:
-            RowWriter(file, header=True).write(rows)
+            write_rows(file, rows, header=True)
 
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
         # As it will be read back: tuples are lists there.
@@ -173,10 +174,8 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on, and a digest of the code that runs in a benchmark."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     # Versions do not change while somebody works on it.
     digest, package = hashlib.sha256(), Path(__file__).parents[2]
     for folder in ("strategies", "workers", "loadtests"):
@@ -188,13 +187,10 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """Return what this machine is."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cpus": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from weakref import WeakKeyDictionary
 
 import gevent
@@ -17,7 +17,7 @@ from locust import events, stats
 from locust.runners import MasterRunner, WorkerRunner
 
 from ..bench.checks import failure
-from ..bench.rows import UNANSWERED, RowWriter, TaskRow
+from ..bench.rows import UNANSWERED, TaskRow, write_rows
 from ..tasks.workloads import Workload
 from .hub import ReplyHub
 
@@ -75,7 +75,7 @@ class Run:
         self.tasks: int = 0  # Tasks that have ended since the process began; on the master of all its load generators
         self.conclusions: list[str] = []  # What to print at the end
         self._report: list[str] = []
-        self._writer: RowWriter | None = None
+        self._rows: IO[str] | None = None
         self._finished: set[str] = set()
         runner, hooks = environment.runner, environment.events
         hooks.test_start.add_listener(lambda **_: self._finished.clear())
@@ -98,9 +98,9 @@ class Run:
 
     def write_rows_to(self, directory: str) -> None:
         """Write a row for each task into a file in this directory; if it is another machine's, do not."""
-        if self._writer is None and Path(directory).is_dir():
+        if self._rows is None and Path(directory).is_dir():
             path = Path(directory) / f"rows-{self.environment.runner.client_id}.csv"
-            self._writer = RowWriter(path.open("a", newline=""))
+            self._rows = path.open("a", newline="")
 
     def ended(self, row: TaskRow, workload: Workload | None, *, arrival: bool, context: dict[str, Any]) -> None:
         """Tell Locust of a task that has ended: one `request` event, whose row alone counts in the aggregate.
@@ -109,8 +109,8 @@ class Run:
         """
         failure = failure_of(row, workload)
         self.tasks += 1
-        if self._writer:
-            self._writer.write([row])
+        if self._rows:
+            write_rows(self._rows, [row])
         phases = {"queue": row.queue_ms, "run": row.run_ms} if row.finals else {}
         if row.checkout_ms or row.database_ms:  # Events do not tell of the database
             phases |= {"checkout": row.checkout_ms, "database": row.database_ms}

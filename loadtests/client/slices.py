@@ -15,7 +15,7 @@ from typing import IO, Any
 import gevent
 
 from ..bench.checks import failure
-from ..bench.rows import RowWriter, TaskRow
+from ..bench.rows import TaskRow, write_rows
 from ..tasks.workloads import WORKLOADS, Workload
 from .hub import ARRIVALS, Pending, ReplyHub, gaps
 from .percentiles import Percentiles, nearest_rank
@@ -136,7 +136,7 @@ class Slices(AbstractContextManager["Slices"]):
     """Executes commands; see the generator's protocol."""
 
     def __init__(self, rows: IO[str]) -> None:
-        self._writer = RowWriter(rows)
+        self._rows = rows
         self._hubs: dict[str, ReplyHub] = {}
         self._used: Counter[str] = Counter()  # The numbers that an arm's tasks have had: none is used twice
         self._random = random.Random(1)  # noqa: S311 - reproducible, not secret.
@@ -181,7 +181,7 @@ class Slices(AbstractContextManager["Slices"]):
         gevent.killall(users)
         if load.error is not None:
             raise load.error
-        self._writer.write(load.rows)
+        write_rows(self._rows, load.rows)
         self._used[arm] = load.first_number + load.claimed
         hub.forget()
         cpu_s = round(time.process_time() - cpu, 4)

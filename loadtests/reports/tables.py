@@ -44,12 +44,14 @@ class Table:
 
 
 def _table(title: str, columns: str, rows: Iterable[Sequence[Cell | str]], note: str = "") -> list[Table]:
-    """Return a table in a list; an empty list where it has no rows."""
-    made = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
+    """Return a table in a list; an empty list where it has no rows. The end of a short row is filled with dashes."""
+    names = [name.strip() for name in columns.split("|")]
+    full = [[*row, *["-"] * (len(names) - len(row))] for row in rows]
+    made = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in full]
     # A column without a word in it says nothing.
-    kept = [place for place in range(columns.count("|") + 1) if any(row[place].text for row in made)]
-    names = [columns.split("|")[place].strip() for place in kept]
-    return [Table(title, names, [[row[place] for place in kept] for row in made], note)] if made else []
+    kept = [place for place in range(len(names)) if any(row[place].text for row in made)]
+    rows_kept = [[row[place] for place in kept] for row in made]
+    return [Table(title, [names[place] for place in kept], rows_kept, note)] if made else []
 
 
 def ratio_cell(found: Ratio | None) -> Cell:
@@ -138,7 +140,7 @@ def contest(one: ContestSummary) -> list[Table]:
 def _row(kind: str, row: Row) -> list[Cell | str]:
     name = Cell(name_in(kind, row.arm), "", f"takes {row.cells[0].strategy}" if row.arm.strategy == "auto" else "")
     if row.broken:
-        return [name, Cell(row.word, "broken", f"{row.breaches[0].name}: no"), *["-"] * 11]
+        return [name, Cell(row.word, "broken", f"{row.breaches[0].name}: no")]
     promised, memory = row.most("promised_connections"), row.most("pss_bytes")  # Memory is that of the first batch
     seen = [f"{row.most('peak_connections')} of {'?' if promised is None else promised}"]
     seen.append(f"{memory / 2**20:.0f}" if memory else "-")
@@ -172,9 +174,9 @@ def open_loads(summary: Summary) -> list[Table]:
 def _sweep(one: SweepSummary) -> list[Cell | str]:
     name = f"{one.workload}, {where(one.arm)}"
     if one.breaches:
-        return [name, Cell("broken", "broken", f"{one.breaches[0].name}: no. {one.breaches[0].detail}"), *["-"] * 8]
+        return [name, Cell("broken", "broken", f"{one.breaches[0].name}: no. {one.breaches[0].detail}")]
     if (knee := one.knee) is None:
-        return [name, Cell("not measured", "muted"), *["-"] * 8]
+        return [name, Cell("not measured", "muted")]
     rates = sorted(step.achieved_per_s for step in one.kept if step)
     bounds = f" [{number(knee.low)}, {number(knee.high)}]" if knee.sweeps > 1 else ""
     sure = f"covers the median in {knee.coverage:.1%}" if bounds else "one sweep: no interval"
@@ -288,7 +290,7 @@ def demo(summary: Summary) -> list[Table]:
         name, found = f"{pool}, {row.arm.pattern}", row.counted
         if found is None:
             wrong = f"{row.word}: {row.breaches[0].name}" if row.broken else "-"
-            rows.append([name, Cell(wrong, "broken"), *["-"] * 5])
+            rows.append([name, Cell(wrong, "broken")])
             continue
         rows.append([
             name, Cell(f"{found.right} of {found.sent}", "good" if found.right == found.sent else "broken"),
