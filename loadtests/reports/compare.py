@@ -188,7 +188,7 @@ def _caveats(before: RunFacts, after: RunFacts) -> list[str]:
         }
         for facts in (before, after)
     )
-    differ = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    differ = [name for name in {**there, **here} if there.get(name, "-") != here.get(name, "-")]
     return [
         "The two did not take turns: whatever changed on the machine in between is in the ratios.",
         *(f"different {name} {there.get(name, '-')} there, {here.get(name, '-')} here" for name in differ),
