@@ -4,14 +4,11 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import URL
 from support import locusts
-
-from celery_alchemy.loadtests.bench.rows import TaskRow, parse_rows
 
 STALL_S = 2.0
 STALLED_MS = 1000.0
@@ -24,8 +21,8 @@ def bank(postgresql_server: URL) -> Iterator[locusts.Bank]:
 
 
 @pytest.fixture
-def generator(bank: locusts.Bank, tmp_path: Path) -> Iterator[locusts.Generator]:
-    generator = locusts.Generator(tmp_path / "rows.csv")
+def generator(bank: locusts.Bank) -> Iterator[locusts.Generator]:
+    generator = locusts.Generator()
     try:
         assert generator.ask(open=bank.arm) == {"opened": "bank"}
         yield generator
@@ -37,14 +34,9 @@ def load(generator: locusts.Generator, **command: Any) -> dict[str, Any]:
     return generator.ask(slice={"number": 1, "arm": "bank", "workload": "transfer", **command})
 
 
-def rows_of(generator: locusts.Generator) -> list[TaskRow]:
-    with generator.rows.open(newline="") as file:
-        return list(parse_rows(file))
-
-
 def test_a_closed_slice_counts_what_ended_in_its_window(generator: locusts.Generator) -> None:
     answer = load(generator, users=4, seconds=1.0, ramp_s=0.2)
-    rows, (low, high) = rows_of(generator), answer["window"]
+    rows, (low, high) = generator.rows, answer["window"]
     assert high - low == pytest.approx(1.0)
     ended = [row for row in rows if low <= row.ended < high]
     assert answer["succeeded"] == len(ended) == answer["latency_ms"]["n"] > 0
@@ -56,14 +48,14 @@ def test_a_closed_slice_counts_what_ended_in_its_window(generator: locusts.Gener
 
 def test_no_more_tasks_are_in_flight_than_there_are_users(generator: locusts.Generator) -> None:
     load(generator, users=3, seconds=0.5)
-    rows = rows_of(generator)
+    rows = generator.rows
     for row in rows:
         assert sum(other.sent <= row.sent < other.ended for other in rows) <= 3
 
 
 def test_a_counted_slice_sends_exactly_as_many_tasks(generator: locusts.Generator) -> None:
     answer = load(generator, workload="mix", users=8, tasks=50)
-    rows = rows_of(generator)
+    rows = generator.rows
     assert answer["tasks"] == answer["succeeded"] == len(rows) == 50
     # Tasks that raise as they are meant to have not failed, but are no successes to take the time of.
     assert Counter(row.outcome for row in rows) == {"success": 45, "failure": 5}
@@ -75,7 +67,7 @@ def test_a_counted_slice_sends_exactly_as_many_tasks(generator: locusts.Generato
 def test_numbers_are_never_used_twice_and_nothing_is_in_flight_between_slices(generator: locusts.Generator) -> None:
     windows = [load(generator, number=number, users=8, seconds=0.2) for number in (1, 2)]
     more = load(generator, number=3, users=8, tasks=20, first_number=1_000_000)
-    rows = rows_of(generator)
+    rows = generator.rows
     assert len({row.number for row in rows}) == len({row.task_id for row in rows}) == len(rows)
     assert {row.number for row in rows if row.slice == 3} == set(range(1_000_000, 1_000_020))
     assert more["strangers"] == 0
@@ -85,7 +77,7 @@ def test_numbers_are_never_used_twice_and_nothing_is_in_flight_between_slices(ge
 
 def test_arrivals_do_not_depend_on_the_answers(generator: locusts.Generator) -> None:
     answer = load(generator, workload="slow_io", rate_per_s=100.0, seconds=1.0, arrival="constant")
-    rows = rows_of(generator)
+    rows = generator.rows
     # 4 threads end 80 tasks of 50 ms in a second at most; 100 were sent all the same. The last one falls on the end of
     # the second, on this side or on that by the last bit of the clock.
     assert answer["tasks"] == len(rows) == answer["latency_ms"]["n"]
@@ -98,14 +90,14 @@ def test_arrivals_show_a_stall_of_the_worker(generator: locusts.Generator, bank:
     """Two seconds of standstill are in the open model's p95; the closed model sees one slow task for each user."""
     slow = {}
     for model, command in {"open": {"rate_per_s": 20.0, "arrival": "poisson"}, "closed": {"users": 4}}.items():
-        before = len(rows_of(generator))
+        before = len(generator.rows)
         generator.send(slice={"number": 1, "arm": "bank", "workload": "select", "seconds": 6.0, **command})
         time.sleep(1.0)
         with bank.stalled():
             time.sleep(STALL_S)
         answer = generator.answer()
         assert answer["unanswered"] == 0
-        slow[model] = sum(row.latency_ms >= STALLED_MS for row in rows_of(generator)[before:])
+        slow[model] = sum(row.latency_ms >= STALLED_MS for row in generator.rows[before:])
         if model == "open":
             assert answer["latency_ms"]["p95"] >= STALLED_MS
     assert slow["closed"] <= 4 < slow["open"]
@@ -119,7 +111,7 @@ def test_tasks_of_a_standing_worker_are_given_up_in_bounded_time(
     assert answer["timed_out"]
     sent = answer["tasks"]  # by each user one, if it got a processor in time
     assert answer["unanswered"] == sent > 0
-    assert [row.outcome for row in rows_of(generator)] == ["unanswered"] * sent
+    assert [row.outcome for row in generator.rows] == ["unanswered"] * sent
     after = load(generator, number=2, users=2, tasks=20)
     assert after["succeeded"] == 20
     # The late answers of the tasks that were given up are nobody's.
@@ -132,7 +124,7 @@ def test_somebody_elses_task_is_sent_with_its_arguments(generator: locusts.Gener
     assert answer["succeeded"] == 10
     failing = load(generator, workload=None, task=name, args=[], kwargs={"no": 1}, users=2, tasks=10)
     assert failing["failed"] == 10
-    assert [row.error_type for row in rows_of(generator)[10:]] == ["TypeError"] * 10
+    assert [row.error_type for row in generator.rows[10:]] == ["TypeError"] * 10
     assert failing["latency_ms"] is None
 
 

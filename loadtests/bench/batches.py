@@ -99,7 +99,6 @@ def running_cells(bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell) 
         )
     assert bench.generator is not None
     cells = [RunningCell(bench, arm, workload) for arm in arms]
-    bench.generator.forget_rows()
     tell(f"starting {len(cells)} workers")
     with ThreadPoolExecutor(STARTERS) as threads:
         try:

@@ -87,5 +87,5 @@ def read_rows(path: Path) -> Iterator[TaskRow]:
 
 def parse_rows(file: IO[str]) -> Iterator[TaskRow]:
     """Yield the rows of an open file, from where it stands."""
-    for cells in csv.reader(iter(file.readline, "")):
+    for cells in csv.reader(file):
         yield TaskRow(*(convert(cell) for convert, cell in zip(_TYPES, cells, strict=True)))

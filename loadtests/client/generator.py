@@ -1,6 +1,6 @@
 """The benchmark's load generator: one long-lived gevent process that takes its commands from stdin.
 
-    python -m gevent.monkey --module celery_alchemy.loadtests.client.generator --rows FILE
+    python -m gevent.monkey --module celery_alchemy.loadtests.client.generator
 
     {"open": {"arm": ..., "broker_url": ..., "reply_url": ..., "queue": ...}}
     {"slice": {"number": 17, "arm": ..., "workload": "transfer", "users": 8, "seconds": 1.0, "ramp_s": 0.1}}
@@ -10,15 +10,13 @@
     {"slice": {..., "task": "proj.tasks.x", "args": [1], "kwargs": {}}}             somebody else's task
     {"close": {"arm": ...}}
 
-A slice appends one `TaskRow` per task to the file, without a header, before it is answered.
+The answer to a slice has its `rows`: the values of a `TaskRow` for each task.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from argparse import ArgumentParser
-from pathlib import Path
 
 from gevent.fileobject import FileObject
 
@@ -28,11 +26,8 @@ from .slices import Slices
 
 def main() -> None:
     """Answer commands until the end of stdin."""
-    parser = ArgumentParser(description="The benchmark's load generator.")
-    parser.add_argument("--rows", type=Path, required=True, help="CSV file to append a row to for each task.")
-    options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with options.rows.open("a", newline="") as rows, Slices(rows) as slices:
+    with Slices() as slices:
         # A plain read of stdin would stop every greenlet.
         answer_lines(FileObject(0, "r", closefd=False), slices.execute)
 

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import gevent
 
 from ..bench.checks import failure
-from ..bench.rows import TaskRow, write_rows
+from ..bench.rows import COLUMNS, TaskRow
 from ..tasks.workloads import WORKLOADS, Workload
 from .hub import ARRIVALS, Pending, ReplyHub, gaps
 from .percentiles import Percentiles, nearest_rank
@@ -135,8 +135,7 @@ class Load:
 class Slices(AbstractContextManager["Slices"]):
     """Executes commands; see the generator's protocol."""
 
-    def __init__(self, rows: IO[str]) -> None:
-        self._rows = rows
+    def __init__(self) -> None:
         self._hubs: dict[str, ReplyHub] = {}
         self._used: Counter[str] = Counter()  # The numbers that an arm's tasks have had: none is used twice
         self._random = random.Random(1)  # noqa: S311 - reproducible, not secret.
@@ -181,11 +180,11 @@ class Slices(AbstractContextManager["Slices"]):
         gevent.killall(users)
         if load.error is not None:
             raise load.error
-        write_rows(self._rows, load.rows)
         self._used[arm] = load.first_number + load.claimed
         hub.forget()
         cpu_s = round(time.process_time() - cpu, 4)
-        return {**summary(load), "strangers": hub.strangers - strangers, "cpu_s": cpu_s}
+        rows = [[getattr(row, name) for name in COLUMNS] for row in load.rows]
+        return {**summary(load), "strangers": hub.strangers - strangers, "cpu_s": cpu_s, "rows": rows}
 
 
 def summary(load: Load) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from celery_alchemy.loadtests.bench.generator import COMMAND
+from celery_alchemy.loadtests.bench.rows import TaskRow
 from celery_alchemy.loadtests.services.brokers import Broker, queue_of
 from celery_alchemy.loadtests.services.databases import create_tables
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
@@ -76,10 +77,10 @@ def bank(server: URL) -> Iterator[Bank]:
 class Generator:
     """The load generator, spoken to as a program speaks to it."""
 
-    def __init__(self, rows: Path) -> None:
-        self.rows = rows
+    def __init__(self) -> None:
+        self.rows: list[TaskRow] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *COMMAND, str(rows)],
+            [sys.executable, "-m", *COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -98,6 +99,7 @@ class Generator:
     def answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self.rows += [TaskRow(*row) for row in answer.pop("rows", ())]
         return answer
 
     def close(self) -> int:
