@@ -25,7 +25,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("support")
 
-from support import covering, databases, preloaded, servers  # noqa: E402
+from support import again, covering, databases, preloaded, servers  # noqa: E402
 from support import worker as workers  # noqa: E402
 
 STRATEGIES = ("local", "scoped", "per_process")
@@ -55,10 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--list-tests", type=Path, help="write there which tests there are, and which the covering set has"
     )
+    again.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
+    again.configure(config)
     preloaded.enabled = config.getoption("tests") == "covering"
     if preloaded.enabled:
         places = [str(workers.TESTS / "support" / "light"), os.environ.get("PYTHONPATH")]
@@ -86,6 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         covering.write(file, cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
+    if only := config.getoption("only"):
+        kept = [item for item in kept if item.nodeid in only]
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = kept
