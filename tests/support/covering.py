@@ -265,16 +265,16 @@ def cover(turn: int, cases: Mapping[int, Case], started: Collection[tuple[Hashab
     """
     order = [*cases]
     order = order[turn % len(order) :] + order[: turn % len(order)]
+    values = {number: case.values() for number, case in cases.items()}
+    running = {number for number, case in cases.items() if case.worker() in started}
     picked: set[int] = set()
     for numbers in ([number for number in order if not cases[number].optional()], order):
-        missing = frozenset().union(*(cases[number].values() for number in numbers))
-        missing -= frozenset().union(*(cases[number].values() for number in picked))
+        missing = frozenset().union(*(values[number] for number in numbers))
+        missing -= frozenset().union(*(values[number] for number in picked))
         while missing:
-            best = max(
-                numbers, key=lambda number: (len(cases[number].values() & missing), cases[number].worker() in started)
-            )
+            best = max(numbers, key=lambda number: (len(values[number] & missing), number in running))
             picked.add(best)
-            missing -= cases[best].values()
+            missing -= values[best]
     return picked or set(order)
 
 
