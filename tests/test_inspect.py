@@ -1,7 +1,6 @@
 """`celery inspect sessions`: what every process is doing now; `celery control recycle_connections`."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from sqlalchemy import text
-from support import databases
+from support import databases, preloaded
 from support.databases import PostgreSQL
 from support.waiting import eventually
 from support.worker import TESTS, Site, Worker, running
@@ -170,7 +169,7 @@ def test_the_command_line_knows_it(worker: Worker, site: Site) -> None:
     command = [sys.executable, "-m", "celery", "-A", "support.project.app", "inspect", "sessions", "--json", "-t", "60"]
     command += ["-d", f"{worker.name}@here"]
     environment = {**os.environ, **worker._project(), "PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    done = preloaded.run(command, cwd=TESTS, env=environment, timeout=100)
     assert done.returncode == 0, done.stderr
     assert '"processes"' in done.stdout
 
