@@ -1,10 +1,12 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
+import gc
+import json
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,9 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, si
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+# What is imported and collected stays: to look through it again and again for garbage takes a sixth of the time.
+gc.disable()
 
 # Hundreds of processes import our modules: each would compile them again.
 sys.dont_write_bytecode = False
@@ -71,6 +76,11 @@ def pytest_unconfigure() -> None:
     preloaded.close()
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from support.scheduling import Scheduling
@@ -85,7 +95,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases = [case_of(item) for item in meant]
     covers = covering.choose(cases)
     if file := config.getoption("list_tests"):
-        covering.write(file, cases, covers)
+        file.write_text(json.dumps(covering.listed(cases, covers)))
+    if is_whole(config, cases):
+        config.stash[covering.COLLECTED] = lambda: covering.listed(cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
     if only := config.getoption("only"):
@@ -93,6 +105,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = kept
+
+
+def is_whole(config: pytest.Config, cases: Sequence[covering.Case]) -> bool:
+    """Return whether this run has collected every test, whichever of them it then runs."""
+    chosen = config.getoption("lf", False) or any("::" in argument for argument in config.args)
+    modules = {path.relative_to(workers.TESTS).as_posix() for path in workers.TESTS.rglob("test_*.py")}
+    return not chosen and modules == {case.module for case in cases}
 
 
 def is_meant_for_its_pair(item: pytest.Item) -> bool:

@@ -27,8 +27,10 @@ WANTED = {
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
+def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Collected:
     """Every test of the suite, the values of its parameters, and whether the covering set has it."""
+    if (tell := request.config.stash.get(covering.COLLECTED, None)) is not None:
+        return tell()
     file = tmp_path_factory.mktemp("covering") / "collected"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--list-tests={file}"]
