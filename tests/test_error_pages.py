@@ -128,7 +128,7 @@ def lock_rows_in_another_order(engine: Engine) -> None:
     def rename(first: int, second: int) -> None:
         with Session(engine) as session, session.begin():
             session.get_one(User, first, with_for_update=True)
-            both.wait(10)
+            both.wait(60)
             session.get_one(User, second, with_for_update=True)
 
     with ThreadPoolExecutor(2) as threads:
@@ -142,16 +142,16 @@ def share_a_session(engine: Engine) -> None:
     with Session(engine) as session, ThreadPoolExecutor(1) as threads:
 
         def slowly(dbapi_connection: Any, *_: Any) -> None:
-            both.wait(10)
-            both.wait(10)
+            both.wait(60)
+            both.wait(60)
 
         event.listen(engine, "checkout", slowly, once=True)
         first = threads.submit(session.execute, text("SELECT 1"))
-        both.wait(10)
+        both.wait(60)
         try:
             session.execute(text("SELECT 1"))
         finally:
-            both.wait(10)
+            both.wait(60)
             first.result()
 
 

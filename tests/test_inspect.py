@@ -157,9 +157,9 @@ def test_a_pool_process_that_is_gone_is_left_out(worker: Worker) -> None:
     if worker.pool != "prefork":
         pytest.skip("there is one process")
     worker.control("pool_shrink", n=1)
-    eventually(lambda: len(worker.inspect("sessions")["processes"]) == 2, "two are left", within_s=20)
+    eventually(lambda: len(worker.inspect("sessions")["processes"]) == 2, "two are left")
     worker.control("pool_grow", n=1)
-    eventually(lambda: len(worker.pool_processes()) == 3, "it has come back", within_s=20)
+    eventually(lambda: len(worker.pool_processes()) == 3, "it has come back")
     for _ in range(12):
         worker.call("server_pid")
     assert {process["pid"] for process in worker.inspect("sessions")["processes"]} <= worker.pool_processes()
