@@ -59,12 +59,15 @@ class Fleet:
         assert len(self._database.rows(key)) == 4 * len(self.workers)
 
     @contextlib.contextmanager
-    def all_busy(self, key: str) -> Iterator[dict[Worker, list[str]]]:
-        """Keep every slot of every worker busy in a statement during the block, with as many tasks waiting behind."""
+    def all_busy(self, key: str, seconds: float | None = None) -> Iterator[dict[Worker, list[str]]]:
+        """Keep every slot of every worker busy in a statement during the block, with as many tasks waiting behind.
+
+        For so many seconds where the block is to end them all at once: a gate opens when its own connection ends.
+        """
         with gates.shut(self._database, f"{key}-gate"):
             ids = {
                 worker: [
-                    worker.send("write_surely", key, f"{worker.pool} {number}", f"{key}-gate")
+                    worker.send("write_surely", key, f"{worker.pool} {number}", seconds or f"{key}-gate")
                     for number in range(2 * (worker.concurrency or 1))
                 ]
                 for worker in self.workers
@@ -74,7 +77,8 @@ class Fleet:
 
     def busy(self, worker: Worker) -> list[int]:
         """Return the connections of a worker that are in a statement."""
-        return gates.waiting(self._database, worker.name)
+        sleeping = [one.pid for one in self._database.busy(worker.name) if "sleep" in one.query.lower()]
+        return sleeping + gates.waiting(self._database, worker.name)
 
     def all_get_through(self, key: str, ids: dict[Worker, list[str]]) -> None:
         """Wait for all tasks: each has succeeded, and is there once."""
