@@ -1,10 +1,12 @@
 """Fixtures of the whole suite: servers, a database and a Redis prefix of this run, one real worker per pair."""
 
+import gc
+import json
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +21,16 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, si
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
+# What is imported and collected stays: to look through it again and again for garbage takes a sixth of the time.
+gc.disable()
+
 # Hundreds of processes import our modules: each would compile them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("support")
 
-from support import covering, databases, preloaded, servers  # noqa: E402
+from support import again, covering, databases, preloaded, servers  # noqa: E402
 from support import worker as workers  # noqa: E402
 
 STRATEGIES = ("local", "scoped", "per_process")
@@ -55,10 +60,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--list-tests", type=Path, help="write there which tests there are, and which the covering set has"
     )
+    again.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
+    again.configure(config)
     preloaded.enabled = config.getoption("tests") == "covering"
     if preloaded.enabled:
         places = [str(workers.TESTS / "support" / "light"), os.environ.get("PYTHONPATH")]
@@ -67,6 +74,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     preloaded.close()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -83,12 +95,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases = [case_of(item) for item in meant]
     covers = covering.choose(cases)
     if file := config.getoption("list_tests"):
-        covering.write(file, cases, covers)
+        file.write_text(json.dumps(covering.listed(cases, covers)))
+    if is_whole(config, cases):
+        config.stash[covering.COLLECTED] = lambda: covering.listed(cases, covers)
     wanted = {"covering": {True}, "rest": {False}, "full": {True, False}}[config.getoption("tests")]
     kept = [item for item, covered in zip(meant, covers, strict=True) if covered in wanted]
+    if only := config.getoption("only"):
+        kept = [item for item in kept if item.nodeid in only]
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
     items[:] = kept
+
+
+def is_whole(config: pytest.Config, cases: Sequence[covering.Case]) -> bool:
+    """Return whether this run has collected every test, whichever of them it then runs."""
+    chosen = config.getoption("lf", False) or any("::" in argument for argument in config.args)
+    modules = {path.relative_to(workers.TESTS).as_posix() for path in workers.TESTS.rglob("test_*.py")}
+    return not chosen and modules == {case.module for case in cases}
 
 
 def is_meant_for_its_pair(item: pytest.Item) -> bool:

@@ -41,6 +41,11 @@ def summary(directory: Path) -> Summary:
 
 
 @pytest.fixture(scope="module")
+def markdown(directory: Path) -> str:
+    return report(directory)
+
+
+@pytest.fixture(scope="module")
 def found(summary: Summary) -> list[Choice]:
     return recommend(summary)
 
@@ -58,7 +63,11 @@ def change(directory: Path, statement: str, *values: object) -> None:
 
 def terminal(directory: Path, width: int = 110) -> str:
     """Return what is printed, without the page and its charts."""
-    out, summary = StringIO(), summarise(directory)
+    return printed(summarise(directory), width)
+
+
+def printed(summary: Summary, width: int = 110) -> str:
+    out = StringIO()
     print_summary(Console(file=out, width=width), summary, recommend(summary))
     return out.getvalue()
 
@@ -240,14 +249,13 @@ def test_a_step_that_held_by_luck_above_the_knee_does_not_count(tmp_path: Path) 
     assert summarise(directory).sweeps[0].knee == before
 
 
-def test_late_and_skipped_arrivals_are_counted_and_both_latencies_shown(directory: Path, summary: Summary) -> None:
+def test_late_and_skipped_arrivals_are_counted_and_both_latencies_shown(markdown: str, summary: Summary) -> None:
     (sweep,) = [one for one in summary.sweeps if (one.workload, one.arm.pool) == ("transfer", "prefork")]
     late, skipped = (sum(getattr(step, name) for step in sweep.steps) for name in ("late", "skipped"))
     assert late
     assert skipped
-    assert re.search(rf"transfer, prefork 4 .* {late} +{skipped}", terminal(directory))
-    text = report(directory)
-    assert "| p99.9 ms | p99.9 uncorrected | late | skipped |" in text
+    assert re.search(rf"transfer, prefork 4 .* {late} +{skipped}", printed(summary))
+    assert "| p99.9 ms | p99.9 uncorrected | late | skipped |" in markdown
 
 
 def test_a_broken_sweep_shows_no_rate(tmp_path: Path) -> None:
@@ -358,19 +366,18 @@ def test_the_terminal_shows_no_number_of_a_broken_arm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 110])
-def test_the_tables_of_the_terminal_fit_and_are_whole(directory: Path, tmp_path: Path, width: int) -> None:
+def test_the_tables_of_the_terminal_fit_and_are_whole(summary: Summary, tmp_path: Path, width: int) -> None:
     small = terminal(write_results(tmp_path, SMALL), width)
-    for text in (terminal(directory, width), small):
+    for text in (printed(summary, width), small):
         assert max(len(line) for line in text.splitlines()) <= width
         assert "…" not in text
     assert "patterns/threads/transfer: 6 restarts, 24 rounds, A/A floor ±" in small
 
 
-def test_markdown_has_a_line_for_each_pattern_and_worker_pool(directory: Path) -> None:
-    text = report(directory)
+def test_markdown_has_a_line_for_each_pattern_and_worker_pool(markdown: str) -> None:
     for name, pools in (("celery-alchemy auto", 4), ("with_session", 4), ("process_init", 2)):
-        assert len(re.findall(rf"^\| {name} \| \*\*\d of \d\*\* \|", text, re.MULTILINE)) == pools
-    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+        assert len(re.findall(rf"^\| {name} \| \*\*\d of \d\*\* \|", markdown, re.MULTILINE)) == pools
+    tables = [block for block in markdown.split("\n\n") if block.startswith("|")]
     assert len(tables) > 5
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1

@@ -56,8 +56,8 @@ def processes_of(place: Path) -> list[str]:
 
 
 def nothing_left(place: Path) -> None:
-    eventually(lambda: not processes_of(place), "everything of the run ended", within_s=20)
-    eventually(lambda: not list(place.glob("celery-alchemy-*")), "its directory is gone", within_s=20)
+    eventually(lambda: not processes_of(place), "everything of the run ended", within_s=60)
+    eventually(lambda: not list(place.glob("celery-alchemy-*")), "its directory is gone", within_s=60)
 
 
 def only_batch(directory: Path) -> Batch:

@@ -1,14 +1,15 @@
 """The code on the pages below docs/ runs as it stands, but for the addresses of the servers."""
 
 import ast
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
+from support import preloaded
 from support.databases import PostgreSQL
 from support.docs import DOCS, blocks, code_of, run_page
 
@@ -133,7 +134,5 @@ with alchemy.unit_of_work() as session:
 print(count_reports.apply().get(), app.conf.broker_url, type(app.loader).__name__)
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = preloaded.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, timeout=100)
     assert done.stdout.startswith("0 redis://localhost"), done.stderr

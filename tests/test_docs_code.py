@@ -2,18 +2,16 @@
 
 import ast
 import configparser
-import json
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 import yaml
 from sqlalchemy import text
+from support import forking
 from support.databases import PostgreSQL
 from support.docs import DOCS, blocks, fences
 
@@ -54,32 +52,22 @@ HERE = [name for name, words in PAGES.items() if blocks(words, "python") and nam
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the pages that are run here print, if they fail."""
-    code = {}
-    for name in HERE:
-        before = AFTER.get(name, name)
-        words = PAGES[name] if before == name else PAGES[before] + "\n" + PAGES[name]
-        joined = "\n".join(blocks(words, "python")).replace("redis://localhost", "memory://")
-        joined = joined.replace("from shop import", "# from shop import")
-        code[name] = re.sub(r"postgresql\+psycopg://localhost/(\w+)", r"sqlite:///{cwd}/\1.sqlite3", joined)
-    command = [
-        sys.executable,
-        str(Path(__file__).parent / "support" / "run_pages.py"),
-        str(tmp_path_factory.mktemp("pages")),
-    ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
-    done = subprocess.run(
-        command, input=json.dumps(code), env=environment, capture_output=True, text=True, timeout=110, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[forking.Script]:
+    """A process that has imported what pages import, and runs each in a child."""
+    folder = tmp_path_factory.mktemp("pages")
+    with forking.script("pages", folder / "log", folder=str(folder)) as script:
+        yield script
 
 
 @pytest.mark.parametrize("page", HERE)
-def test_the_code_of_a_page_runs(failed: dict[str, str], page: str) -> None:
-    assert page not in failed, failed[page]
+def test_the_code_of_a_page_runs(runner: forking.Script, page: str) -> None:
+    before = AFTER.get(page, page)
+    words = PAGES[page] if before == page else PAGES[before] + "\n" + PAGES[page]
+    code = "\n".join(blocks(words, "python")).replace("redis://localhost", "memory://")
+    code = code.replace("from shop import", "# from shop import")
+    code = re.sub(r"postgresql\+psycopg://localhost/(\w+)", r"sqlite:///{cwd}/\1.sqlite3", code)
+    said = runner.ask(page=page, code=code)
+    assert said is None, said
 
 
 def test_pages_with_tests_of_their_own_have_them() -> None:

@@ -1,6 +1,7 @@
 """The doctor on source files: small projects, each line that it has something against marked `# finds: code`."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import preloaded
 from support.docs import DOCS
 
 from celery_alchemy.workers.doctor.rules.catalogue import CATALOGUE
@@ -76,7 +78,7 @@ def test_every_code_is_met_by_a_project() -> None:
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     code = "from celery_alchemy.workers.commands.console import main; main()"
     command = [sys.executable, "-c", code, "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=100)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The messages that the pages below docs/errors/ are named for come from the causes that the pages give."""
 
+import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from kombu.exceptions import EncodeError
 from sqlalchemy import Engine, ForeignKey, NullPool, create_engine, event, exc, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.orm.exc import DetachedInstanceError
+from support import preloaded
 from support.databases import PostgreSQL
 from support.docs import DOCS
 
@@ -127,7 +128,7 @@ def lock_rows_in_another_order(engine: Engine) -> None:
     def rename(first: int, second: int) -> None:
         with Session(engine) as session, session.begin():
             session.get_one(User, first, with_for_update=True)
-            both.wait(10)
+            both.wait(60)
             session.get_one(User, second, with_for_update=True)
 
     with ThreadPoolExecutor(2) as threads:
@@ -141,16 +142,16 @@ def share_a_session(engine: Engine) -> None:
     with Session(engine) as session, ThreadPoolExecutor(1) as threads:
 
         def slowly(dbapi_connection: Any, *_: Any) -> None:
-            both.wait(10)
-            both.wait(10)
+            both.wait(60)
+            both.wait(60)
 
         event.listen(engine, "checkout", slowly, once=True)
         first = threads.submit(session.execute, text("SELECT 1"))
-        both.wait(10)
+        both.wait(60)
         try:
             session.execute(text("SELECT 1"))
         finally:
-            both.wait(10)
+            both.wait(60)
             first.result()
 
 
@@ -181,7 +182,7 @@ def run_twice(engine: Engine) -> None:
     query = {key: value for key, value in engine.url.query.items() if key in {"host", "port"}}
     url = engine.url.set(drivername="postgresql+asyncpg", query=query).render_as_string(hide_password=False)
     command = [sys.executable, "-c", TWICE.format(url=url)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=100)
     raise RuntimeError(done.stderr)
 
 

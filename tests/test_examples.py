@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from support import preloaded
 from support.databases import PostgreSQL
 from support.waiting import eventually
 from support.worker import Site, start_process, stop_process
@@ -53,10 +54,7 @@ class Shop:
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, **self.environment}
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        return preloaded.run([sys.executable, "-m", *command], cwd=self.folder, env=environment, timeout=100)
 
     def start_web(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

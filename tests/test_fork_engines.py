@@ -1,14 +1,15 @@
 """Engines and connection pools that celery-alchemy was never told of: no fork shares a connection of theirs."""
 
-import subprocess
+import os
 import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import make_url
-from support import databases, forking, servers
+from support import databases, forking, preloaded, servers
 from support import worker as workers
 
 KINDS = (
@@ -125,7 +126,8 @@ def test_who_uses_what_the_parent_has_checked_out_reads_why_that_cannot_be(
     url = make_url(database.url("held"))
     url = url.set(drivername=f"{url.get_backend_name()}+{driver}")
     script = [sys.executable, "-c", HELD, url.render_as_string(hide_password=False)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    done = preloaded.run(script, cwd=Path(__file__).parent, env=os.environ, timeout=100)
+    assert done.returncode == 0, done.stderr
     refused = [line for line in done.stdout.splitlines() if "was checked out before the process was forked" in line]
     assert len(refused) == 6, done.stdout
     assert done.stdout.splitlines()[-2:] == ["own 1", "parent 1"]

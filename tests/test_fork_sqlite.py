@@ -1,12 +1,11 @@
 """SQLite across a fork: the file is shared, and a connection closed in the child would roll the parent back."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import forking
+from support import forking, preloaded
 
 CASES = [(whose, action) for action in ("exit", "sys_exit", "close", "dispose", "kill") for whose in ("url", "engine")]
 
@@ -15,14 +14,11 @@ CASES = [(whose, action) for action in ("exit", "sys_exit", "close", "dispose", 
 @pytest.mark.parametrize(("whose", "action"), [*CASES, ("url", "read")])
 def test_child_of_a_sqlite_transaction(tmp_path: Path, action: str, whose: str) -> None:
     """With its own journal (`engine`) or ours (`url`), the parent's large transaction commits, the file is whole."""
-    done = subprocess.run(
+    done = preloaded.run(
         [sys.executable, "-m", "scripts.fork_sqlite", str(tmp_path / "forks.db"), whose, action],
         env=forking.environment(),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"first": "changed", "rows": 301, "check": "ok"}
@@ -39,14 +35,11 @@ def test_child_of_a_sqlite_transaction(tmp_path: Path, action: str, whose: str) 
 )
 def test_an_engine_that_nobody_told_of(tmp_path: Path, kind: str, found: dict[str, int]) -> None:
     """A file is the parent's until it commits; a database in memory is copied, and each process has its own."""
-    done = subprocess.run(
+    done = preloaded.run(
         [sys.executable, "-m", "scripts.fork_sqlite_unknown", str(tmp_path / "forks.db"), kind],
         env=forking.environment(),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == found, done.stderr

@@ -1,7 +1,6 @@
 """`celery inspect sessions`: what every process is doing now; `celery control recycle_connections`."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from sqlalchemy import text
-from support import databases
+from support import databases, preloaded
 from support.databases import PostgreSQL
 from support.waiting import eventually
 from support.worker import TESTS, Site, Worker, running
@@ -158,9 +157,9 @@ def test_a_pool_process_that_is_gone_is_left_out(worker: Worker) -> None:
     if worker.pool != "prefork":
         pytest.skip("there is one process")
     worker.control("pool_shrink", n=1)
-    eventually(lambda: len(worker.inspect("sessions")["processes"]) == 2, "two are left", within_s=20)
+    eventually(lambda: len(worker.inspect("sessions")["processes"]) == 2, "two are left")
     worker.control("pool_grow", n=1)
-    eventually(lambda: len(worker.pool_processes()) == 3, "it has come back", within_s=20)
+    eventually(lambda: len(worker.pool_processes()) == 3, "it has come back")
     for _ in range(12):
         worker.call("server_pid")
     assert {process["pid"] for process in worker.inspect("sessions")["processes"]} <= worker.pool_processes()
@@ -170,7 +169,7 @@ def test_the_command_line_knows_it(worker: Worker, site: Site) -> None:
     command = [sys.executable, "-m", "celery", "-A", "support.project.app", "inspect", "sessions", "--json", "-t", "60"]
     command += ["-d", f"{worker.name}@here"]
     environment = {**os.environ, **worker._project(), "PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    done = preloaded.run(command, cwd=TESTS, env=environment, timeout=100)
     assert done.returncode == 0, done.stderr
     assert '"processes"' in done.stdout
 

@@ -35,15 +35,18 @@ def load(generator: locusts.Generator, **command: Any) -> dict[str, Any]:
 
 
 def test_a_closed_slice_counts_what_ended_in_its_window(generator: locusts.Generator) -> None:
-    answer = load(generator, users=4, seconds=1.0, ramp_s=0.2)
-    rows, (low, high) = generator.rows, answer["window"]
-    assert high - low == pytest.approx(1.0)
+    for number, seconds in enumerate((1.0, 5.0, 20.0), 1):
+        answer = load(generator, number=number, users=4, seconds=seconds, ramp_s=0.2)
+        if answer["succeeded"]:
+            break  # on a busy machine no task may have ended within the first second
+    rows = [row for row in generator.rows if row.slice == number]
+    low, high = answer["window"]
+    assert high - low == pytest.approx(seconds)
     ended = [row for row in rows if low <= row.ended < high]
     assert answer["succeeded"] == len(ended) == answer["latency_ms"]["n"] > 0
     assert answer["tasks"] == len(rows)
     assert (answer["failed"], answer["unanswered"], answer["strangers"], answer["timed_out"]) == (0, 0, 0, False)
     assert answer["latency_ms"]["max"] == pytest.approx(max(row.latency_ms for row in ended), abs=0.02)
-    assert {row.slice for row in rows} == {1}
 
 
 def test_no_more_tasks_are_in_flight_than_there_are_users(generator: locusts.Generator) -> None:
@@ -65,7 +68,7 @@ def test_a_counted_slice_sends_exactly_as_many_tasks(generator: locusts.Generato
 
 
 def test_numbers_are_never_used_twice_and_nothing_is_in_flight_between_slices(generator: locusts.Generator) -> None:
-    windows = [load(generator, number=number, users=8, seconds=0.2) for number in (1, 2)]
+    windows = [load(generator, number=number, users=8, seconds=0.5) for number in (1, 2)]
     more = load(generator, number=3, users=8, tasks=20, first_number=1_000_000)
     rows = generator.rows
     assert len({row.number for row in rows}) == len({row.task_id for row in rows}) == len(rows)
@@ -107,7 +110,7 @@ def test_tasks_of_a_standing_worker_are_given_up_in_bounded_time(
     generator: locusts.Generator, bank: locusts.Bank
 ) -> None:
     with bank.stalled():
-        answer = load(generator, users=2, seconds=0.3, drain_s=0.5)
+        answer = load(generator, users=2, seconds=1.0, drain_s=0.5)
     assert answer["timed_out"]
     sent = answer["tasks"]  # by each user one, if it got a processor in time
     assert answer["unanswered"] == sent > 0

@@ -129,6 +129,6 @@ def test_any_literals_of_mysql(statement: str) -> None:
 def test_a_statement_that_is_long_takes_no_time(dialect: str, piece: str) -> None:
     """No longer by the square of its length, that is: then this would take hours."""
     statement = piece * (2_000_000 // len(piece))
-    began = time.monotonic()
+    began = time.process_time()
     assert len(masked(statement, dialect, 200)) <= 200
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20

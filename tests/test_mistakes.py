@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import pytest
 from celery import Celery, Task
 from sqlalchemy.orm import Session
+from support import preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
 from support.worker import Site
@@ -242,9 +243,7 @@ def run(urls: RedisURLs, folder: Path, *arguments: str) -> subprocess.CompletedP
     (folder / "wrong.py").write_text(WRONG)
     environment = {**os.environ, "BROKER": urls.celery, "PYTHONPATH": str(folder), "C_FORCE_ROOT": "1"}
     command = [sys.executable, "-m", "celery", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False
-    )  # fmt: skip
+    return preloaded.run(command, cwd=folder, env=environment, timeout=100)
 
 
 def test_a_worker_with_a_log_file_says_it_there_and_on_the_terminal(site: Site, tmp_path: Path) -> None:

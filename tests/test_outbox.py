@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
-from support import databases, forking
+from support import databases, forking, preloaded
 from support.databases import Database, PostgreSQL
 from support.faults import SEED, amount
 from support.outbox import TABLE, Shop
@@ -251,20 +252,18 @@ if __name__ == "__main__":
 """
     )
     run_database.execute("DELETE FROM celery_alchemy_outbox")
-    subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, check=True, timeout=30)
+    assert preloaded.run([sys.executable, "shop.py"], cwd=tmp_path, env=os.environ, timeout=100).returncode == 0
     assert run_database.column("SELECT count(*) FROM celery_alchemy_outbox") == [1]
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "outbox", "run", "--interval-s", "0.1"]
     if serve == "once":
-        done = subprocess.run(
-            [*command, "--once"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
-        )
+        done = preloaded.run([*command, "--once"], cwd=tmp_path, env=os.environ, timeout=100)
         assert (done.returncode, done.stdout) == (0, "sent 1 messages of the outbox\n"), done.stderr
     else:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         count = "SELECT count(*) FROM celery_alchemy_outbox"
         eventually(lambda: run_database.column(count) == [0], "it is sent")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     (message,) = site.redis.lrange(queue, 0, -1)
     assert json.loads(message)["headers"]["task"] == "note"
 
@@ -373,7 +372,7 @@ def test_a_worker_says_that_no_table_is_declared(tmp_path: Path, declared: str, 
         f"db = Alchemy(app)\n{declared}\n"
         "app.WorkController(pool_cls='solo')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = preloaded.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ, timeout=100)
     if says is None:
         assert "alchemy_outbox" not in done.stdout
     else:

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 from sqlalchemy import URL, MetaData, Table, text, update
-from support import databases, servers
+from support import databases, preloaded, servers
 from support.databases import Database, PostgreSQL
 from support.worker import Site, Worker, running
 
@@ -228,10 +227,8 @@ def test_the_command_line(place: Database, tmp_path: Path) -> None:
         outbox.write(connection, mine, [outbox.Message("my-id", "note", "{}")], lease_s=0)
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "outbox"]
     for arguments, said in ((["list"], "my-id  note"), (["drop", "my-id"], "1 message: dropped")):
-        done = subprocess.run(
-            [*command, *arguments], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True, timeout=60
-        )
-        assert done.stdout.startswith(said)
+        done = preloaded.run([*command, *arguments], cwd=tmp_path, env=os.environ, timeout=100)
+        assert done.stdout.startswith(said), done.stderr
 
 
 # -- the doctor --------------------------------------------------------------------------------------------------------

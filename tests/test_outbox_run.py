@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sqlalchemy import URL
 from support.databases import PostgreSQL
 from support.waiting import eventually
-from support.worker import Site
+from support.worker import Site, start_process
 
+from celery_alchemy.loadtests.services.processes import Process
 from celery_alchemy.loadtests.services.proxy import Proxy
 from celery_alchemy.strategies.features import outbox
 from celery_alchemy.strategies.watching.open_telemetry import OpenTelemetryObserver
@@ -34,9 +34,11 @@ class Shop:
         self.table = outbox.chosen_table("celery_alchemy_outbox")
         database.execute("DELETE FROM celery_alchemy_outbox")
         self.url = database.url("outbox-run")
+        self._patches_itself = False
         self.write_app(site.urls.celery)
 
     def write_app(self, broker: str, first: str = "", **settings: Any) -> None:
+        self._patches_itself = bool(first)
         (self.folder / "shop.py").write_text(
             f"{first}\nfrom celery import Celery\nfrom celery_alchemy import Alchemy\n"
             f"app = Celery('shop', broker={broker!r})\n"
@@ -65,15 +67,14 @@ class Shop:
         return [message["headers"]["id"] for message in messages]
 
     @contextlib.contextmanager
-    def running(self, *arguments: str, under: Sequence[str] = ()) -> "Iterator[subprocess.Popen[bytes]]":
+    def running(self, *arguments: str, under: Sequence[str] = ()) -> Iterator[Process]:
         """Run it for the time of the block; `under` is a command that ends in executing its arguments."""
         command = [*under, sys.executable, "-m", "celery", "-A", "shop", "alchemy", "outbox", "run", *arguments]
-        with (self.folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        process = start_process(command, self.folder / "log", {}, own=bool(under) or self._patches_itself)
         try:
             yield process
         finally:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             process.wait(10)
 
     def log(self) -> str:
@@ -114,7 +115,7 @@ def test_a_signal_ends_it_and_nothing_is_sent_twice(shop: Shop, number: int, whe
 def test_an_idle_one_ends_at_once(shop: Shop) -> None:
     with shop.running("--interval-s", NOBODY_WAITS_SO_LONG_S) as process:
         eventually(lambda: listens(shop.database), "it listens")
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, shop.log()
     assert shop.database.connections("outbox-run") == []
 
@@ -151,9 +152,9 @@ def test_a_second_signal_ends_it_while_the_broker_is_stalled(shop: Shop) -> None
             due = "SELECT count(*) FROM celery_alchemy_outbox WHERE due_at > extract(epoch FROM statement_timestamp())"
             eventually(lambda: shop.database.column(due) == [1], "it is claimed")
             assert [c.state for c in shop.database.connections("outbox-run") if "transaction" in c.state] == []
-            process.terminate()
-            eventually(lambda: process.poll() is not None or process.terminate(), "it ends", within_s=5)
-            assert process.returncode in {128 + signal.SIGTERM, -signal.SIGTERM}, shop.log()
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it ends")
+            assert process.poll() in {128 + signal.SIGTERM, -signal.SIGTERM}, shop.log()
 
 
 @contextlib.contextmanager
@@ -182,7 +183,7 @@ def test_a_broker_that_stands_still_and_goes_on(shop: Shop) -> None:
             proxy.recover()
             eventually(lambda: {"b", "c"} <= set(shop.sent()), "they are sent", within_s=60)
             eventually(lambda: shop.waiting() == 0, "their rows are gone")
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0, shop.log()
 
 
@@ -203,7 +204,7 @@ def test_where_the_app_is_patched(shop: Shop, library: str, driver: str) -> None
         shop.write("a", "b", notify=True)
         eventually(lambda: shop.sent() == ["a", "b"], "they are sent")
         eventually(lambda: shop.waiting() == 0, "their rows are gone")
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, shop.log()
     with shop.running("--once") as process:
         shop.write("c")

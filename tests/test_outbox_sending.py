@@ -326,7 +326,7 @@ db = Alchemy(app)
     assert json.loads(message)["headers"]["argsrepr"] == "('woken',)"
     eventually(lambda: shop.waiting() == [], "it is recorded")
     process.send_signal(number)
-    assert process.wait(20) == 0, process.stdout
+    assert process.wait(60) == 0, process.stdout
     process.communicate()
     shop.stop()
 

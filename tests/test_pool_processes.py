@@ -162,7 +162,7 @@ def test_a_worker_starts_whatever_tmpdir_is(
     name = f"tmpdir-{method}-{key[:8]}"
     worker = Worker(
         site, name, "prefork", database_url=run_database.url(name), modules=("endings", "observed"),
-        environment={"TMPDIR": str(tmp_path / "link" if method == "fork" else folder)},
+        own=True, environment={"TMPDIR": str(tmp_path / "link" if method == "fork" else folder)},
         arguments=["--pool-start-method", method] if method == "spawn" else [],
     )  # fmt: skip
     with running(worker):

@@ -1,6 +1,7 @@
 """What the structure promises: private parts in their rooms, short functions, little that all of a process shares."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,22 @@ import pytest
 import celery_alchemy
 
 PACKAGE = Path(celery_alchemy.__file__).parent
-FILES = sorted(path for folder in ("strategies", "workers") for path in (PACKAGE / folder).rglob("*.py"))
-TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in FILES}
+FILES = {
+    str(path.relative_to(PACKAGE)): path
+    for folder in ("strategies", "workers")
+    for path in sorted((PACKAGE / folder).rglob("*.py"))
+}
 #: Here stand the private parts of SQLAlchemy, Celery and the drivers.
 ROOMS = ("strategies/_sqlalchemy.py", "strategies/_sqlalchemy_pools.py", "workers/_celery.py", "strategies/drivers/")
 #: Of the standard library: the caller's line, for a message; a signal's handler without an enum of it. And what
 #: SQLAlchemy's own pool classes override.
 ALLOWED = {"_getframe", "_replace", "_do_get", "_signal"}
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """The parsed files, made when they are first asked for: each process of a run imports this module."""
+    return {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
 def is_private(name: str) -> bool:
@@ -25,7 +35,7 @@ def is_private(name: str) -> bool:
 def our_own() -> set[str]:
     """The names with an underscore that our own code defines."""
     found: set[str] = set()
-    for tree in TREES.values():
+    for tree in trees().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found.add(node.name)
@@ -59,7 +69,7 @@ def test_private_parts_of_others_stand_in_their_rooms() -> None:
     ours = our_own()
     wrong = [
         f"{name}:{line} {attribute}"
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         if not name.startswith(ROOMS)
         for attribute, line in of_others(tree, ours)
     ]
@@ -74,7 +84,7 @@ def test_a_private_part_elsewhere_is_found() -> None:
 def test_no_function_is_longer_than_sixty_lines() -> None:
     long = [
         f"{name}: {node.name}"
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
     ]
@@ -129,6 +139,6 @@ def shared(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", FILES)
 def test_what_all_of_a_process_shares_is_listed(name: str) -> None:
-    assert shared(TREES[name]) == SHARED.get(name, set())
+    assert shared(trees()[name]) == SHARED.get(name, set())

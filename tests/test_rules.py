@@ -1,6 +1,7 @@
 """The rules of the source tree: who imports whom, and what an import does."""
 
 import ast
+import functools
 import importlib.util
 import json
 import subprocess
@@ -33,10 +34,15 @@ def modules(folder: str) -> list[Path]:
     return found
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Yield the absolute name of every module that `path` imports, anywhere in its code, and the line."""
     package = ["celery_alchemy", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -93,7 +99,7 @@ def test_drivers_and_green_libraries_are_imported_where_they_are_used(folder: st
     wrong = []
     for path in modules(folder):
         refused = (DRIVERS | GREEN) - OF_ONE_DRIVER.get(path.name, set())
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
                 wrong += [f"{path.name}:{node.lineno} {n}" for n in names if n.split(".")[0] in refused]
@@ -178,7 +184,7 @@ def test_every_module_has_a_docstring_and_a_bounded_length() -> None:
     """One idea per file, and one screen per function."""
     for path in (path for folder in sorted(FOLDERS) for path in modules(folder)):
         text = path.read_text()
-        tree = ast.parse(text)
+        tree = parsed(path)
         assert len(text.splitlines()) <= LONGEST_FILE, f"{path.name} has more than one idea"
         assert ast.get_docstring(tree) or not text, f"{path.name} has no docstring"
         for node in ast.walk(tree):

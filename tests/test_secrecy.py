@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from celery.app.utils import filter_hidden_settings
 from celery.utils.serialization import jsonify
 from kombu.utils.encoding import safe_repr
 from sqlalchemy import URL
+from support import preloaded
 from support.databases import PostgreSQL
 from support.worker import Site, Worker, running
 
@@ -332,10 +332,8 @@ def test_a_command_shows_no_password(tmp_path: Path, command: str) -> None:
         f"alchemy_database_url = {url!r}\nalchemy_databases = {{'reports': {url!r}, 'more': {{'url': {url!r}}}}}\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "shop", *command.split()],
-        capture_output=True, text=True, env=environment, timeout=60, check=False,
-    )  # fmt: skip
+    command_line = [sys.executable, "-m", "celery", "-A", "shop", *command.split()]
+    done = preloaded.run(command_line, cwd=tmp_path, env=environment, timeout=100)
     assert "127.0.0.1:1/shop" in done.stdout, done.stderr
     assert halves(done.stdout + done.stderr) == []
 

@@ -129,7 +129,7 @@ def test_a_custom_pool_class_is_served(start: Start, database: PostgreSQL, how: 
     """One built on Celery's threads like threads, one of its own kind by `local`; neither shares a Session."""
     where = f"support.project.pools:{pool}"
     if how == "environment":
-        options: dict[str, Any] = {"environment": {"CELERY_CUSTOM_WORKER_POOL": where}}
+        options: dict[str, Any] = {"own": True, "environment": {"CELERY_CUSTOM_WORKER_POOL": where}}
         options["pool_arguments"] = ["-P", "custom", "-c", "3"]
     else:
         options = {"settings": {"worker_pool": where}, "pool_arguments": ["-c", "3"]}

@@ -142,7 +142,7 @@ def test_who_loses_the_race_for_the_last_place_holds_one_connection(
             if not lost and threading.current_thread() is not winner:
                 lost.append(True)
                 winner.start()
-                assert taken.wait(10)
+                assert taken.wait(60)
 
     monkeypatch.setattr(RecordQueue, "get", get_late)
     for _ in range(2):

@@ -130,9 +130,10 @@ def stop_group(
 
 def _anyone_left(group: int) -> bool:
     """Return whether a process of the group still runs: a container may have no init that waits for orphans."""
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(OSError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            # The group first: it is one system call, and all else of a process takes several files.
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 return True
     return False
 

@@ -1,11 +1,13 @@
 """Connections that die, idle and busy: only tasks in a statement fail, and with `autoretry_for` none is lost."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from support import gates
 from support.databases import PostgreSQL
 from support.faults import amount
 from support.waiting import eventually
@@ -38,14 +40,20 @@ class Place:
     def write(self, key: str, count: int, seconds: float = 0) -> list[Outcome]:
         return self.outcomes(self.send("write_once", key, count, seconds))
 
-    def send(self, task: str, key: str, count: int, seconds: float = 0) -> list[str]:
-        return [self.worker.send(task, key, str(number), seconds) for number in range(count)]
+    def send(self, task: str, key: str, count: int, until: float | str) -> list[str]:
+        return [self.worker.send(task, key, str(number), until) for number in range(count)]
 
     def outcomes(self, ids: list[str]) -> list[Outcome]:
         return [self.worker.wait(task_id) for task_id in ids]
 
-    def asleep(self) -> int:
-        return sum("pg_sleep" in one.query for one in self.database.busy(self.worker.name))
+    @contextlib.contextmanager
+    def all_busy(self, task: str, key: str, count: int) -> Iterator[list[str]]:
+        """Send tasks of which all that can run at one time are in a statement during the block."""
+        with gates.shut(self.database, f"{key}-gate"):
+            ids = self.send(task, key, count, f"{key}-gate")
+            waiting = lambda: len(gates.waiting(self.database, self.worker.name)) == self.together  # noqa: E731
+            eventually(waiting, "all are in a statement")
+            yield ids
 
     def terminate(self) -> None:
         """Do what an administrator does to all sessions of this worker."""
@@ -85,18 +93,16 @@ def test_connections_that_die(place: Place, key: str) -> None:
 
     # Busy ones: who was in a statement fails, with an error that says that it passes; nobody else does.
     for end in (place.terminate, place.proxy.cut):
-        ids = place.send("write_once", f"{key}-busy", 2 * together, 1.5)
-        eventually(lambda: place.asleep() == together, "all are in a statement")
-        end()
+        busy = f"{key}-busy-{end.__name__}"
+        with place.all_busy("write_once", busy, 2 * together) as ids:
+            end()
         found = states(place.outcomes(ids))
         assert found == {"TransientOperationalError": together, "SUCCESS": together}, end.__name__
-        assert len(place.database.rows(f"{key}-busy")) == together, "of those that failed there is nothing"
-        place.database.execute("DELETE FROM rows_ WHERE key_ = :key", key=f"{key}-busy")
+        assert len(place.database.rows(busy)) == together, "of those that failed there is nothing"
 
     # With autoretry_for none is lost, and none is there twice.
-    ids = place.send("write_surely", f"{key}-sure", 2 * together, 0.5)
-    eventually(lambda: place.asleep() == together, "all are in a statement")
-    place.terminate()
+    with place.all_busy("write_surely", f"{key}-sure", 2 * together) as ids:
+        place.terminate()
     outcomes = place.outcomes(ids)
     assert states(outcomes) == {"SUCCESS": 2 * together}
     assert max(outcome.value for outcome in outcomes) > 1
@@ -107,10 +113,9 @@ def test_connections_that_die(place: Place, key: str) -> None:
 def test_a_server_that_is_gone_for_a_while(place: Place, key: str) -> None:
     """Tasks that come meanwhile are refused, come again, and are all done afterwards."""
     together = place.together
-    ids = place.send("write_surely", key, together, 0.5)
-    eventually(lambda: place.asleep() == together, "all are in a statement")
-    place.proxy.refuse()
-    place.proxy.cut()
+    with place.all_busy("write_surely", key, together) as ids:
+        place.proxy.refuse()
+        place.proxy.cut()
     failed = place.write(f"{key}-refused", together)
     assert states(failed) == {"TransientOperationalError": together}
     ids += [place.worker.send("write_surely", key, str(number), 0) for number in range(together, 2 * together)]

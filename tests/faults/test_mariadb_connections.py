@@ -37,8 +37,8 @@ def test_connections_that_die(site: Site, database: MariaDB, key: str, pools: di
         eventually(lambda: not impatient.connections(worker.name), "wait_timeout has struck")
         workers.nobody_notices(f"{key}-idle")
 
-        ids = workers.put_to_sleep(f"{key}-busy")
-        for connection in workers.asleep(worker):
-            impatient.execute(f"KILL {connection}")
+        with workers.all_busy(f"{key}-busy") as ids:
+            for connection in workers.busy(worker):
+                impatient.execute(f"KILL {connection}")
         workers.all_get_through(f"{key}-busy", ids)
     impatient.engine.dispose()

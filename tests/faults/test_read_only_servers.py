@@ -56,7 +56,7 @@ def use_connections(db: Alchemy, count: int) -> None:
     def use() -> None:
         with db.unit_of_work() as session:
             session.execute(text("SELECT 1"))
-            barrier.wait(20)
+            barrier.wait(60)
 
     threads = [threading.Thread(target=use) for _ in range(count)]
     for thread in threads:

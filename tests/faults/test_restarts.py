@@ -46,16 +46,16 @@ def test_a_restart_and_a_crash(site: Site, server: PostgreSQLServer, database: P
         server.start()
         workers.nobody_notices(f"{key}-idle")
 
-        ids = workers.put_to_sleep(f"{key}-busy")
-        database.engine.dispose()
-        server.stop()
-        time.sleep(GONE_S)
-        server.start()
+        with workers.all_busy(f"{key}-busy") as ids:
+            database.engine.dispose()
+            server.stop()
+            time.sleep(GONE_S)
+            server.start()
         workers.all_get_through(f"{key}-busy", ids)
 
-        # A backend that crashes takes all the others with it.
-        ids = workers.put_to_sleep(f"{key}-crash")
-        victim = workers.asleep(workers.workers[0])[0]
-        database.engine.dispose()
-        os.kill(victim, signal.SIGKILL)
+        # A backend that crashes takes all the others with it, and what they had just committed: no gate may open then.
+        with workers.all_busy(f"{key}-crash", seconds=6) as ids:
+            victim = workers.busy(workers.workers[0])[0]
+            database.engine.dispose()
+            os.kill(victim, signal.SIGKILL)
         workers.all_get_through(f"{key}-crash", ids)

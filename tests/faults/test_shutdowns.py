@@ -8,23 +8,22 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from support import gates
 from support.databases import PostgreSQL
 from support.fleet import POOLS
 from support.waiting import eventually
 from support.worker import Site, Worker
 
-GONE_WITHIN_S = 5
-
 
 @contextlib.contextmanager
 def busy_workers(
-    site: Site, database: PostgreSQL, key: str, seconds: float, pools: Iterable[str] = POOLS, **settings: Any
+    site: Site, database: PostgreSQL, key: str, until: float | str, pools: Iterable[str] = POOLS, **settings: Any
 ) -> Iterator[dict[str, Worker]]:
-    """Start a worker of each worker pool, and keep all its slots busy in a statement."""
+    """Start a worker of each worker pool, and keep all its slots busy in a statement: for so long, or at a gate."""
     with contextlib.ExitStack() as stack:
         workers = {}
         for pool in pools:
@@ -46,18 +45,19 @@ def busy_workers(
             worker.wait_ready()
         for worker in workers.values():
             for number in range(POOLS[worker.pool]):
-                worker.send("write_once", key, f"{worker.pool} {number}", seconds)
+                worker.send("write_once", key, f"{worker.pool} {number}", until)
         for worker in workers.values():
             eventually(lambda worker=worker: asleep(database, worker) == worker.concurrency, f"{worker.pool} is busy")
         yield workers
 
 
 def asleep(database: PostgreSQL, worker: Worker) -> int:
-    return sum("pg_sleep" in one.query for one in database.busy(worker.name))
+    sleeping = [one for one in database.busy(worker.name) if "pg_sleep" in one.query]
+    return len(sleeping) + len(gates.waiting(database, worker.name))
 
 
-def end(workers: dict[str, Worker], *signals: int) -> None:
-    """Send the signals to all main processes, and wait until they have ended."""
+def end(workers: dict[str, Worker], *signals: int, then: Callable[[], None] = lambda: None) -> None:
+    """Send the signals to all main processes, do what comes `then`, and wait until they have ended."""
     for worker in workers.values():
         for number in signals:
             os.kill(worker.pid, number)
@@ -65,14 +65,15 @@ def end(workers: dict[str, Worker], *signals: int) -> None:
     for worker in workers.values():
         for _ in range(8):
             worker.send("untouched")  # one that waits for a message sees the signal seconds later
+    then()
     for worker in workers.values():
-        eventually(lambda worker=worker: not worker.is_running(), f"{worker.pool} has ended", within_s=20)
+        eventually(lambda worker=worker: not worker.is_running(), f"{worker.pool} has ended", within_s=60)
 
 
 def assert_nobody_is_left(workers: dict[str, Worker], database: PostgreSQL) -> None:
     for worker in workers.values():
         gone = lambda worker=worker: not database.connections(worker.name)  # noqa: E731
-        eventually(gone, f"{worker.pool} has left no connection", within_s=GONE_WITHIN_S)
+        eventually(gone, f"{worker.pool} has left no connection")
 
 
 def everything(*pools: str) -> list[str]:
@@ -82,8 +83,11 @@ def everything(*pools: str) -> list[str]:
 @pytest.mark.timeout(120)
 def test_warm(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Who is running may finish."""
-    with busy_workers(site, run_database, key, 2) as workers:
-        end(workers, signal.SIGTERM)
+    with (
+        gates.shut(run_database, f"{key}-gate") as open_gate,
+        busy_workers(site, run_database, key, f"{key}-gate") as workers,
+    ):
+        end(workers, signal.SIGTERM, then=open_gate)
         assert {pool: worker.exit_code() for pool, worker in workers.items()} == dict.fromkeys(POOLS, 0)
         assert_nobody_is_left(workers, run_database)
     assert sorted(run_database.rows(key)) == everything(*POOLS)
@@ -96,8 +100,11 @@ def test_cold(site: Site, run_database: PostgreSQL, key: str) -> None:
         end(workers, signal.SIGQUIT)
         assert_nobody_is_left(workers, run_database)
     assert run_database.rows(key) == []
-    with busy_workers(site, run_database, f"{key}-t", 3, pools=["threads"]) as workers:
-        end(workers, signal.SIGQUIT)
+    with (
+        gates.shut(run_database, f"{key}-t-gate") as open_gate,
+        busy_workers(site, run_database, f"{key}-t", f"{key}-t-gate", pools=["threads"]) as workers,
+    ):
+        end(workers, signal.SIGQUIT, then=open_gate)
         assert_nobody_is_left(workers, run_database)
     assert sorted(run_database.rows(f"{key}-t")) == everything("threads")
 
@@ -105,8 +112,11 @@ def test_cold(site: Site, run_database: PostgreSQL, key: str) -> None:
 @pytest.mark.timeout(120)
 def test_soft(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Who is running may finish within the time that is set; but for solo, whose one thread has to hear the signal."""
-    with busy_workers(site, run_database, key, 2, worker_soft_shutdown_timeout=8) as workers:
-        end(workers, signal.SIGQUIT)
+    with (
+        gates.shut(run_database, f"{key}-gate") as open_gate,
+        busy_workers(site, run_database, key, f"{key}-gate", worker_soft_shutdown_timeout=8) as workers,
+    ):
+        end(workers, signal.SIGQUIT, then=open_gate)
         assert_nobody_is_left(workers, run_database)
     assert sorted(run_database.rows(key)) == everything(*(POOLS.keys() - {"solo"}))
 
@@ -140,5 +150,5 @@ def test_a_pool_process_for_every_task(site: Site, run_database: PostgreSQL, key
         worker.wait_ready()
         outcomes = worker.call_together("write_once", [(key, str(number), 0) for number in range(12)])
         assert [outcome.state for outcome in outcomes] == ["SUCCESS"] * 12
-        eventually(lambda: not run_database.connections(name), "no connection is left", within_s=GONE_WITHIN_S)
+        eventually(lambda: not run_database.connections(name), "no connection is left")
         assert sorted(map(int, run_database.rows(key))) == list(range(12))

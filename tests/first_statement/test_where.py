@@ -316,7 +316,7 @@ def test_an_interruption_in_the_middle_of_a_statement(
         with pytest.raises(Interruption), interrupted_after(0.3), db.unit_of_work() as session:
             sleep(session, key)
         assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        eventually(lambda: not run_database.busy("struck"), "the server is done", within_s=10)
+        eventually(lambda: not run_database.busy("struck"), "the server is done")
     with db.unit_of_work() as session:
         session.add(Row(key=key, note="after"))
     assert run_database.rows(key) == ["after"]

@@ -6,11 +6,11 @@ has the fewest combinations that hold each value of each parameter. A contract t
 other case, so each case meets every worker pool and every strategy.
 """
 
-import json
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 #: Pairs of strategy and worker pool whose workers the covering set starts: those `auto` chooses among them, and
 #: prefork, the default of Celery, with every strategy. One pair of each worker pool holds every strategy.
@@ -43,6 +43,7 @@ FULL_RUN_ONLY = frozenset(
         "test_loadtest_patterns.py::test_another_framework_does_the_same_work_on_the_same_queue",
         "test_loadtest_profiles.py::test_a_mariadb_of_the_runs_own",
         "test_typing.py::test_all_that_is_public_has_a_type",
+        "test_typing.py::test_pyright_knows_them_too",
         "test_typing.py::test_the_examples_are_typed",
         "test_connection_pool.py::test_a_worker_pool_that_grows_announces_its_connections_anew",
         "test_counts.py::test_a_listener_on_each_statement_is_caught",
@@ -179,6 +180,9 @@ FEWER: Mapping[str, Mapping[str, Collection[str]]] = {
     "two_phase/test_two_phase.py": {"pool": ("prefork", "gevent")},
 }
 
+#: Tells of all tests of the suite, in a run that has collected them: see `listed`.
+COLLECTED = pytest.StashKey[Callable[[], list[dict[str, Any]]]]()
+
 #: Parameters that say where a test happens; their values count, not the combination they stand in.
 PLACES = frozenset({"strategy", "pool", "driver", "library", "broker", "place", "pattern", "url"})
 
@@ -265,16 +269,16 @@ def cover(turn: int, cases: Mapping[int, Case], started: Collection[tuple[Hashab
     """
     order = [*cases]
     order = order[turn % len(order) :] + order[: turn % len(order)]
+    values = {number: case.values() for number, case in cases.items()}
+    running = {number for number, case in cases.items() if case.worker() in started}
     picked: set[int] = set()
     for numbers in ([number for number in order if not cases[number].optional()], order):
-        missing = frozenset().union(*(cases[number].values() for number in numbers))
-        missing -= frozenset().union(*(cases[number].values() for number in picked))
+        missing = frozenset().union(*(values[number] for number in numbers))
+        missing -= frozenset().union(*(values[number] for number in picked))
         while missing:
-            best = max(
-                numbers, key=lambda number: (len(cases[number].values() & missing), cases[number].worker() in started)
-            )
+            best = max(numbers, key=lambda number: (len(values[number] & missing), number in running))
             picked.add(best)
-            missing -= cases[best].values()
+            missing -= values[best]
     return picked or set(order)
 
 
@@ -287,10 +291,9 @@ def left_out(case: Case) -> bool:
     return any(name in case.parameters and str(case.parameters[name]) not in kept for name, kept in fewer.items())
 
 
-def write(file: Path, cases: Sequence[Case], covers: Sequence[bool]) -> None:
-    """Write down, for the test that guards the covering set, which tests it has."""
-    listed = [
+def listed(cases: Sequence[Case], covers: Sequence[bool]) -> list[dict[str, Any]]:
+    """Return, for the test that guards the covering set, which tests it has."""
+    return [
         {"function": case.function, "words": sorted(case.words()), "covered": covered}
         for case, covered in zip(cases, covers, strict=True)
     ]
-    file.write_text(json.dumps(listed))

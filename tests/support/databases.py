@@ -158,7 +158,7 @@ def assert_no_connections(database: Database, worker: str) -> None:
         return not left
 
     with contextlib.suppress(AssertionError):
-        eventually(none_left, "no connection left", within_s=10)
+        eventually(none_left, "no connection left")
     assert not left, f"the server still lists connections of {worker}: {left}"
 
 
@@ -171,5 +171,5 @@ def assert_not_busy(database: Database, worker: str) -> None:
         return not left
 
     with contextlib.suppress(AssertionError):
-        eventually(none_busy, "no connection busy", within_s=5)
+        eventually(none_busy, "no connection busy")
     assert not left, f"connections of {worker} are still in a statement or a transaction: {left}"

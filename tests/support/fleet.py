@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from support import gates
 from support.databases import Database, assert_no_connections
 from support.waiting import eventually
 from support.worker import Site, Worker
 
 POOLS = {"prefork": 3, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
-BUSY_S = 1.5
 
 
 @contextlib.contextmanager
@@ -58,21 +58,27 @@ class Fleet:
             assert [worker.wait(task_id).state for task_id in sent] == ["SUCCESS"] * 4, worker.log_tail()
         assert len(self._database.rows(key)) == 4 * len(self.workers)
 
-    def put_to_sleep(self, key: str) -> dict[Worker, list[str]]:
-        """Keep every slot of every worker busy in a statement, with as many tasks waiting behind."""
-        ids = {
-            worker: [
-                worker.send("write_surely", key, f"{worker.pool} {number}", BUSY_S)
-                for number in range(2 * (worker.concurrency or 1))
-            ]
-            for worker in self.workers
-        }
-        eventually(lambda: all(len(self.asleep(worker)) == worker.concurrency for worker in ids), "all are asleep")
-        return ids
+    @contextlib.contextmanager
+    def all_busy(self, key: str, seconds: float | None = None) -> Iterator[dict[Worker, list[str]]]:
+        """Keep every slot of every worker busy in a statement during the block, with as many tasks waiting behind.
 
-    def asleep(self, worker: Worker) -> list[int]:
-        """Return the connections of a worker that are in the statement that sleeps."""
-        return [one.pid for one in self._database.busy(worker.name) if "sleep" in one.query.lower()]
+        For so many seconds where the block is to end them all at once: a gate opens when its own connection ends.
+        """
+        with gates.shut(self._database, f"{key}-gate"):
+            ids = {
+                worker: [
+                    worker.send("write_surely", key, f"{worker.pool} {number}", seconds or f"{key}-gate")
+                    for number in range(2 * (worker.concurrency or 1))
+                ]
+                for worker in self.workers
+            }
+            eventually(lambda: all(len(self.busy(worker)) == worker.concurrency for worker in ids), "all are busy")
+            yield ids
+
+    def busy(self, worker: Worker) -> list[int]:
+        """Return the connections of a worker that are in a statement."""
+        sleeping = [one.pid for one in self._database.busy(worker.name) if "sleep" in one.query.lower()]
+        return sleeping + gates.waiting(self._database, worker.name)
 
     def all_get_through(self, key: str, ids: dict[Worker, list[str]]) -> None:
         """Wait for all tasks: each has succeeded, and is there once."""

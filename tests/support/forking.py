@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import make_url
 
-from support import everywhere
+from support import everywhere, preloaded
 from support.databases import Database
 from support.recorder import Recorder
 
@@ -27,20 +27,15 @@ DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 
 
 class Script:
-    """A program of `tests/scripts` in a fresh interpreter, which answers each line of JSON with one of its own."""
+    """A program of `tests/scripts`, which answers each line of JSON with one of its own.
 
-    def __init__(self, name: str, log: Path, **settings: Any) -> None:
+    One that patches itself has an interpreter of its `own`.
+    """
+
+    def __init__(self, name: str, log: Path, *, own: bool = False, **settings: Any) -> None:
         self.log = log
-        with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", f"scripts.{name}", json.dumps(settings)],
-                env=environment(),
-                cwd=log.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
+        command = [sys.executable, "-m", f"scripts.{name}", json.dumps(settings)]
+        self._process = preloaded.start_talking(command, log.parent, log, environment(), own=own)
         self._unread = b""
 
     def ask(self, *, within_s: float = ANSWER_TIMEOUT_S, **question: Any) -> Any:
@@ -89,6 +84,7 @@ def environment() -> dict[str, str]:
     return (
         inherited
         | everywhere.ENVIRONMENT
+        | {"PYTHONFAULTHANDLER": "1"}
         | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     )
 
@@ -100,9 +96,9 @@ def require(driver: str) -> None:
 
 
 @contextlib.contextmanager
-def script(name: str, log: Path, **settings: Any) -> Iterator[Script]:
+def script(name: str, log: Path, *, own: bool = False, **settings: Any) -> Iterator[Script]:
     """Run a program of `tests/scripts` for the time of the block."""
-    program = Script(name, log, **settings)
+    program = Script(name, log, own=own, **settings)
     try:
         yield program
     finally:

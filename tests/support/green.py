@@ -47,4 +47,4 @@ def _most_asleep(database: databases.Database, name: str, action: Callable[[], A
 
 def host(library: str, log: Path, url: str, **settings: Any) -> AbstractContextManager[forking.Script]:
     """Run `scripts.green_host` for the time of a block."""
-    return forking.script("green_host", log, library=library, url=url, **settings)
+    return forking.script("green_host", log, own=True, library=library, url=url, **settings)

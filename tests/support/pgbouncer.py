@@ -59,7 +59,7 @@ max_client_conn = 500
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            eventually(lambda: _listens(port, process, folder / "log"), "pgbouncer listens", within_s=10)
+            eventually(lambda: _listens(port, process, folder / "log"), "pgbouncer listens")
             yield server.set(host="127.0.0.1", port=port).difference_update_query(["host"])
         finally:
             process.terminate()

@@ -1,4 +1,4 @@
-"""Interpreters that have imported what every worker imports, and fork a `python -m celery ...` when asked to.
+"""Interpreters that have imported what every worker imports, and fork a `python ...` when asked to.
 
 Four fifths of the time a worker takes to start are imports of SQLAlchemy, Celery and redis-py. The covering set starts
 its workers this way; the full run starts each in an interpreter of its own. Nothing of celery-alchemy is imported
@@ -6,20 +6,23 @@ before the fork, and for gevent and eventlet Celery's patch comes first, as it d
 """
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MODULES = (
     "celery.bin.celery",
@@ -40,10 +43,12 @@ MODULES = (
 )
 GREEN = ("gevent", "eventlet")
 POLL_S = 0.01
+MESSAGE_BYTES = 1 << 16
 enabled = False
-"""Whether the workers of this run start so."""
+"""Whether the workers and programs of this run start so."""
 _running: dict[str, "Interpreter"] = {}
 _starting = threading.Lock()
+Files = tuple[int, int, int]
 
 
 class Process:
@@ -53,6 +58,8 @@ class Process:
         self._interpreter = interpreter
         self.pid = pid
         self.returncode: int | None = None
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -72,34 +79,40 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 class Interpreter:
     """A running interpreter that forks."""
 
     def __init__(self, library: str) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.preloaded", library],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
-            start_new_session=True,
-        )
+        self._channel, its = socket.socketpair()
+        self._answers = self._channel.makefile("rb")
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.preloaded", str(its.fileno()), library],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                env={
+                    **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+                },
+                start_new_session=True,
+            )  # fmt: skip
 
-    def ask(self, **question: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def ask(self, files: Files | tuple[()] = (), **question: Any) -> Any:
         with self._lock:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            message = json.dumps(question).encode() + b"\n"
+            self._channel.sendall(message[socket.send_fds(self._channel, [message], files) :])
+            answer = self._answers.readline()
         assert answer, f"the interpreter of the workers ended with {self._process.wait(5)}"
         return json.loads(answer)
 
     def close(self) -> None:
         with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            self._answers.close()
+            self._channel.close()
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,21 +126,48 @@ def library_of(arguments: Sequence[str]) -> str:
 def start(
     command: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str], errors: Path | None = None
 ) -> Process:
-    """Start a `python -m celery` in a session of its own."""
-    assert list(command[:3]) == [sys.executable, "-m", "celery"]
-    library = library_of(command)
+    """Start a Python program in a session of its own, whose output goes into files."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(path.open("ab")) for path in (log, errors or log)]
+        nothing = stack.enter_context(open(os.devnull))
+        return _start(command, cwd, environment, (nothing.fileno(), opened[0].fileno(), opened[1].fileno()))
+
+
+def start_talking(
+    command: Sequence[str], cwd: Path, errors: Path, environment: Mapping[str, str], *, own: bool = False
+) -> "Process | subprocess.Popen[bytes]":
+    """Start a Python program in a session of its own, with pipes to its standard input and output.
+
+    One that needs an interpreter of its `own` gets one.
+    """
+    with errors.open("ab") as log:
+        if own or not enabled:
+            return subprocess.Popen(
+                command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                start_new_session=True, bufsize=0,
+            )  # fmt: skip
+        (its_in, ours_out), (ours_in, its_out) = os.pipe(), os.pipe()
+        process = _start(command, cwd, environment, (its_in, its_out, log.fileno()))
+    os.close(its_in)
+    os.close(its_out)
+    process.stdin, process.stdout = os.fdopen(ours_out, "wb", 0), os.fdopen(ours_in, "rb", 0)
+    return process
+
+
+def _start(command: Sequence[str], cwd: Path, environment: Mapping[str, str], files: Files) -> Process:
+    assert command[0] == sys.executable
+    library = library_of(command) if list(command[1:3]) == ["-m", "celery"] else ""
     with _starting:
         interpreter = _running.get(library) or _running.setdefault(library, Interpreter(library))
-    files = {"stdout": str(log), "stderr": str(errors or log)}
     return Process(
-        interpreter, interpreter.ask(fork=list(command[3:]), cwd=str(cwd), files=files, environment=dict(environment))
+        interpreter, interpreter.ask(files, fork=list(command[1:]), cwd=str(cwd), environment=dict(environment))
     )
 
 
 def run(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a `python -m celery` to its end."""
+    """Run a Python program to its end."""
     if not enabled:
         return subprocess.run(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
@@ -139,7 +179,7 @@ def run(
         try:
             code = process.wait(timeout)
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         return subprocess.CompletedProcess(command, code, *(file.read_text() for file in files))
 
 
@@ -150,8 +190,9 @@ def close() -> None:
 
 
 def main() -> None:
-    library = sys.argv[1]
-    fork = os.fork
+    # Taken before a patch replaces them.
+    fork, receive, channel = os.fork, socket.recv_fds, socket.socket(fileno=int(sys.argv[1]))
+    library = sys.argv[2]
     if library:
         celery: Any = importlib.import_module("celery")
         celery.maybe_patch_concurrency(["celery", "worker", "--pool", library])
@@ -161,18 +202,25 @@ def main() -> None:
     places = [place for place in sys.path[1:] if place not in given]  # the first is where this was started
     gc.collect()
     gc.freeze()
-    for line in sys.stdin:
-        question = json.loads(line)
+    while True:
+        message, files, _, _ = receive(channel, MESSAGE_BYTES, 3)
+        while message and not message.endswith(b"\n"):
+            message += channel.recv(MESSAGE_BYTES)
+        if not message:
+            return
+        question = json.loads(message)
         if "poll" in question:
             pid, status = os.waitpid(question["poll"], os.WNOHANG)
-            _answer(os.waitstatus_to_exitcode(status) if pid else None)
-        elif (pid := fork()) == 0:
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif (answer := fork()) == 0:
+            channel.close()
             if library:
                 renew_hub(library)
-            become(question, places)
+            become(question, files, places)
             return
-        else:
-            _answer(pid)
+        for file in files:
+            os.close(file)
+        channel.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def renew_hub(library: str) -> None:
@@ -183,28 +231,38 @@ def renew_hub(library: str) -> None:
         importlib.import_module("eventlet.hubs").use_hub()
 
 
-def become(question: Mapping[str, Any], places: Sequence[str]) -> None:
+def become(question: Mapping[str, Any], files: Sequence[int], places: Sequence[str]) -> None:
     """Be the process that was asked for."""
     os.setsid()
     os.chdir(question["cwd"])
     os.environ.clear()
     os.environ.update(question["environment"])
-    append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    files = ((os.devnull, os.O_RDONLY), (question["files"]["stdout"], append), (question["files"]["stderr"], append))
-    for target, (path, flags) in enumerate(files):
-        descriptor = os.open(path, flags, 0o666)
+    for target, descriptor in enumerate(files):
         os.dup2(descriptor, target)
         os.close(descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
-    sys.stdout.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
-    sys.path[:] = [question["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *places]
-    sys.argv[:] = ["celery", *question["fork"]]
-    runpy.run_module("celery", run_name="__main__", alter_sys=True)
+    live = bool(os.environ.get("PYTHONUNBUFFERED"))
+    sys.stdout.reconfigure(line_buffering=live, write_through=live)  # type: ignore[union-attr]
+    if os.environ.get("PYTHONFAULTHANDLER"):
+        faulthandler.enable()
+    paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *places]
+    program(question["fork"], question["cwd"], paths)
 
 
-def _answer(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+def program(arguments: Sequence[str], cwd: str, paths: Sequence[str]) -> None:
+    """Run what `python` runs with these arguments: `-m` a module, `-c` code, or a file."""
+    what, *rest = arguments
+    sys.path[:] = [cwd if what in {"-m", "-c"} else os.path.dirname(what), *paths]
+    if what == "-m":
+        sys.argv[:] = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif what == "-c":
+        sys.argv[:] = ["-c", *rest[1:]]
+        sys.modules["__main__"] = module = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), module.__dict__)
+    else:
+        sys.argv[:] = arguments
+        runpy.run_path(what, run_name="__main__")
 
 
 def _import_each(*names: str) -> None:

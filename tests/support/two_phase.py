@@ -1,16 +1,16 @@
 """Units of work over two databases, and processes that die in the middle of one."""
 
 import contextlib
-import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from celery_alchemy import Alchemy
 from celery_alchemy.strategies.several import in_doubt
-from support import everywhere
+from support import everywhere, preloaded
 from support.apps import Isolated
 from support.databases import Database, PostgreSQL
 from support.project.models import Child, Row
@@ -54,16 +54,33 @@ def write_both(db: Alchemy, key: str, *, fails: str = "") -> None:
                 used.add(Child(parent_id=-1))
 
 
-def host(urls: list[str], key: str, first: str, step: int, comes: str) -> "subprocess.Popen[str]":
+class Host:
     """A process that uses `first` first, writes to both databases, and gets a signal at the step."""
-    script = str(TESTS / "scripts" / "two_phase_host.py")
-    command = [sys.executable, script, *urls, key, first, str(step), comes]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, cwd=TESTS, env={"PYTHONPATH": str(TESTS)}, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    def __init__(self, folder: Path, urls: list[str], key: str, first: str, step: int, comes: str) -> None:
+        script = str(TESTS / "scripts" / "two_phase_host.py")
+        self._errors = folder / f"errors-{step}-{comes}"
+        command = [sys.executable, script, *urls, key, first, str(step), comes]
+        self.process = preloaded.start_talking(command, TESTS, self._errors, {"PYTHONPATH": str(TESTS)})
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def line(self) -> str:
+        """Return what it says next, "" when it has ended."""
+        assert self.process.stdout is not None
+        return str(self.process.stdout.readline().decode())
+
+    def rest(self) -> tuple[str, str]:
+        """Let it come to its end; return what it has said since, and its errors."""
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            found = said.read().decode()
+        self.process.wait(60)
+        return found, self._errors.read_text()
 
 
-def commit_and_die(urls: list[str], key: str, first: str, step: int) -> tuple[str, str]:
-    return host(urls, key, first, step, "KILL").communicate(timeout=60)
+def commit_and_die(folder: Path, urls: list[str], key: str, first: str, step: int) -> tuple[str, str]:
+    return Host(folder, urls, key, first, step, "KILL").rest()
 
 
 def resolve_all(engines: dict[str, Engine]) -> list[in_doubt.InDoubt]:

@@ -72,6 +72,7 @@ class Worker:
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    own: bool = False  # in an interpreter of its own, which sees `environment` before it imports anything
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
@@ -114,7 +115,8 @@ class Worker:
 
     def start(self) -> None:
         """Start the process without waiting for it."""
-        usual = self.pool_arguments is None and self.pool in CONCURRENCY and not self.environment
+        # Whether one that is to be green is patched depends on how its worker pool is spelt.
+        usual = not self.own and (self.pool_arguments is None or self.pool not in preloaded.GREEN)
         if self.pool_arguments is None:
             self.pool_arguments = ["-P", self.pool, "-c", str(self.concurrency)]
         arguments = (*self.pool_arguments, "-Q", self.queue, *self.arguments)

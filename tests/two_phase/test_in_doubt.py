@@ -1,6 +1,7 @@
 """Two-phase commit: all databases commit, or none; whatever is killed, and wherever."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url, text
-from support import databases
+from support import databases, preloaded
 from support.databases import Database, PostgreSQL
 from support.faults import amount
-from support.two_phase import STEPS, app_with, commit_and_die, decided_by, engines_of, host, resolve_all, steps
+from support.two_phase import STEPS, Host, app_with, commit_and_die, decided_by, engines_of, resolve_all, steps
 from support.waiting import eventually
 from support.worker import TESTS
 
@@ -24,10 +25,10 @@ from celery_alchemy.strategies.several import in_doubt
 @pytest.mark.parametrize("first", ["default", "reports", "default reads", "reports reads"])
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_killed_between_any_two_steps_both_are_committed_or_none(
-    pair: tuple[Database, Database], key: str, first: str, step: int
+    pair: tuple[Database, Database], tmp_path: Path, key: str, first: str, step: int
 ) -> None:
     urls = [database.url("two") for database in pair]
-    ended = commit_and_die(urls, key, first, step)
+    ended = commit_and_die(tmp_path, urls, key, first, step)
     first, _, reads = first.partition(" ")
     other = "reports" if first == "default" else "default"
     died = steps(pair, first, other)[step - 1]
@@ -48,15 +49,15 @@ def test_killed_between_any_two_steps_both_are_committed_or_none(
     [*((step, "two at once") for step in range(1, STEPS + 1)), (3, "first one"), (3, "last one"), (4, "last one")],
 )
 def test_resolved_while_its_worker_is_alive_both_are_committed_or_none(
-    pair: tuple[Database, Database], key: str, step: int, resolving: str
+    pair: tuple[Database, Database], tmp_path: Path, key: str, step: int, resolving: str
 ) -> None:
     """The worker is stopped between any two steps, and goes on when others have resolved what it has prepared: two at
     once, or one that was killed when it had ended a single transaction. It tells the truth."""
     urls = [database.url("two") for database in pair]
-    with app_with(*urls) as db, host(urls, key, "default", step, "STOP") as worker:
-        assert worker.stdout is not None
+    with app_with(*urls) as db:
+        worker = Host(tmp_path, urls, key, "default", step, "STOP")
         try:
-            assert worker.stdout.readline() == f"{steps(pair, 'default', 'reports')[step - 1]}\n"
+            assert worker.line() == f"{steps(pair, 'default', 'reports')[step - 1]}\n"
             engines = {name: one.engine for name, one in db.databases.items()}
             if resolving == "two at once":
                 with ThreadPoolExecutor(2) as resolvers:
@@ -67,8 +68,8 @@ def test_resolved_while_its_worker_is_alive_both_are_committed_or_none(
                 for one in in_doubt.find(engines)[slice(1) if resolving == "first one" else slice(-1, None)]:
                     in_doubt.resolve(engines, one)
         finally:
-            worker.send_signal(signal.SIGCONT)
-        said, errors = worker.communicate(timeout=60)
+            worker.process.send_signal(signal.SIGCONT)
+        said, errors = worker.rest()
         eventually(lambda: resolve_all(engines) == [], "all is resolved")
         assert in_doubt.find(engines) == []
     rows = [database.rows(key) for database in pair]
@@ -99,12 +100,14 @@ def test_interrupted_at_any_moment_both_are_committed_or_none(
     assert len(here) < amount(200, 3000) + 2, "some were interrupted"
 
 
-def test_a_server_is_known_whichever_way_one_connects(pair: tuple[Database, Database], key: str) -> None:
+def test_a_server_is_known_whichever_way_one_connects(
+    pair: tuple[Database, Database], tmp_path: Path, key: str
+) -> None:
     """The workers connect by a proxy, on another port, and by another name of the host."""
     with contextlib.ExitStack() as stack:
         proxied = [stack.enter_context(counting_proxy(make_url(one.url("two")))).url for one in pair]
         urls = [url.set(host="localhost").render_as_string(hide_password=False) for url in proxied]
-        assert commit_and_die(urls, key, "default", 3)[0]
+        assert commit_and_die(tmp_path, urls, key, "default", 3)[0]
     with app_with(*[one.url("two") for one in pair]) as db:
         eventually(lambda: len(in_doubt.find(engines_of(db))) == 2, "both are found")
         eventually(lambda: resolve_all(engines_of(db)) == [], "the server has noticed")
@@ -118,12 +121,12 @@ def test_a_server_is_known_whichever_way_one_connects(pair: tuple[Database, Data
 )
 @pytest.mark.parametrize("step", [3, 4])
 def test_what_another_deployment_has_prepared_is_reported_and_left(
-    request: pytest.FixtureRequest, key: str, decider: str, like_it: str, other: str, step: int
+    request: pytest.FixtureRequest, tmp_path: Path, key: str, decider: str, like_it: str, other: str, step: int
 ) -> None:
     """Both deployments have a database on each of two servers, and share one of them; the names are the same."""
     first, alike, shared = (request.getfixturevalue(name) for name in (decider, like_it, other))
     urls = [first.url("two"), shared.url("two")]
-    assert commit_and_die(urls, key, "default", step)[0]
+    assert commit_and_die(tmp_path, urls, key, "default", step)[0]
     with app_with(*urls) as db, app_with(alike.url("two"), shared.url("two")) as theirs:
         eventually(lambda: bool(in_doubt.find(engines_of(db))), "the server has noticed")
         ours = {one.name for one in in_doubt.find(engines_of(db))}
@@ -171,7 +174,7 @@ def test_a_database_that_cannot_prepare_may_have_committed(here: PostgreSQL, tmp
 
 def test_the_command_lists_and_resolves(here: PostgreSQL, beside: PostgreSQL, key: str, tmp_path: Path) -> None:
     urls = [here.url("two"), beside.url("two")]
-    commit_and_die(urls, key, "default", STEPS)
+    commit_and_die(tmp_path, urls, key, "default", STEPS)
     (tmp_path / "shop.py").write_text(
         "from celery import Celery\nfrom celery_alchemy import Alchemy\n"
         f"app = Celery('shop', broker='memory://')\napp.conf.update(alchemy_database_url={urls[0]!r},"
@@ -180,7 +183,7 @@ def test_the_command_lists_and_resolves(here: PostgreSQL, beside: PostgreSQL, ke
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "in-doubt", "--wait-s", "0.2"]
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+        return preloaded.run([*command, *more], cwd=tmp_path, env=os.environ, timeout=100)
 
     assert (here.rows(key), beside.rows(key)) == (["written"], [])
     listed = run()

@@ -8,7 +8,7 @@ from typing import Any
 import redis
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
-BARRIER_TIMEOUT_S = 20
+BARRIER_TIMEOUT_S = 40
 config: dict[str, Any] = json.loads(os.environ["CONTRACT_PROJECT"])
 
 

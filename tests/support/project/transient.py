@@ -18,12 +18,15 @@ def sleep(session: Any, seconds: float) -> None:
     session.execute(text(f"SELECT {function}(:seconds)"), {"seconds": seconds})
 
 
-def write(self: Any, key: str, note: str, seconds: float) -> int:
-    """Write a row, sleep in a statement; return how many attempts it took."""
+def write(self: Any, key: str, note: str, until: float | str) -> int:
+    """Write a row, stay in a statement for so many seconds, or until the gate is open (see `support.gates`)."""
     tools.say(f"{key}-{note}", "begun")
     self.db.add(Row(key=key, note=note))
     self.db.flush()
-    sleep(self.db, seconds)
+    if isinstance(until, str):
+        self.db.execute(select(Counter.value).where(Counter.key == until).with_for_update(read=True))
+    else:
+        sleep(self.db, until)
     return int(self.request.retries) + 1
 
 

@@ -1,8 +1,8 @@
-"""Runs the code of pages of documentation, each in a child process of its own; what fails is printed as JSON.
+"""Runs the code of pages of documentation, each in a child process of its own.
 
-    python run_pages.py FOLDER <pages.json
-
-A page is its name and its code. Its tasks are called, where their parameters are among `VALUES`.
+Its one argument is JSON: the folder to work in. Each line of its input is a page, its name and its code; each line of
+its output what the page has said, if it failed, or null. Its tasks are called, where their parameters are among
+`VALUES`.
 """
 
 import contextlib
@@ -60,28 +60,32 @@ def reset() -> Any:
     engine.dispose()
 
 
-def main(folder: Path) -> None:
+def run_in_child(folder: Path, name: str, code: str) -> str | None:
+    """Return what a page has said that failed."""
+    log = folder.with_suffix(".log")
+    if not (child := os.fork()):
+        code_of_exit = 1
+        try:
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "\nEventlet is deprecated")
+            with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                prepare(folder)
+                run(name, code)
+            code_of_exit = 0
+        except BaseException:
+            log.write_text(log.read_text() + traceback.format_exc())
+        finally:
+            os._exit(code_of_exit)
+    return log.read_text() if os.waitpid(child, 0)[1] else None
+
+
+def main() -> None:
     assert celery_alchemy.Alchemy  # imported before the first fork, like all that is slow
-    failed: dict[str, str] = {}
-    for number, (name, code) in enumerate(json.load(sys.stdin).items()):
-        log = folder / f"{number}.log"
-        if not (child := os.fork()):
-            code_of_exit = 1
-            try:
-                warnings.simplefilter("error")
-                warnings.filterwarnings("ignore", "\nEventlet is deprecated")
-                with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                    prepare(folder / str(number))
-                    run(name, code)
-                code_of_exit = 0
-            except BaseException:
-                log.write_text(log.read_text() + traceback.format_exc())
-            finally:
-                os._exit(code_of_exit)
-        if os.waitpid(child, 0)[1]:
-            failed[name] = log.read_text()
-    print(json.dumps(failed))
+    folder = Path(json.loads(sys.argv[1])["folder"])
+    for number, line in enumerate(sys.stdin):
+        page = json.loads(line)
+        print(json.dumps(run_in_child(folder / str(number), page["page"], page["code"])), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
