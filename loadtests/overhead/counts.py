@@ -18,7 +18,7 @@ from typing import Any
 import click
 from sqlalchemy import make_url
 
-from ..services.proxy import counting_proxy
+from ..services.proxy import CountingProxy
 from . import baseline, callgrind, child, processes, walk
 from .baseline import Count
 from .rows import BY_HAND, ROWS, WITH_LAYER, Row
@@ -107,7 +107,7 @@ def least_instructions(url: str, above: Iterable[Count] | None = None) -> list[C
 def round_trips(url: str) -> list[Count]:
     """Count round trips to the database."""
     counts = []
-    with counting_proxy(make_url(url)) as proxy:
+    with CountingProxy(make_url(url)) as proxy:
         through = proxy.url.render_as_string(hide_password=False)
         pairs = tuple((ROW[name].with_layer,) for name in ROUND_TRIP_ROWS)
         job = child.Job(child.ROUND_TRIPS, "solo", "local", through, (WITH_LAYER,), pairs, (ROUND_TRIP_TASKS,))

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from sqlalchemy import URL, make_url
 
-from ..services.proxy import counting_proxy, distant
+from ..services.proxy import CountingProxy, distant
 from .counts import ROW
 from .processes import database
 from .rows import BY_HAND, SIDES, WITH_LAYER, make_side
@@ -66,7 +66,7 @@ def measure(near: URL, delay_s: float, rounds: int, turns: int) -> dict[str, Out
         By name of the task.
     """
     outcomes = {name: Outcome() for name in TASKS}
-    with counting_proxy(near) as proxy, tasks_on(proxy.url) as runs:
+    with CountingProxy(near) as proxy, tasks_on(proxy.url) as runs:
         for name, arms in runs.items():
             _round(arms, WARM_UP_TASKS)
             for arm, run in arms.items():

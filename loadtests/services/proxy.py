@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import selectors
@@ -9,54 +10,76 @@ import signal
 import socket
 import struct
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, make_url
 
-BYTES = 65536
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class Conversation:
     """One connection of a client; both its ends share this object."""
 
-    client: socket.socket
-    server: socket.socket
+    client: asyncio.Transport
+    server: asyncio.Transport
     client_port: int
     asked: bool = False  # The client was the last one to speak
     silent: bool = False  # Nothing is passed on any more, in neither direction, and neither side is told
 
 
-class Proxy:
-    """Forwards connections to a database.
+class _End(asyncio.Protocol):
+    """One end of a conversation; it is heard once both ends are there."""
 
-    One thread and blocking sends: made for tests and for small messages.
+    talk: Conversation | None = None
+
+    def __init__(self, proxy: Proxy, *, from_client: bool) -> None:
+        self._proxy, self._from_client = proxy, from_client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self.talk and not self.talk.silent:
+            self._proxy.heard(self.talk, data, from_client=self._from_client)
+            self._proxy.pass_on(self.talk, data, from_client=self._from_client)
+
+    def eof_received(self) -> bool:
+        return self.talk is not None and self.talk.silent  # then it stays open: the other side is not told
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.talk:
+            self._proxy.hang_up(self.talk)
+
+
+class Proxy:
+    """Forwards connections to a database, from a thread of its own, until it is closed or its block ends.
 
     Args:
         database: Where it is; a Unix socket is reached too.
         host: The loopback address to listen on.
     """
 
+    selector: type[selectors.BaseSelector] = selectors.DefaultSelector
+
     def __init__(self, database: URL, host: str = "127.0.0.1") -> None:
         self._database = database
         self._listener = socket.create_server((host, 0))
         self._address: tuple[str, int] = self._listener.getsockname()[:2]
-        self._orders: list[tuple[Callable[[], Any], Future[Any]]] = []
-        self._wake, self._woken = socket.socketpair()
-        self._selector = self._make_selector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._talks: set[Conversation] = set()
         self._silent = False
-        self._thread = threading.Thread(target=self._forward, name="database-proxy", daemon=True)
+        self._closed = asyncio.Event()
+        self._accepting: asyncio.Task[None] | None = None
+        self._loop = asyncio.SelectorEventLoop(self.selector())
+        self._thread = threading.Thread(target=self._run, name="database-proxy", daemon=True)
         self._thread.start()
 
     @property
@@ -71,146 +94,110 @@ class Proxy:
 
     def close(self) -> None:
         """Close all connections."""
-        self._wake.close()
+        self._loop.call_soon_threadsafe(self._closed.set)
         self._thread.join()
 
-    def heard(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
-        """`data` is about to be passed on; for subclasses, in the proxy's thread."""
+    def __enter__(self) -> Self:
+        return self
 
-    def pass_on(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
-        """Send `data` on; for subclasses, in the proxy's thread."""
-        (talk.server if from_client else talk.client).sendall(data)
-
-    def _make_selector(self) -> selectors.BaseSelector:
-        return selectors.DefaultSelector()
-
-    def _before_waiting(self) -> float | None:
-        """Return how long to wait for the sockets, in seconds; None: until there is something."""
-        return None
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     # -- a network that fails ----------------------------------------------------------------------------------------
 
     def cut(self) -> int:
         """Reset every connection that is open now, on both sides; return how many there were."""
-
-        def work() -> int:
-            talks = self._talks()
-            for talk in talks:
-                for end in (talk.client, talk.server):
-                    if end.family != socket.AF_UNIX:
-                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-                self._hang_up(talk)
-            return len(talks)
-
-        return int(self._do(work))
+        return self._do(self._cut())
 
     def fall_silent(self) -> None:
         """Pass nothing on any more, and tell neither side: what is open is half open, new ones get no answer."""
 
-        def work() -> None:
+        async def work() -> None:
             self._silent = True
-            for talk in self._talks():
+            for talk in self._talks:
                 talk.silent = True
 
-        self._do(work)
+        self._do(work())
 
     def recover(self) -> None:
         """Pass new connections on again, and accept them; what fell silent stays so, as behind a lost route."""
-
-        def work() -> None:
-            self._silent = False
-            if self._listener.fileno() == -1:
-                self._listener = socket.create_server(self._address)
-                self._selector.register(self._listener, selectors.EVENT_READ)
-
-        self._do(work)
+        self._do(self._listen())
 
     def refuse(self) -> None:
         """Refuse new connections, as a host does whose server is not running; those that are open go on."""
+        self._do(self._refuse())
 
-        def work() -> None:
-            if self._listener.fileno() != -1:
-                self._selector.unregister(self._listener)
-                self._listener.close()
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have `work` done in the proxy's thread, which alone touches the sockets; return what it returns."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-        self._do(work)
+    # -- forwarding, in the proxy's thread ---------------------------------------------------------------------------
 
-    # -- forwarding --------------------------------------------------------------------------------------------------
+    def heard(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
+        """`data` is about to be passed on; for subclasses."""
 
-    def _do(self, work: Callable[[], Any]) -> Any:
-        """Have `work` done by the forwarding thread, which alone touches the sockets; return what it returns."""
-        done: Future[Any] = Future()
-        self._orders.append((work, done))
-        self._wake.send(b".")
-        return done.result()
+    def pass_on(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
+        """Send `data` on; for subclasses."""
+        (talk.server if from_client else talk.client).write(data)
 
-    def _forward(self) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._selector.close)
-            stack.callback(self._woken.close)
-            stack.callback(self._end)
-            while True:
-                for key, _ in self._selector.select(self._before_waiting()):
-                    if key.fileobj is self._woken:
-                        if not self._woken.recv(BYTES):
-                            return
-                        self._obey()
-                    elif key.fileobj is self._listener:
-                        self._accept()
-                    elif isinstance(key.fileobj, socket.socket) and key.fd != -1:
-                        self._receive(key.fileobj, key.data)
+    def hang_up(self, talk: Conversation) -> None:
+        """End a conversation, one of whose sides has ended it; for subclasses."""
+        self._talks.discard(talk)
+        talk.client.close()
+        talk.server.close()
 
-    def _end(self) -> None:
-        self._listener.close()  # another one than at first, after `refuse` and `recover`
-        for talk in self._talks():
-            self._hang_up(talk)
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._forward())
 
-    def _obey(self) -> None:
-        while self._orders:
-            work, done = self._orders.pop(0)
-            done.set_result(work())
+    async def _forward(self) -> None:
+        await self._listen()
+        await self._closed.wait()
+        await self._refuse()
+        await self._cut(reset=False)
 
-    def _accept(self) -> None:
+    async def _listen(self) -> None:
+        self._silent = False
         if self._listener.fileno() == -1:
-            return  # refused in the same turn
-        client, address = self._listener.accept()
-        try:
-            server = _connect(self._database)
-        except OSError:
-            client.close()
-            return
-        talk = Conversation(client, server, address[1], silent=self._silent)
-        for end in (client, server):
-            if end.family != socket.AF_UNIX:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._selector.register(end, selectors.EVENT_READ, talk)
+            self._listener = socket.create_server(self._address)
+        if self._accepting is None:
+            self._listener.setblocking(False)
+            self._accepting = self._loop.create_task(self._accept())
 
-    def _receive(self, source: socket.socket, talk: Conversation) -> None:
-        if source.fileno() == -1:
-            return  # the other end hung up in the same turn
-        try:
-            data = source.recv(BYTES)
-            if talk.silent:
-                if not data:
-                    self._selector.unregister(source)  # it is gone; the other side is not told
-                return
-            if data:
-                from_client = source is talk.client
-                self.heard(talk, data, from_client=from_client)
-                self.pass_on(talk, data, from_client=from_client)
-                return
-        except OSError:
-            pass
-        self._hang_up(talk)
+    async def _accept(self) -> None:
+        while True:
+            client, address = await self._loop.sock_accept(self._listener)
+            try:
+                server = _connect(self._database)
+            except OSError:
+                client.close()
+                continue
+            to_client, asking = await self._loop.connect_accepted_socket(lambda: _End(self, from_client=True), client)
+            to_server, answering = await self._loop.create_connection(
+                lambda: _End(self, from_client=False), sock=server
+            )
+            asking.talk = answering.talk = talk = Conversation(to_client, to_server, address[1], silent=self._silent)
+            self._talks.add(talk)
+            to_client.resume_reading()
+            to_server.resume_reading()
 
-    def _talks(self) -> list[Conversation]:
-        return list({id(key.data): key.data for key in self._selector.get_map().values() if key.data}.values())
+    async def _refuse(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+            self._listener.close()
 
-    def _hang_up(self, talk: Conversation) -> None:
-        for end in (talk.client, talk.server):
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(end)
-            end.close()
+    async def _cut(self, *, reset: bool = True) -> int:
+        talks = list(self._talks)
+        for talk in talks:
+            self._talks.discard(talk)
+            for end in (talk.client, talk.server):
+                if reset and end.get_extra_info("socket").family != socket.AF_UNIX:
+                    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                end.abort()
+        await asyncio.sleep(0)  # they are closed in the next turn
+        return len(talks)
 
 
 class CountingProxy(Proxy):
@@ -232,9 +219,11 @@ class DistantProxy(CountingProxy):
         delay_s: How much longer, in seconds.
     """
 
+    # epoll and poll wait for whole milliseconds. It takes descriptors below 1,024: as many as our servers accept.
+    selector = selectors.SelectSelector
+
     def __init__(self, database: URL, delay_s: float) -> None:
         self.delay_s = delay_s
-        self._on_the_way: deque[tuple[float, Conversation, bytes]] = deque()
         super().__init__(database)
 
     def pass_on(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
@@ -242,36 +231,21 @@ class DistantProxy(CountingProxy):
         if from_client:
             super().pass_on(talk, data, from_client=True)
         else:
-            self._on_the_way.append((time.monotonic() + self.delay_s, talk, data))
+            self._loop.call_later(self.delay_s, self.arrive, talk, data)
 
-    def _make_selector(self) -> selectors.BaseSelector:
-        # epoll and poll wait for whole milliseconds. It takes descriptors below 1,024: as many as our servers accept.
-        return selectors.SelectSelector()
+    def arrive(self, talk: Conversation, data: bytes) -> None:
+        """Let what the server has said arrive."""
+        if not talk.silent and not talk.client.is_closing():
+            talk.client.write(data)
 
-    def _before_waiting(self) -> float | None:
-        while self._on_the_way and self._on_the_way[0][0] <= time.monotonic():
-            self._arrive(*self._on_the_way.popleft()[1:])
-        return max(0.0, self._on_the_way[0][0] - time.monotonic()) if self._on_the_way else None
-
-    def _arrive(self, talk: Conversation, data: bytes) -> None:
-        if talk.silent or talk.client.fileno() == -1:
-            return
-        try:
-            talk.client.sendall(data)
-        except OSError:
-            self._hang_up(talk)
-
-    def _hang_up(self, talk: Conversation) -> None:
-        last = [data for _, other, data in self._on_the_way if other is talk]
-        self._on_the_way = deque(entry for entry in self._on_the_way if entry[1] is not talk)
-        for data in last:
-            self._arrive(talk, data)
-        super()._hang_up(talk)
+    def hang_up(self, talk: Conversation) -> None:
+        """End a conversation after what is on the way."""
+        self._loop.call_later(self.delay_s, super().hang_up, talk)
 
 
 def _serve(address: str, delay_s: float, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers first
-    with contextlib.closing(DistantProxy(make_url(address), delay_s)) as proxy:
+    with DistantProxy(make_url(address), delay_s) as proxy:
         pipe.send(proxy.port)
         with contextlib.suppress(EOFError):
             pipe.recv()  # until the process that measures needs it no more, or is gone
@@ -314,10 +288,3 @@ def _connect(database: URL) -> socket.socket:
     end = socket.socket(socket.AF_UNIX)
     end.connect(path)
     return end
-
-
-@contextmanager
-def counting_proxy(database: URL) -> Iterator[CountingProxy]:
-    """Yield a proxy to `database`; it is gone when the block ends."""
-    with contextlib.closing(CountingProxy(database)) as proxy:
-        yield proxy

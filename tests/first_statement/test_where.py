@@ -23,7 +23,7 @@ from support.worker import Site, Worker, running
 from celery_alchemy import Alchemy, ConfigurationError, WorkerPool
 from celery_alchemy.loadtests.errors import ServiceError
 from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
-from celery_alchemy.loadtests.services.proxy import DistantProxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy, DistantProxy
 from celery_alchemy.loadtests.services.rundir import run_directory
 from celery_alchemy.strategies.features import first_statement
 
@@ -76,7 +76,7 @@ def test_a_short_way_leaves_the_driver_alone(
     url: str, driver: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(first_statement, "WORTH_WHILE_S", 60.0)
-    with counting_proxy(make_url(url)) as proxy, caplog.at_level(logging.INFO):
+    with CountingProxy(make_url(url)) as proxy, caplog.at_level(logging.INFO):
         db = started(proxy.url.render_as_string(hide_password=False), "auto")
         with db.engine.connect() as one, db.engine.connect() as other:
             kinds = {type(connection.connection.dbapi_connection.cursor()) for connection in (one, other)}  # type: ignore[union-attr]
