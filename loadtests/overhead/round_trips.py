@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..services.brokers import Broker
 from ..services.databases import DatabaseServer
-from ..services.harness import LoadWorker, load_worker
+from ..services.harness import LoadWorker, Services, load_worker
 from ..services.proxy import CountingProxy
 from ..services.rundir import RunDirectory
 from ..tasks.patterns import OURS, PATTERNS
@@ -50,7 +50,7 @@ def measure(
         progress(pattern)
         chosen = strategy if pattern == OURS else None
         with load_worker(
-            run, server, broker, pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
+            Services(run, server, broker), pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
             proxied=CountingProxy, kind=LoadWorker,
         ) as worker:  # fmt: skip
             for name in workloads:
