@@ -16,6 +16,7 @@ from support.worker import Site
 
 from celery_alchemy.loadtests.faults.tasks import FAULT_TASKS
 from celery_alchemy.loadtests.services import starting
+from celery_alchemy.loadtests.services.environment import WorkerEnvironment
 from celery_alchemy.loadtests.services.rundir import run_directory
 from celery_alchemy.loadtests.tasks import observation, phases
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
@@ -135,12 +136,14 @@ print(json.dumps({
 
 
 def loaded(pattern: str) -> dict[str, Any]:
-    environ = {
-        "DATABASE_URL": "postgresql+psycopg://nobody@nowhere/nothing", "BROKER_URL": "redis://nowhere",
-        "LOADTEST_PATTERN": pattern,
-    }  # fmt: skip
+    broker = "redis://nowhere"
+    environment = WorkerEnvironment("postgresql+psycopg://nobody@nowhere/nothing", broker, broker, pattern=pattern)
     done = subprocess.run(
-        [sys.executable, "-c", LOAD], env=os.environ | environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOAD],
+        env=os.environ | environment.to_environ(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import redis
@@ -41,17 +40,10 @@ def connect_broker(url: str) -> str:
         raise ServiceError(f"BROKER_URL: cannot connect to {_masked(url)}: {error}") from error
 
 
-@contextmanager
-def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> Iterator[None]:
+def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> AbstractContextManager[None]:
     """Leave nothing of the environment's queue in the broker when the block ends."""
     arguments = (environment.broker_url, environment.reply_url, environment.queue)
-    guarded = run.guard.watch_call(f"{__name__}:delete_queue", *arguments)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, redis.RedisError):
-            delete_queue(*arguments)
-            run.guard.forget(guarded)
+    return run.guard.undoing(delete_queue, *arguments, tolerated=(OSError, redis.RedisError))
 
 
 def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:

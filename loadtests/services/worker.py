@@ -83,13 +83,14 @@ def running_worker(
     if environment.pattern in FOREIGN:
         command = [sys.executable, *FOREIGN[environment.pattern].worker, str(concurrency)]
     if app == OWN_APP:
-        # The caller's own Celery settings must not change what is measured.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
-        environ = with_package({**inherited, **environment.to_environ()})
+        # The caller's own settings must not change what is measured.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY", "LOADTEST"))}
+        environ = {**own, **environment.to_environ()}
     else:
         told = user_environ(environment.reply_url, environment.ready_key)
-        environ = with_package({**os.environ, **(app_environ or {}), **told})
-    environ["TMPDIR"] = str(run.path)  # what a worker that is killed leaves behind is removed with the run
+        environ = {**os.environ, **(app_environ or {}), **told}
+    # What a worker that is killed leaves behind is removed with the run.
+    environ = with_package({**environ, "TMPDIR": str(run.path)})
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
     with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
