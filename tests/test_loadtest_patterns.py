@@ -15,9 +15,8 @@ from support import loadworkers as load
 from support.worker import Site
 
 from celery_alchemy.loadtests.faults.tasks import FAULT_TASKS
-from celery_alchemy.loadtests.services import starting
+from celery_alchemy.loadtests.services import harness
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
-from celery_alchemy.loadtests.services.rundir import run_directory
 from celery_alchemy.loadtests.tasks import observation, phases
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
 from celery_alchemy.loadtests.tasks.patterns import FOREIGN, OURS, PATTERNS
@@ -43,12 +42,8 @@ RIGHT = [
 @pytest.fixture(scope="module")
 def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
     url = postgresql_server.render_as_string(hide_password=False)
-    with (
-        run_directory() as run,
-        starting.database_server(run, url) as server,
-        starting.broker(run, site.urls.celery) as broker,
-    ):
-        yield load.Bench(run, server, broker)
+    with harness.services(url, site.urls.celery) as found:
+        yield found
 
 
 def breaches(tasks: list[load.Ended]) -> set[str]:

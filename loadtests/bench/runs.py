@@ -23,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from ...workers.selection import automatic
 from ..errors import LoadTestError
 from ..overhead import round_trips
+from ..services.brokers import broker
+from ..services.databases import database_server
 from ..services.rundir import run_directory
-from ..services.starting import broker, database_server
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 from .arguments import missing

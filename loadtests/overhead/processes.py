@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from sqlalchemy import NullPool, create_engine
 
+from ..services.databases import database_server
 from ..services.rundir import run_directory
-from ..services.starting import database_server
 from . import child
 from .rows import Base
 

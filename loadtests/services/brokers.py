@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import redis
@@ -13,6 +14,7 @@ from ..errors import ServiceError
 from ..tasks.replies import redis_url
 from .environment import WorkerEnvironment
 from .rundir import RunDirectory
+from .servers import ValkeyServer
 
 CONNECT_S = 5.0
 
@@ -23,6 +25,26 @@ class Broker(NamedTuple):
     url: str  # Kombu URL of the broker
     reply_url: str  # redis-py URL of the server with the reply lists
     label: str  # Product and where it comes from, for people
+
+
+@contextmanager
+def broker(run: RunDirectory, broker_url: str | None = None) -> Iterator[Broker]:
+    """Yield the broker behind `broker_url`, or an embedded Valkey that stops when the block ends.
+
+    A broker that is neither Redis nor Valkey gets an embedded Valkey beside it, for the replies.
+
+    Raises:
+        ServiceError: It cannot be reached or does not start.
+    """
+    if broker_url:
+        label, reply_url = f"{connect_broker(broker_url)} (BROKER_URL)", redis_url(broker_url)
+        if reply_url is not None:
+            yield Broker(broker_url, reply_url, label)
+            return
+        label += " with Valkey (embedded) for the replies"
+    with ValkeyServer(run) as own:
+        reply_url = f"unix://{own.socket}?db=0"
+        yield Broker(broker_url, reply_url, label) if broker_url else Broker(own.url, reply_url, "Valkey (embedded)")
 
 
 def connect_broker(url: str) -> str:

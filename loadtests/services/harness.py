@@ -17,12 +17,11 @@ from ..errors import WorkerError
 from ..tasks.patterns import OURS
 from ..tasks.replies import Outcome, Reply, ReplyList
 from ..tasks.workloads import ACCOUNTS, Workload
-from .brokers import Broker, queue_of
-from .databases import DatabaseServer, create_tables
+from .brokers import Broker, broker, queue_of
+from .databases import DatabaseServer, create_tables, database_server
 from .environment import WorkerEnvironment
 from .proxy import Proxy
 from .rundir import RunDirectory, run_directory
-from .starting import broker, database_server
 from .worker import Worker, running_worker
 
 ANSWER_S = 30.0
@@ -38,7 +37,7 @@ class Services(NamedTuple):
 
 @contextmanager
 def services(database_url: str | None = None, broker_url: str | None = None) -> Iterator[Services]:
-    """Start what is not given, for the time of the block; see `starting`."""
+    """Start what is not given, for the time of the block; see `database_server` and `broker`."""
     with (
         run_directory() as run,
         database_server(run, database_url) as server,
