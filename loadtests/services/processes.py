@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import psutil
 
-from ..errors import ServiceError
+from ..errors import LoadTestError
 from .rundir import RunDirectory
 
 KILL_WAIT_S = 5.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+T = TypeVar("T")
 
 
 class StopStep(NamedTuple):
@@ -62,17 +64,14 @@ class ChildProcess:
             self._process.wait(timeout_s)
         return self.exit_code
 
-    def wait_until(self, serves: Callable[[], bool], what: str, within_s: float) -> None:
-        """Wait until it serves.
-
-        Raises:
-            ServiceError: It has ended, or the time is over; the message ends with its log.
-        """
-        deadline = time.monotonic() + within_s
-        while not serves():
-            if self.exit_code is not None or time.monotonic() > deadline:
-                raise ServiceError(f"{what} did not start:\n{self.log_tail()}")
-            time.sleep(0.02)
+    def when_ready(
+        self, announced: Callable[[], T | None], what: str, within_s: float, error: type[LoadTestError]
+    ) -> T:
+        """Do as the function does; the error ends with the log."""
+        try:
+            return when_ready(announced, lambda: self.exit_code, what, within_s, error)
+        except error as unready:
+            raise error(f"{unready}\n{self.log_tail()}") from None
 
     def log_tail(self, lines: int = 30) -> str:
         """Return the last lines of the log."""
@@ -87,6 +86,27 @@ class ChildProcess:
             at_once: With SIGKILL, without the gentler steps.
         """
         self.ended_by = stop_group(self._process, () if at_once else self._steps) or self.ended_by
+
+
+def when_ready(
+    announced: Callable[[], T | None], exit_code: Callable[[], int | None], what: str, within_s: float,
+    error: type[LoadTestError],
+) -> T:  # fmt: skip
+    """Return what a process says of itself once it serves.
+
+    Args:
+        announced: May wait a moment for it; None, or nothing, if it has not come.
+        error: Raised if the process has ended, or the time is over.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        if found := announced():
+            return found
+        if (code := exit_code()) is not None:
+            raise error(f"{what} ended with code {code} before it was ready.")
+        if time.monotonic() > deadline:
+            raise error(f"{what} was not ready in time.")
+        time.sleep(0.02)
 
 
 def stop_group(

@@ -68,7 +68,7 @@ class OwnServer(ABC):
                     raise ServiceError(f"{self.product}: no data could be made:\n{program.log_tail()}")
         process = self._running.enter_context(self._child(self._name, self.command()))
         self.pid = process.pid
-        process.wait_until(self.accepts, self.product, self.start_s)
+        process.when_ready(self.accepts, self.product, self.start_s, ServiceError)
 
     def crash(self) -> None:
         """Kill it as it stands."""
