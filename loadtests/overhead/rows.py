@@ -170,20 +170,25 @@ def _with_layer(url: str, strategy: str, outbox: Any, begin_along: bool) -> Side
         other.delay_on_commit()
 
     @task
+    def select_and_delay(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+        other.delay_on_commit()
+
+    @task
     def nested(self: DatabaseTask) -> None:
         self.db.execute(text("SELECT 1"))
         with db.unit_of_work() as session:
             session.execute(text("SELECT 1"))
 
     app.finalize()
-    return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, nested))
+    return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, select_and_delay, nested))
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
-    return {task.name.rpartition(".")[2]: run_of(app, task) for task in tasks}
+    return {task.name.rpartition(".")[2]: _run_of(app, task) for task in tasks}
 
 
-def run_of(app: Celery, task: Any) -> Callable[[], object]:
+def _run_of(app: Celery, task: Any) -> Callable[[], object]:
     """Return a call that runs `task` once through Celery's own tracer."""
     trace = build_tracer(task.name, task, app=app)
     request = {"id": "0", "ignore_result": True, "delivery_info": {}}

@@ -15,21 +15,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import click
-from celery import Celery
 from rich.console import Console
-from sqlalchemy import text
 
 import celery_alchemy
-from celery_alchemy import Alchemy, DatabaseTask, WorkerPool
 
 from .processes import database
-from .rows import run_of
+from .rows import WITH_LAYER, make_side
 from .tables import print_table
 
 WARM_UP_RUNS = 5
@@ -37,8 +34,8 @@ RUNS = 30  # beside other processes, one run after the other may be the slowest 
 #: The rooms that are counted: loadtests are on the other side.
 ROOMS = ("strategies", "workers")
 _ROOTS = {room: (Path(celery_alchemy.__file__).parent / room).resolve() for room in ROOMS}
-#: Names of the scenes that are one request.
-REQUESTS = ("one SELECT", "one SELECT, one delay_on_commit")
+#: The scenes that are one request, and their tasks.
+REQUESTS = {"one SELECT": "select", "one SELECT, one delay_on_commit": "select_and_delay"}
 TARGETS = dict(zip(REQUESTS, ("at most 10 files, 45 calls, 40 crossings, 20 back", "at most 14 files"), strict=True))
 
 
@@ -124,39 +121,13 @@ def record(run: Callable[[], object]) -> list[Step]:
     return min(found, key=len)
 
 
-def make_app(url: str) -> tuple[Celery, Alchemy]:
-    """Return an app with tasks to walk through."""
-    app = Celery("walk", broker="memory://", set_as_current=False)
-    # "auto" is decided by a measured time.
-    app.conf.update(alchemy_database_url=url, alchemy_begin_with_first_statement=False, task_ignore_result=True)
-    db = Alchemy(app)
-    # Not shared: an app made later in this process has its own.
-    task = partial(app.task, base=DatabaseTask, bind=True, shared=False)
-
-    @task
-    def other(self: DatabaseTask) -> None:
-        pass
-
-    @task(name=REQUESTS[0])
-    def select(self: DatabaseTask) -> None:
-        self.db.execute(text("SELECT 1"))
-
-    @task(name=REQUESTS[1])
-    def select_and_delay(self: DatabaseTask) -> None:
-        self.db.execute(text("SELECT 1"))
-        other.delay_on_commit()
-
-    app.finalize()
-    return app, db
-
-
-def record_start(url: str, pool: str) -> list[Step]:
+def record_start(url: str, pool: str, strategy: str) -> list[Step]:
     """Record a worker's start: all that Celery asks of us until the worker is ready to run, and nothing is run."""
     for _ in range(2):  # the first warms up
-        app, db = make_app(url)
+        side = make_side(WITH_LAYER, url, strategy)
         with recorded() as steps:
-            app.WorkController(pool=pool, concurrency=1)
-        db.stop()
+            side.app.WorkController(pool=pool, concurrency=1)
+        side.close()
     return steps
 
 
@@ -177,14 +148,14 @@ def record_fork() -> list[Step]:
     return found
 
 
-def record_scenes(url: str, pool: str, strategy: str | None) -> Scenes:
+def record_scenes(url: str, pool: str, strategy: str) -> Scenes:
     """Record everything that is walked through."""
-    app, db = make_app(url)
-    db.start_worker(WorkerPool(name=pool), strategy)
-    scenes = {name: record(run_of(app, app.tasks[name])) for name in REQUESTS}
+    side = make_side(WITH_LAYER, url, strategy)
+    side.app.WorkController(pool=pool, concurrency=1)
+    scenes = {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
     scenes["a fork, in the child"] = record_fork()
-    db.stop()
-    return scenes | {"a worker's start": record_start(url, pool)}
+    side.close()
+    return scenes | {"a worker's start": record_start(url, pool, strategy)}
 
 
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
