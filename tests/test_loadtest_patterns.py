@@ -19,7 +19,7 @@ from celery_alchemy.loadtests.services import harness
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
 from celery_alchemy.loadtests.tasks import observation, phases
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
-from celery_alchemy.loadtests.tasks.patterns import FOREIGN, OURS, PATTERNS
+from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS
 from celery_alchemy.loadtests.tasks.workloads import FAN_OUT_COLLECT, PARTS, PREFLIGHT, TASKS, WORKLOADS, account_of
 
 NUMBERS = range(10)
@@ -61,13 +61,13 @@ def test_a_baseline_is_right_where_its_users_rely_on_it(bench: load.Bench, patte
                 load.assert_right(worker, workload, worker.call(workload, NUMBERS))
 
 
-@pytest.mark.parametrize("pattern", FOREIGN)
+@pytest.mark.parametrize("pattern", [name for name, pattern in PATTERNS.items() if pattern.worker])
 def test_another_framework_does_the_same_work_on_the_same_queue(bench: load.Bench, pattern: str) -> None:
     """Except what it has not, or what would stop its event loop."""
-    [pool] = FOREIGN[pattern].pools
+    [pool] = PATTERNS[pattern].pools
     with load.load_worker(bench, pool, pattern, concurrency=4) as worker:
         for name, workload in WORKLOADS.items():
-            if FOREIGN[pattern].runs(pool, name):
+            if PATTERNS[pattern].runs(pool, name):
                 load.assert_right(worker, workload, worker.call(workload, NUMBERS))
         load.assert_right(worker, PREFLIGHT, worker.call(PREFLIGHT, [0]))
 
@@ -144,7 +144,7 @@ def loaded(pattern: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", [name for name, pattern in PATTERNS.items() if pattern.build])
 def test_all_patterns_register_the_same_tasks_and_only_ours_has_an_alchemy(pattern: str) -> None:
     found = loaded(pattern)
     assert found.pop("tasks") == sorted(workload.task_name for workload in (*TASKS, *FAULT_TASKS))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import WorkerError
 from ..reporting import user_environ
-from ..tasks.patterns import FOREIGN
+from ..tasks.patterns import PATTERNS
 from ..tasks.replies import ReplyList
 from .environment import WorkerEnvironment
 from .guard import with_package
@@ -77,8 +77,8 @@ def running_worker(
     arguments += [f"--session-strategy={strategy}"] if strategy else []
     arguments += [f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []
     command = worker_command(app, *arguments, hostname=f"{name}@%h")
-    if environment.pattern in FOREIGN:
-        command = [sys.executable, *FOREIGN[environment.pattern].worker, str(concurrency)]
+    if app == OWN_APP and (theirs := PATTERNS[environment.pattern].worker):
+        command = [sys.executable, *theirs, str(concurrency)]
     if app == OWN_APP:
         # The caller's own settings must not change what is measured.
         own = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY", "LOADTEST"))}

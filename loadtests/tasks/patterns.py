@@ -54,7 +54,7 @@ class Pattern:
         return pool in self.pools and workload not in self.without
 
 
-PATTERNS: dict[str, Pattern] = {}  # Celery's, by name, ours first
+PATTERNS: dict[str, Pattern] = {}  # By name, ours first
 
 
 def _pattern(summary: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
@@ -223,15 +223,11 @@ def flask(app: Celery, url: str) -> Built:
     return Built(lambda task, work: _committed(db.session, work), FlaskTask)
 
 
-FOREIGN: dict[str, Pattern] = {
-    "taskiq": Pattern(
-        "taskiq",
-        "taskiq with an AsyncSession for each task, from a dependency.",
-        build=None,
-        pools=("gevent",),  # its peer: many tasks at one time in one process
-        worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
-        without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
-    )
-}
-"""Workers of other frameworks, on the same queue."""
-WAYS = PATTERNS | FOREIGN
+PATTERNS["taskiq"] = Pattern(
+    "taskiq",
+    "taskiq with an AsyncSession for each task, from a dependency.",
+    build=None,
+    pools=("gevent",),  # its peer: many tasks at one time in one process
+    worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
+    without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
+)
