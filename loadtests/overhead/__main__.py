@@ -65,8 +65,8 @@ def time_rows(
         for row in rows:
             pair = dict(zip(SIDES, (row.by_hand, row.with_layer), strict=True))
             for side, task in pair.items():
-                process.ask("repeat", side, task, WARM_UP_TASKS)
-            yield process.ask("time_rounds", pair, rounds, tasks)
+                process.ask(child.repeat, side, task, WARM_UP_TASKS)
+            yield process.ask(child.time_rounds, pair, rounds, tasks)
 
 
 def print_times(console: Console, url: str, cells: list[counts.Cell], rows: list[Row], rounds: int, tasks: int) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from . import child
 from .processes import MeasureError, started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
@@ -46,9 +47,9 @@ def count(
     """
     # Once without valgrind, which finds errors soon and leaves compiled modules. Whether a module was compiled just now
     # or read is seen in the counts.
-    with started(pool, strategy, url, side) as child:
+    with started(pool, strategy, url, side) as process:
         for task in tasks:
-            child.ask("repeat", side, task, 2)
+            process.ask(child.repeat, side, task, 2)
     found = {}
     for task in tasks:
         values = [_count(side, pool, strategy, url, task, seed) for seed in seeds]
@@ -66,14 +67,14 @@ def _count(side: str, pool: str, strategy: str, url: str, task: str, seed: int) 
             "valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getsid",
             f"--callgrind-out-file={out}.%p", f"--log-file={folder}/log.%p",
         ]  # fmt: skip
-        with started(pool, strategy, url, side, below=valgrind, seed=seed) as child:
-            order = ["vgdb", f"--pid={child.pid}", "instrumentation", "on"]
+        with started(pool, strategy, url, side, below=valgrind, seed=seed) as process:
+            order = ["vgdb", f"--pid={process.pid}", "instrumentation", "on"]
             done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
             if done.returncode:
                 raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
-            child.ask("repeat", side, task, WARM_UP_TASKS)
-            pid = child.ask("mark_slices", side, task, SLICES)
-            child.end()
+            process.ask(child.repeat, side, task, WARM_UP_TASKS)
+            pid = process.ask(child.mark_slices, side, task, SLICES)
+            process.end()
         # Each slice stands between two marks: what came before the first of them is the odd dump.
         least, most = (_total(Path(f"{out}.{pid}.{2 * number}")) for number in (1, 2))
     return (most - least) / (SLICES[1] - SLICES[0])

@@ -1,8 +1,8 @@
 """The process that is measured: it acts as one worker pool, with one strategy, and runs tasks of one side or of both.
 
 It runs them in one thread, with no broker behind it. Started by `processes.started`, for under gevent nothing may be
-imported before the patch. Each line of its input is a question, the name of one of `MEASURES` and its arguments as
-JSON; each is answered by a line. It ends with its input, without a clean-up that would be counted.
+imported before the patch. Each line of its input is a question: a function that takes the sides, and its other
+arguments. Each is answered by a line of JSON. It ends with its input, without a clean-up that would be counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -25,7 +26,7 @@ from .rows import Side, make_side
 
 WORKER_POOLS = ("solo", "threads", "gevent", "prefork")
 AFTER_SETTLING = 3
-Sides = Mapping[str, Side]
+Sides = dict[str, Side]
 
 
 def main() -> None:
@@ -52,8 +53,8 @@ def main() -> None:
 def answer_all(sides: Sides) -> None:
     """Answer until there are no more questions."""
     for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        tell(MEASURES[name](sides, *arguments))
+        function, *arguments = json.loads(line)
+        tell(resolve_name(function)(sides, *arguments))
 
 
 def tell(message: object) -> None:
@@ -153,9 +154,17 @@ def time_rounds(sides: Sides, pair: dict[str, str], rounds: int, tasks: int) -> 
     return found
 
 
+def time_turns(sides: Sides, task: str, turns: int) -> dict[str, float]:
+    """Run a task of each side in turn, the order reversed every turn; return the median times in ms, by side."""
+    times_ms: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(turns):
+        for name in sides if number % 2 else reversed(sides):
+            began = time.perf_counter()
+            sides[name].tasks[task]()
+            times_ms[name].append((time.perf_counter() - began) * 1000)
+    return {name: statistics.median(times) for name, times in times_ms.items()}
+
+
 def _repeat(run: Callable[[], object], tasks: int) -> None:
     for _ in range(tasks):
         run()
-
-
-MEASURES: dict[str, Callable[..., object]] = {one.__name__: one for one in (repeat, mark_slices, tally, time_rounds)}

@@ -10,9 +10,7 @@ ratios. The delay is that of a proxy in a process of its own; round trips are co
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TypeVar
 
 import click
@@ -20,42 +18,27 @@ from rich.console import Console
 from sqlalchemy import URL, make_url
 
 from ..services.proxy import CountingProxy, distant
-from .counts import ROW
-from .processes import database
-from .rows import BY_HAND, SIDES, WITH_LAYER, make_side
+from . import child
+from .processes import database, started
+from .rows import ALONG, BY_HAND, SIDES
 from .tables import PACKAGES, hardware, median_interval, print_table
 
 WARM_UP_TASKS = 30
-ARMS = tuple(f"{side}{along}" for side in SIDES for along in ("", ", BEGIN along"))
-TASKS = ("one INSERT", "ten statements")
+ARMS = tuple(f"{side}{along}" for side in SIDES for along in ("", ALONG))
+TASKS = {"one INSERT": "insert", "ten statements": "ten"}
 T = TypeVar("T")
 ByArm = dict[str, dict[str, T]]  # By task and arm
-
-
-@contextmanager
-def tasks_on(url: URL) -> Iterator[ByArm[Callable[[], object]]]:
-    """Give what runs each task once, by task and arm."""
-    address = url.render_as_string(hide_password=False)
-    runs: ByArm[Callable[[], object]] = {name: {} for name in TASKS}
-    with ExitStack() as stack:
-        for arm in ARMS:
-            side = make_side(BY_HAND if arm.startswith(BY_HAND) else WITH_LAYER, address, "auto", arm.endswith("along"))
-            stack.callback(side.close)
-            side.app.WorkController(pool="solo", concurrency=1)
-            for name in TASKS:
-                runs[name][arm] = side.tasks[ROW[name].by_hand]
-        yield runs
 
 
 def count_round_trips(near: URL) -> ByArm[int]:
     """Count the round trips of each task."""
     counted: ByArm[int] = {name: {} for name in TASKS}
-    with CountingProxy(near) as proxy, tasks_on(proxy.url) as runs:
-        for name, arms in runs.items():
-            _round(arms, WARM_UP_TASKS)
-            for arm, run in arms.items():
+    with CountingProxy(near) as proxy, started("solo", "auto", _address(proxy.url), *ARMS) as process:
+        for name, task in TASKS.items():
+            process.ask(child.time_turns, task, WARM_UP_TASKS)
+            for arm in ARMS:
                 before = proxy.round_trips
-                run()
+                process.ask(child.repeat, arm, task, 1)
                 counted[name][arm] = proxy.round_trips - before
     return counted
 
@@ -63,24 +46,20 @@ def count_round_trips(near: URL) -> ByArm[int]:
 def time_rounds(near: URL, delay_s: float, rounds: int, turns: int) -> ByArm[list[float]]:
     """Time all arms in turn; return milliseconds per task, the median of each round."""
     times: ByArm[list[float]] = {name: {arm: [] for arm in ARMS} for name in TASKS}
-    with distant(near, delay_s) if delay_s else nullcontext(near) as url, tasks_on(url) as runs:
-        for name, arms in runs.items():
-            _round(arms, WARM_UP_TASKS)
+    with (
+        distant(near, delay_s) if delay_s else nullcontext(near) as url,
+        started("solo", "auto", _address(url), *ARMS) as process,
+    ):
+        for name, task in TASKS.items():
+            process.ask(child.time_turns, task, WARM_UP_TASKS)
             for _ in range(rounds):
-                for arm, median_ms in _round(arms, turns).items():
+                for arm, median_ms in process.ask(child.time_turns, task, turns).items():
                     times[name][arm].append(median_ms)
     return times
 
 
-def _round(arms: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Return the median time of each arm in milliseconds; the order is reversed every turn."""
-    times_ms: dict[str, list[float]] = {arm: [] for arm in arms}
-    for number in range(turns):
-        for arm in ARMS if number % 2 else reversed(ARMS):
-            began = time.perf_counter()
-            arms[arm]()
-            times_ms[arm].append((time.perf_counter() - began) * 1000)
-    return {arm: statistics.median(times) for arm, times in times_ms.items()}
+def _address(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
 @click.command(help=__doc__)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
@@ -30,14 +30,16 @@ class Child:
         self._process, self._errors = process, errors
         self.pid: int = self._answer()
 
-    def ask(self, measure: str, *arguments: object) -> Any:
-        """Return what one of `child.MEASURES` returns.
+    def ask(self, measure: Callable[..., object], *arguments: object) -> Any:
+        """Return what a function of a module returns there, which is given the sides before `arguments`.
 
         Raises:
             MeasureError: it has ended instead; the message ends with what it said.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps([measure, *arguments])}\n")
+        module = sys.modules[measure.__module__].__spec__
+        assert module is not None
+        self._process.stdin.write(f"{json.dumps([f'{module.name}:{measure.__name__}', *arguments])}\n")
         self._process.stdin.flush()
         return self._answer()
 

@@ -25,7 +25,8 @@ from rich.console import Console
 
 import celery_alchemy
 
-from .processes import database
+from .child import Sides
+from .processes import database, started
 from .rows import WITH_LAYER, make_side
 from .tables import print_table
 
@@ -148,14 +149,22 @@ def record_fork() -> list[Step]:
     return found
 
 
-def record_scenes(url: str, pool: str, strategy: str) -> Scenes:
+def record_requests(sides: Sides) -> Scenes:
+    """Record the requests, of the one side, whose worker has started."""
+    (side,) = sides.values()
+    gc.disable()  # what it finds runs weakref callbacks, some of them ours
+    return {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
+
+
+def measure_requests(sides: Sides) -> dict[str, Walk]:
+    """Count what a reader walks who follows the requests."""
+    return {name: measure(steps) for name, steps in record_requests(sides).items()}
+
+
+def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
     """Record everything that is walked through."""
-    side = make_side(WITH_LAYER, url, strategy)
-    side.app.WorkController(pool=pool, concurrency=1)
-    scenes = {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
-    scenes["a fork, in the child"] = record_fork()
-    side.close()
-    return scenes | {"a worker's start": record_start(url, pool, strategy)}
+    requests = record_requests(sides)
+    return requests | {"a fork, in the child": record_fork(), "a worker's start": record_start(url, pool, strategy)}
 
 
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
@@ -177,16 +186,12 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
 @click.option("--pool", default="solo", show_default=True, help="The worker pool to act as.")
 @click.option("--list", "listed", is_flag=True, help="Print the calls in their order; * marks a file not seen before.")
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def main(url: str | None, strategy: str, pool: str, listed: bool, as_json: bool) -> None:
+def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
-    with database(url) as address:
-        gc.disable()  # what it finds runs weakref callbacks, some of them ours
-        scenes = record_scenes(address, pool, strategy)
+    with database(url) as address, started(pool, strategy, address, WITH_LAYER) as process:
+        answer = process.ask(record_scenes, address, pool, strategy)
+    scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
     walks = {name: measure(steps) for name, steps in scenes.items()}
-    if as_json:
-        click.echo(json.dumps(walks))
-        return
     console = Console(width=None if sys.stdout.isatty() else 130)
     lines = [[name, *map(str, numbers), TARGETS.get(name, "")] for name, numbers in walks.items()]
     print_table(console, "Our files on the way of one request", ["", *Walk._fields, "target"], lines)
