@@ -35,6 +35,7 @@ RUNS = 30  # beside other processes, one run after the other may be the slowest 
 #: The rooms that are counted: loadtests are on the other side.
 ROOMS = ("strategies", "workers")
 _ROOTS = {room: (Path(celery_alchemy.__file__).parent / room).resolve() for room in ROOMS}
+POOLS = ("solo", "threads", "prefork")  # Under gevent the fork is gevent's
 #: The scenes that are one request, and their tasks.
 REQUESTS = {"one SELECT": "select", "one SELECT, one delay_on_commit": "select_and_delay"}
 TARGETS = dict(zip(REQUESTS, ("at most 10 files, 45 calls, 40 crossings, 20 back", "at most 14 files"), strict=True))
@@ -184,7 +185,7 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 @click.command(help=__doc__)
 @click.option("--url", default=None, help="Database; default: DATABASE_URL, else an embedded PostgreSQL.")
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
-@click.option("--pool", default="solo", show_default=True, help="The worker pool to act as.")
+@click.option("--pool", default="solo", show_default=True, type=click.Choice(POOLS), help="The worker pool to act as.")
 @click.option("--list", "listed", is_flag=True, help="Print the calls in their order; * marks a file not seen before.")
 def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
