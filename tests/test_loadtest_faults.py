@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from celery_alchemy.loadtests.faults.commands import in_words, markdown
 from celery_alchemy.loadtests.faults.faults import FAULTS
 from celery_alchemy.loadtests.faults.place import Damage
-from celery_alchemy.loadtests.faults.runs import Cell, Result, cells
+from celery_alchemy.loadtests.faults.runs import Cell, Result, cells, markdown
 from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, Soak
 
 
@@ -61,8 +60,8 @@ def test_a_cell_that_could_not_be_run_is_no_success() -> None:
 
 
 def test_words() -> None:
-    assert in_words(Damage(tasks=9)) == "none"
-    assert in_words(Damage(lost=1) + Damage(lost=2, stuck=1)) == "3 lost, 1 stuck"
+    assert str(Damage(tasks=9)) == "none"
+    assert str(Damage(lost=1) + Damage(lost=2, stuck=1)) == "3 lost, 1 stuck"
 
 
 @pytest.mark.timeout(320)

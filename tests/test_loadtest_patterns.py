@@ -15,11 +15,11 @@ from support import loadworkers as load
 from support.worker import Site
 
 from celery_alchemy.loadtests.faults.tasks import FAULT_TASKS
-from celery_alchemy.loadtests.services import starting
-from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services import harness
+from celery_alchemy.loadtests.services.environment import WorkerEnvironment
 from celery_alchemy.loadtests.tasks import observation, phases
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
-from celery_alchemy.loadtests.tasks.patterns import FOREIGN, OURS, PATTERNS
+from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS
 from celery_alchemy.loadtests.tasks.workloads import FAN_OUT_COLLECT, PARTS, PREFLIGHT, TASKS, WORKLOADS, account_of
 
 NUMBERS = range(10)
@@ -42,12 +42,8 @@ RIGHT = [
 @pytest.fixture(scope="module")
 def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
     url = postgresql_server.render_as_string(hide_password=False)
-    with (
-        run_directory() as run,
-        starting.database_server(run, url) as server,
-        starting.broker(run, site.urls.celery) as broker,
-    ):
-        yield load.Bench(run, server, broker)
+    with harness.services(url, site.urls.celery) as found:
+        yield found
 
 
 def breaches(tasks: list[load.Ended]) -> set[str]:
@@ -65,13 +61,13 @@ def test_a_baseline_is_right_where_its_users_rely_on_it(bench: load.Bench, patte
                 load.assert_right(worker, workload, worker.call(workload, NUMBERS))
 
 
-@pytest.mark.parametrize("pattern", FOREIGN)
+@pytest.mark.parametrize("pattern", [name for name, pattern in PATTERNS.items() if pattern.worker])
 def test_another_framework_does_the_same_work_on_the_same_queue(bench: load.Bench, pattern: str) -> None:
     """Except what it has not, or what would stop its event loop."""
-    [pool] = FOREIGN[pattern].pools
+    [pool] = PATTERNS[pattern].pools
     with load.load_worker(bench, pool, pattern, concurrency=4) as worker:
         for name, workload in WORKLOADS.items():
-            if FOREIGN[pattern].runs(pool, name):
+            if PATTERNS[pattern].runs(pool, name):
                 load.assert_right(worker, workload, worker.call(workload, NUMBERS))
         load.assert_right(worker, PREFLIGHT, worker.call(PREFLIGHT, [0]))
 
@@ -135,18 +131,20 @@ print(json.dumps({
 
 
 def loaded(pattern: str) -> dict[str, Any]:
-    environ = {
-        "DATABASE_URL": "postgresql+psycopg://nobody@nowhere/nothing", "BROKER_URL": "redis://nowhere",
-        "LOADTEST_PATTERN": pattern,
-    }  # fmt: skip
+    broker = "redis://nowhere"
+    environment = WorkerEnvironment("postgresql+psycopg://nobody@nowhere/nothing", broker, broker, pattern=pattern)
     done = subprocess.run(
-        [sys.executable, "-c", LOAD], env=os.environ | environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOAD],
+        env=os.environ | environment.to_environ(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", [name for name, pattern in PATTERNS.items() if pattern.build])
 def test_all_patterns_register_the_same_tasks_and_only_ours_has_an_alchemy(pattern: str) -> None:
     found = loaded(pattern)
     assert found.pop("tasks") == sorted(workload.task_name for workload in (*TASKS, *FAULT_TASKS))

@@ -1,6 +1,5 @@
 """The servers that a run can ask for by name, and the distance it can put between them and its workers."""
 
-import contextlib
 import os
 import shutil
 import threading
@@ -12,7 +11,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services import starting
+from celery_alchemy.loadtests.services.databases import database_server
 from celery_alchemy.loadtests.services.guard import with_package
 from celery_alchemy.loadtests.services.proxy import Conversation, DistantProxy
 from celery_alchemy.loadtests.services.rundir import run_directory
@@ -22,7 +21,7 @@ CLIENTS = 8
 
 
 def test_a_durable_server_at_a_distance() -> None:
-    with run_directory() as run, starting.database_server(run, "durable+20ms") as server:
+    with run_directory() as run, database_server(run, "durable+20ms") as server:
         assert server.label.startswith("PostgreSQL")
         assert "(embedded: TCP with 20 ms added, fsync on, psycopg)" in server.label
         with server.fresh_database(run, "far") as url:
@@ -37,7 +36,7 @@ def test_a_durable_server_at_a_distance() -> None:
 
 
 def test_the_default_is_fast_and_near() -> None:
-    with run_directory() as run, starting.database_server(run) as server:
+    with run_directory() as run, database_server(run) as server:
         assert "(embedded: Unix socket, fsync off, psycopg)" in server.label
         engine = create_engine(server.url, poolclass=NullPool)
         with engine.connect() as connection:
@@ -47,7 +46,7 @@ def test_the_default_is_fast_and_near() -> None:
 
 @pytest.mark.skipif(shutil.which("mariadbd") is None, reason="no mariadbd here")
 def test_a_mariadb_of_the_runs_own() -> None:
-    with run_directory() as run, starting.database_server(run, "mariadb+1ms") as server:
+    with run_directory() as run, database_server(run, "mariadb+1ms") as server:
         assert server.label.startswith("MariaDB")
         assert "TCP with 1 ms added, fsync on" in server.label
         with server.fresh_database(run, "far") as url:
@@ -59,7 +58,7 @@ def test_a_mariadb_of_the_runs_own() -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with run_directory() as run, pytest.raises(ServiceError, match=r"fast, durable and mariadb.*durable\+0\.25ms"):
-        starting.database_server(run, "durible+1ms").__enter__()
+        database_server(run, "durible+1ms").__enter__()
 
 
 class Watched(DistantProxy):
@@ -74,8 +73,8 @@ def test_clients_of_a_distant_database_do_not_wait_for_each_other() -> None:
     """Answers to several are on the way at one time, each takes the delay, and what is long arrives whole."""
     with (
         run_directory() as run,
-        starting.database_server(run) as server,
-        contextlib.closing(Watched(server.url, DELAY_S)) as proxy,
+        database_server(run) as server,
+        Watched(server.url, DELAY_S) as proxy,
     ):
         engine = create_engine(proxy.url, pool_size=CLIENTS, isolation_level="AUTOCOMMIT")
         connected = threading.Barrier(CLIENTS)

@@ -10,8 +10,9 @@ from support.worker import Site
 
 from celery_alchemy.loadtests.errors import WorkerError
 from celery_alchemy.loadtests.overhead.round_trips import measure
-from celery_alchemy.loadtests.services import starting
-from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services import harness
+from celery_alchemy.loadtests.services.databases import database_server
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 from celery_alchemy.loadtests.services.rundir import run_directory
 from celery_alchemy.loadtests.tasks.patterns import OURS
 from celery_alchemy.loadtests.tasks.workloads import WORKLOADS
@@ -25,16 +26,12 @@ def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
 
 
 def _bench(server_url: URL, site: Site) -> Iterator[load.Bench]:
-    with (
-        run_directory() as run,
-        starting.database_server(run, server_url.render_as_string(hide_password=False)) as server,
-        starting.broker(run, site.urls.celery) as broker,
-    ):
-        yield load.Bench(run, server, broker)
+    with harness.services(server_url.render_as_string(hide_password=False), site.urls.celery) as found:
+        yield found
 
 
 def test_the_proxy_counts_each_answer_once(postgresql_server: URL) -> None:
-    with counting_proxy(postgresql_server) as proxy:
+    with CountingProxy(postgresql_server) as proxy:
         engine = create_engine(proxy.url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection, engine.connect() as other:
             before = proxy.round_trips
@@ -51,7 +48,7 @@ def test_the_proxy_counts_each_answer_once(postgresql_server: URL) -> None:
 
 
 def test_the_proxy_passes_on_that_either_side_hung_up(postgresql_server: URL) -> None:
-    with counting_proxy(postgresql_server) as proxy:
+    with CountingProxy(postgresql_server) as proxy:
         engine = create_engine(proxy.url, poolclass=NullPool)
         with engine.connect() as connection:
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
@@ -69,7 +66,7 @@ def test_the_proxy_passes_on_that_either_side_hung_up(postgresql_server: URL) ->
 
 
 def test_the_proxy_reaches_a_server_behind_a_unix_socket() -> None:
-    with run_directory() as run, starting.database_server(run) as server, counting_proxy(server.url) as proxy:
+    with run_directory() as run, database_server(run) as server, CountingProxy(server.url) as proxy:
         engine = create_engine(proxy.url, poolclass=NullPool)
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1

@@ -16,8 +16,7 @@ from support import loadworkers as load
 from support.waiting import eventually
 from support.worker import Site
 
-from celery_alchemy.loadtests.services import starting
-from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services import harness
 from celery_alchemy.loadtests.tasks import phases
 from celery_alchemy.loadtests.tasks.models import Base
 from celery_alchemy.loadtests.tasks.patterns import PATTERNS, POOLS
@@ -41,12 +40,8 @@ MIX, FAN_OUT, TRANSFER = WORKLOADS["mix"], WORKLOADS["fan_out"], WORKLOADS["tran
 @pytest.fixture(scope="module")
 def bench(postgresql_server: URL, site: Site) -> Iterator[load.Bench]:
     url = postgresql_server.render_as_string(hide_password=False)
-    with (
-        run_directory() as run,
-        starting.database_server(run, url) as server,
-        starting.broker(run, site.urls.celery) as broker,
-    ):
-        yield load.Bench(run, server, broker)
+    with harness.services(url, site.urls.celery) as found:
+        yield found
 
 
 @pytest.fixture(scope="module", params=POOLS)

@@ -13,9 +13,9 @@ from celery import Celery
 from support import locusts
 from support.waiting import eventually
 
-from celery_alchemy.loadtests.services.brokers import embedded_valkey
 from celery_alchemy.loadtests.services.guard import with_package
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import ValkeyServer
 from celery_alchemy.loadtests.tasks.replies import redis_url
 
 SHOP = """
@@ -77,8 +77,8 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     directory = tmp_path_factory.mktemp("shop")
     (directory / "shop.py").write_text(SHOP)
-    with run_directory() as run, embedded_valkey(run) as url:
-        found = Shop(directory, url)
+    with run_directory() as run, ValkeyServer(run) as server:
+        found = Shop(directory, server.url)
         yield found
         found.app.close()
 

@@ -16,7 +16,7 @@ from support.waiting import eventually
 from support.worker import Site, Worker
 
 from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, TransientDatabaseError
-from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 from celery_alchemy.strategies.features.transaction_settings import LONGEST_NAME, shortened
 from celery_alchemy.strategies.several.two_phase import short
 
@@ -178,7 +178,7 @@ def test_bad_attributes(value: Any) -> None:
 def test_the_name_costs_one_round_trip(run_database: PostgreSQL) -> None:
     costs = {}
     for named in (False, True):
-        with counting_proxy(make_url(run_database.url("options"))) as proxy:
+        with CountingProxy(make_url(run_database.url("options"))) as proxy:
             url = proxy.url.render_as_string(hide_password=False)
             app, db = make_app(url, changes={"alchemy_application_name": named})
 

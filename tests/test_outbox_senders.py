@@ -14,8 +14,8 @@ from support.outbox import TABLE, Shop
 from support.project.models import Row
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 from celery_alchemy.workers.sending import broker, outbox
 
 
@@ -104,7 +104,7 @@ def preparing() -> Iterator[tuple[PostgreSQL, PostgreSQL]]:
     """Two databases of a PostgreSQL server that prepares transactions."""
     with contextlib.ExitStack() as stack:
         try:
-            url = stack.enter_context(embedded_postgresql(stack.enter_context(run_directory())))
+            url = stack.enter_context(PostgreSQLServer(stack.enter_context(run_directory()))).url
         except ServiceError as error:
             pytest.skip(str(error))
         yield (

@@ -27,7 +27,7 @@ from support.project.models import Row
 from support.waiting import eventually
 from support.worker import Site
 
-from celery_alchemy.loadtests.services.proxy import Conversation, Proxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import Conversation, CountingProxy, Proxy
 from celery_alchemy.strategies.features import outbox as rows
 from celery_alchemy.workers.sending import broker, outbox, sender
 from celery_alchemy.workers.sending.broker import Broker
@@ -343,7 +343,7 @@ def test_round_trips_of_one_message(request: pytest.FixtureRequest, driver: str)
         # And after the COMMIT BEGIN, DELETE, COMMIT.
         True: {"psycopg": 7, "pymysql": 5},
     }
-    with counting_proxy(make_url(database.url("counted"))) as proxy:
+    with CountingProxy(make_url(database.url("counted"))) as proxy:
         for how, answers in expected.items():
             url = proxy.url.render_as_string(hide_password=False)
             shop = Shop(database, url, alchemy_outbox=how, alchemy_begin_with_first_statement=False)

@@ -16,7 +16,7 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, CeleryAlchemyError, ConfigurationError, DatabaseTask, WorkerPool
-from celery_alchemy.loadtests.services.proxy import CountingProxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 
 DRIVERS = ("psycopg", "psycopg2", "pymysql")
 ALL = pytest.mark.parametrize("driver", DRIVERS)
@@ -54,7 +54,7 @@ def started(database: Database, driver: str) -> Iterator[Started]:
 
 @pytest.fixture
 def proxied(database: Database, driver: str) -> Iterator[CountingProxy]:
-    with counting_proxy(make_url(green.url_with(database, driver, "read_only"))) as proxy:
+    with CountingProxy(make_url(green.url_with(database, driver, "read_only"))) as proxy:
         yield proxy
 
 

@@ -84,8 +84,9 @@ def plan(
     if "patterns" in kinds:
         ours = strategies if strategy else []
         for pool, found in arms.items():
-            by_hand = [] if user_task else [name for name in baselines if pool in PATTERNS[name].pools]
-            contests += [patterns_contest(workload, found[0], ours, by_hand, automatic) for workload in names]
+            for workload in names:
+                by_hand = [] if user_task else [name for name in baselines if PATTERNS[name].runs(pool, workload)]
+                contests.append(patterns_contest(workload, found[0], ours, by_hand, automatic))
     return contests
 
 

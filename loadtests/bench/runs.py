@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
+from ..services.brokers import broker
+from ..services.databases import database_server
 from ..services.rundir import run_directory
-from ..services.starting import broker, database_server
 from ..tasks.patterns import PATTERNS
 from ..tasks.workloads import WORKLOADS
 from .batches import Tell

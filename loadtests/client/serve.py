@@ -26,10 +26,10 @@ from ..bench.cells import Bench, RunningCell
 from ..bench.results import Arm, Verdict
 from ..bench.rows import TaskRow, parse_rows
 from ..errors import LoadTestError
-from ..services.databases import connect_server, parse_database_url
+from ..services.brokers import broker
+from ..services.databases import connect_server, database_server, parse_database_url
 from ..services.rundir import run_directory
 from ..services.sampler import Observer, Sampler
-from ..services.starting import broker, database_server
 from .lines import answer_lines, leave_on_signals
 
 SETTLE_S = 2.0

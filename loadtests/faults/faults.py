@@ -24,17 +24,13 @@ class Fault:
 
     name: str
     summary: str  # One sentence for people
-    cause: Callable[[Place, random.Random], None]
+    cause: Callable[[Place, random.Random], object]
     pools: tuple[str, ...] = POOLS
     in_main: bool = False  # The main process uses the database before it forks
 
 
 def _nothing(place: Place, chance: random.Random) -> None:
     place.run_all(WRITE, 6 * place.together, 20)
-
-
-def _retries(place: Place, chance: random.Random) -> None:
-    place.run_all(RETRY, 24)
 
 
 def _ignored(place: Place, chance: random.Random) -> None:
@@ -91,7 +87,7 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         Fault("nothing", "Nothing goes wrong; several tasks run at one time.", _nothing),
         Fault("forked", "The main process has used the database before it forked.", _nothing, ("prefork",), True),
-        Fault("retries", "Each task retries twice after it has written.", _retries),
+        Fault("retries", "Each task retries twice after it has written.", lambda place, _: place.run_all(RETRY, 24)),
         Fault("ignored", "Tasks raise Ignore after they have written; others follow.", _ignored),
         Fault("limits", f"Soft time limits strike {LIMITED} tasks at random moments.", _limits, ("prefork",)),
         Fault(

@@ -7,19 +7,16 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import psutil
 
-from ..services.brokers import Broker
-from ..services.databases import DatabaseServer
-from ..services.harness import LoadWorker, Sent, load_worker
+from ..services.harness import LoadWorker, Sent, Services, load_worker
 from ..services.processes import StopStep
 from ..services.proxy import Proxy
-from ..services.rundir import RunDirectory
 from ..tasks.replies import Outcome, Reply
 from ..tasks.workloads import Workload
 from .tasks import OBJECTS, PROBE, SESSIONS, WRITE
@@ -32,6 +29,7 @@ CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1
 WRONG_ANSWERS = {"WrongResult", "AssertionError"}
 WATCHED = "celery-alchemy-faults"  # The `application_name` of the worker's sessions, not of ours
 BUSY = "state <> 'idle'"
+NONE = "none"
 PROBES = 12  # Enough to find every pool process
 
 
@@ -50,28 +48,31 @@ class Damage:
     @property
     def any(self) -> bool:
         """Whether there was any."""
-        return bool(self.lost or self.wrong or self.leaked or self.stuck or self.needless)
+        return str(self) != NONE
 
     def __add__(self, other: Self) -> Damage:
         return Damage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
+    def __str__(self) -> str:
+        numbers = {name: getattr(self, name) for name in self.__slots__ if name != "tasks"}
+        return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or NONE
 
-@dataclass(slots=True)
-class Watched:
+
+@dataclass(slots=True, kw_only=True)
+class Watched(Sent):
     """One task, and what has to become of it."""
 
-    sent: Sent
     workload: Workload
     expected: bool = True  # It has to succeed; otherwise it may also fail
     silent: bool = False  # It ends without an answer (Ignore), and must leave nothing
 
     @property
     def reply(self) -> Reply | None:
-        return self.sent.final[-1] if self.sent.final else None
+        return self.final[-1] if self.final else None
 
     def is_wrong(self, lines: Counter[str]) -> bool:
         """Return whether it left other lines than it should, or had what was not its own."""
-        written, wanted = lines[self.sent.task_id], self.workload.transactions
+        written, wanted = lines[self.task_id], self.workload.transactions
         if self.reply is None:
             return written not in ({0} if self.silent else {0, wanted})
         if self.reply.outcome is not Outcome.SUCCESS:
@@ -97,15 +98,15 @@ class Place(LoadWorker):
         """Send tasks; `limits` are their soft time limits in seconds."""
         tasks = []
         for index in range(count):
-            limit = {"soft_time_limit": limits[index]} if limits else {}
-            sent = self.post(workload.task_name, (number,), **limit, **options)
-            tasks.append(Watched(sent, workload, expected, silent))
+            limit: dict[str, Any] = {"soft_time_limit": limits[index]} if limits else {}
+            task = Watched(number=number, workload=workload, expected=expected, silent=silent)
+            tasks.append(self.post(workload.task_name, task, **limit, **options))
         self.watched += tasks
         return tasks
 
     def wait(self, tasks: Iterable[Watched]) -> None:
         """Wait until all have answered, or nobody has for a while."""
-        self.collect([task.sent for task in tasks if not task.silent], patience_s=PATIENCE_S)
+        self.collect([task for task in tasks if not task.silent], patience_s=PATIENCE_S)
 
     def run_all(self, workload: Workload, count: int, number: int = 0, **options: Any) -> None:
         """Send tasks, and wait for them."""
@@ -178,7 +179,7 @@ class Place(LoadWorker):
 
     def send_unwatched(self, workload: Workload) -> None:
         """Send a task that nobody waits for."""
-        self.sent.pop(self.post(workload.task_name, (0,)).task_id)
+        self.sent.pop(self.post(workload.task_name, Sent(0)).task_id)
 
     def waiting(self) -> int:
         """Return how many tasks wait in the queue; the broker is a Redis or Valkey server."""
@@ -195,18 +196,16 @@ def _until(condition: Callable[[], bool], within_s: float) -> None:
         time.sleep(0.02)
 
 
-@contextmanager
 def place(
-    run: RunDirectory, server: DatabaseServer, broker: Broker, *, pool: str, pattern: str, strategy: str, in_main: bool
-) -> Iterator[Place]:
+    services: Services, pool: str, pattern: str, strategy: str = "", *, in_main: bool = False
+) -> AbstractContextManager[Place]:
     """Start a worker with a database, a proxy and a queue of its own; all are gone when the block ends.
 
     Raises:
         WorkerError: It ended, or was not ready in time.
     """
-    with load_worker(
-        run, server, broker, pool=pool, pattern=pattern, concurrency=CONCURRENCY[pool], strategy=strategy or None,
+    return load_worker(
+        services, pool=pool, kind=Place, pattern=pattern, concurrency=CONCURRENCY[pool], strategy=strategy or None,
         name=f"{pool}-{strategy or pattern}", accounts=2, proxied=Proxy, application_name=WATCHED,
-        used_in_main=in_main, stop_steps=STOP_STEPS, kind=Place,
-    ) as here:  # fmt: skip
-        yield here
+        used_in_main=in_main, stop_steps=STOP_STEPS,
+    )  # fmt: skip

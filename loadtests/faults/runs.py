@@ -8,14 +8,11 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 
 from ..errors import WorkerError
-from ..services.brokers import Broker
-from ..services.databases import DatabaseServer
-from ..services.rundir import RunDirectory
+from ..services.harness import Services
 from ..tasks.patterns import OURS, PATTERNS
 from .faults import FAULTS
 from .place import Damage, place
@@ -23,6 +20,7 @@ from .place import Damage, place
 PACKAGES = ("celery", "SQLAlchemy", "psycopg", "gevent", "eventlet", "Flask-SQLAlchemy")
 STRATEGIES = ("local", "scoped", "per_process")
 BASELINES = ("recipe", "with_session", "thread_local", "flask", "tuned")
+COLUMNS = [field.name for field in fields(Damage) if field.name != "tasks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +60,23 @@ def cells(pools: Sequence[str], faults: Sequence[str]) -> Iterator[Cell]:
 
 
 def run_all(
-    run: RunDirectory, server: DatabaseServer, broker: Broker, chosen: Sequence[Cell], *, seed: int, side_by_side: int,
-    on_result: Callable[[Result], object],
-) -> list[Result]:  # fmt: skip
+    services: Services, chosen: Sequence[Cell], seed: int, side_by_side: int, on_result: Callable[[], object]
+) -> list[Result]:
     """Run the cells, `side_by_side` at a time; return their results in the order of the cells."""
     with ThreadPoolExecutor(side_by_side) as executor:
-        running = [executor.submit(_run, run, server, broker, cell, seed) for cell in chosen]
+        running = [executor.submit(_run, services, cell, seed) for cell in chosen]
         try:
-            for done in as_completed(running):
-                on_result(done.result())
+            for _ in as_completed(running):
+                on_result()
         finally:
             executor.shutdown(cancel_futures=True)
     return [future.result() for future in running]
 
 
-def _run(run: RunDirectory, server: DatabaseServer, broker: Broker, cell: Cell, seed: int) -> Result:
+def _run(services: Services, cell: Cell, seed: int) -> Result:
     fault = FAULTS[cell.fault]
     try:
-        with place(
-            run, server, broker, pool=cell.pool, pattern=cell.pattern, strategy=cell.strategy, in_main=fault.in_main
-        ) as here:
+        with place(services, cell.pool, cell.pattern, cell.strategy, in_main=fault.in_main) as here:
             fault.cause(here, random.Random(seed))  # noqa: S311 - nothing secret
             return Result(cell, here.damage())
     except WorkerError as error:
@@ -90,10 +85,34 @@ def _run(run: RunDirectory, server: DatabaseServer, broker: Broker, cell: Cell, 
         return Result(cell, Damage(), traceback.format_exc().strip())
 
 
-def write(path: Path, results: Sequence[Result], **about: object) -> None:
-    """Write the facts as JSON."""
+def sums(results: Sequence[Result]) -> dict[str, dict[str, Damage]]:
+    """Return the damage over all worker pools, by fault and way."""
+    table: dict[str, dict[str, Damage]] = {}
+    for result in results:
+        row = table.setdefault(result.cell.fault, {})
+        row[result.cell.way] = row.get(result.cell.way, Damage()) + result.damage
+    return table
+
+
+def facts(results: Sequence[Result], **about: object) -> str:
+    """Return all that is known of a run, as JSON."""
     versions = {name: version(name) for name in PACKAGES}
-    facts = {**about, "python": platform.python_version(), "versions": versions}
-    facts["results"] = [asdict(result) for result in results]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    known = {**about, "python": platform.python_version(), "versions": versions}
+    return json.dumps(known | {"results": [asdict(result) for result in results]}, indent=1) + "\n"
+
+
+def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -> str:
+    """Return the page for the documentation: one table over all faults, ours in one column, then one for each fault."""
+    from jinja2 import Environment, PackageLoader
+
+    by_hand = list(dict.fromkeys(result.cell.way for result in results if result.cell.pattern != OURS))
+    damaged = {(result.cell.fault, result.cell.way, result.cell.pool) for result in results if result.damage.any}
+    pools = list(dict.fromkeys(result.cell.pool for result in results))
+    # The page is Markdown, not HTML.
+    environment = Environment(loader=PackageLoader(__package__, ""), trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+    return environment.get_template("faults.md.j2").render(
+        command=command, about=" ".join(about), ours=OURS, by_hand=by_hand, pools=pools, columns=COLUMNS,
+        faults=FAULTS, rows=sums(results), failed=[result for result in results if result.failed],
+        together=lambda row: sum((damage for way, damage in row.items() if way not in by_hand), Damage()),
+        hurt=lambda fault, way: [pool for pool in pools if (fault, way, pool) in damaged],
+    )  # fmt: skip

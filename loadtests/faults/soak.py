@@ -6,21 +6,17 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 
 from ..bench.measure import memory_bytes
-from ..services.brokers import Broker
-from ..services.databases import DatabaseServer
-from ..services.rundir import RunDirectory, run_directory
-from ..services.starting import broker, database_server
+from ..services.harness import Services, services
 from ..tasks.patterns import OURS, POOLS
 from ..tasks.workloads import WORKLOADS, Workload
 from .commands import service_options, several
@@ -81,29 +77,23 @@ class Soak:
         return grown + (["memory_bytes"] if slope - 2 * error > MOST_BYTES_PER_TASK else [])
 
 
-def soak(
-    run: RunDirectory, server: DatabaseServer, the_broker: Broker, pool: str, strategy: str, tasks: int,
-    on_progress: Callable[[int], object],
-) -> Soak:  # fmt: skip
-    """Send `tasks` short tasks to one worker, and sample it.
+def soak(services: Services, pool: str, strategy: str, tasks: int, sample_at: Iterable[int]) -> Soak:
+    """Send `tasks` short tasks to one worker, and sample it after so many.
 
     Raises:
         WorkerError: It ended, or was not ready in time.
         RuntimeError: It stands still.
     """
     started = time.monotonic()
-    with place(run, server, the_broker, pool=pool, pattern=OURS, strategy=strategy, in_main=False) as here:
+    with place(services, pool, OURS, strategy) as here:
         samples, failed, sent = [], 0, 0
-        while sent < tasks:
-            upto = min(sent + max(tasks // SAMPLES, 1), tasks)
-            while sent < upto:
-                here.send_unwatched(CYCLE[sent % len(CYCLE)])
-                sent += 1
-                if sent % 100 == 0:
+        for upto in sample_at:
+            for number in range(sent, upto):
+                here.send_unwatched(CYCLE[number % len(CYCLE)])
+                if number % 100 == 0:
                     failed += _keep_up(here)
-                    on_progress(sent)
+            sent = upto
             failed += _keep_up(here, waiting=0)
-            on_progress(sent)
             samples.append(_sample(here, sent))
         return Soak(pool, tasks, round(time.monotonic() - started, 1), failed, samples)
 
@@ -128,10 +118,6 @@ def _sample(here: Place, sent: int) -> Sample:
         here.run_all(COUNT, 1)  # one at a time: tasks beside it have Sessions, too
     counts = here.counts()
     return Sample(sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS], counts[OBJECTS])
-
-
-def _advance(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)
 
 
 def table(found: Sequence[Soak]) -> Table:
@@ -167,17 +153,11 @@ def command(
     Exits with 1 if something does, or if a task failed.
     """
     console, found = Console(), []
-    with (
-        run_directory() as run,
-        database_server(run, database_url) as server,
-        broker(run, broker_url) as the_broker,
-        Progress(console=console) as progress,
-    ):
+    step = max(tasks // SAMPLES, 1)
+    with services(database_url, broker_url) as the_services, Progress(console=console) as progress:
         for pool in pools:
-            bar = progress.add_task(pool, total=tasks)
-            insisted = "" if strategy == "auto" else strategy
-            advance = partial(_advance, progress, bar)
-            found.append(soak(run, server, the_broker, pool, insisted, tasks, advance))
+            sample_at = progress.track([*range(step, tasks, step), tasks], description=pool)
+            found.append(soak(the_services, pool, "" if strategy == "auto" else strategy, tasks, sample_at))
             if out is not None:  # after each, for a long run may be ended
                 out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     console.print(table(found))

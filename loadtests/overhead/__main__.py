@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Iterator
 
 import click
 from rich.console import Console
 
 from . import callgrind, child, counts
-from .processes import database, run
+from .processes import database, started
 from .rows import OUTBOXES, PREFORK_RATIO, ROWS, SIDES, Row
 from .tables import hardware, median_interval, print_table
+
+WARM_UP_TASKS = 300
 
 
 def limit_of(row: Row, pool: str) -> float | None:
@@ -54,14 +57,24 @@ def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:
         print_table(console, title, ["", "instructions", "added", "ratio", "spread"], lines)
 
 
+def time_rows(
+    pool: str, strategy: str, url: str, rows: list[Row], rounds: int, tasks: int
+) -> Iterator[list[tuple[float, float]]]:
+    """Yield of each row its rounds: CPU time in microseconds per task, by hand and with the layer."""
+    with started(pool, strategy, url, *SIDES) as process:
+        for row in rows:
+            pair = dict(zip(SIDES, (row.by_hand, row.with_layer), strict=True))
+            for side, task in pair.items():
+                process.ask(child.repeat, side, task, WARM_UP_TASKS)
+            yield process.ask(child.time_rounds, pair, rounds, tasks)
+
+
 def print_times(console: Console, url: str, cells: list[counts.Cell], rows: list[Row], rounds: int, tasks: int) -> None:
     """Measure and print; one process at a time, for two would be in each other's way."""
-    pairs = tuple((row.by_hand, row.with_layer) for row in rows)
     headings = ["task", "by hand us", "with layer us", "added us", "ratio", "95 % of the median", "n", "target"]
     for pool, strategy in cells:
-        outcomes = run(child.Job(child.TIMES, pool, strategy, url, SIDES, pairs, (tasks,) * rounds))
         lines = []
-        for row, times in zip(rows, outcomes, strict=True):
+        for row, times in zip(rows, time_rows(pool, strategy, url, rows, rounds, tasks), strict=True):
             ratios, added = sorted(ours / hand for hand, ours in times), sorted(ours - hand for hand, ours in times)
             low, high = median_interval(ratios)
             target, wanted = "", row.cpu_ratio or limit_of(row, pool)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import child
-from .processes import MeasureError, run, started
+from .processes import MeasureError, started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
 SLICES = (0, 30)
+#: Few leave Python's adaptive interpreter with code to adapt, which then is counted.
+WARM_UP_TASKS = 40
 #: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide: one
 #: percent, and nothing that a task does. The seeds move things.
 SEEDS = (0, 1, 2)
@@ -45,18 +47,19 @@ def count(
     """
     # Once without valgrind, which finds errors soon and leaves compiled modules. Whether a module was compiled just now
     # or read is seen in the counts.
-    run(child.Job(child.TALLIES, pool, strategy, url, (side,), tuple((task,) for task in tasks), (1,)))
+    with started(pool, strategy, url, side) as process:
+        for task in tasks:
+            process.ask(child.repeat, side, task, 2)
     found = {}
     for task in tasks:
-        jobs = [child.Job(child.INSTRUCTIONS, pool, strategy, url, (side,), ((task,),), SLICES, seed) for seed in seeds]
-        values = [_count(job) for job in jobs]
+        values = [_count(side, pool, strategy, url, task, seed) for seed in seeds]
         median, least = statistics.median(values), min(values)
         found[task] = Instructions(median, least, (max(values) - least) / median)
     return found
 
 
-def _count(job: child.Job) -> float:
-    """Return the instructions of one task of `job`."""
+def _count(side: str, pool: str, strategy: str, url: str, task: str, seed: int) -> float:
+    """Return the instructions of one task."""
     with tempfile.TemporaryDirectory(prefix="celery-alchemy-counts-") as folder:
         out = Path(folder) / "out"
         # Imports and start are not counted, and without instrumentation they take a tenth of the time.
@@ -64,18 +67,17 @@ def _count(job: child.Job) -> float:
             "valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getsid",
             f"--callgrind-out-file={out}.%p", f"--log-file={folder}/log.%p",
         ]  # fmt: skip
-        with started(job, *valgrind) as process:
-            order = ["vgdb", f"--pid={process.answer()}", "instrumentation", "on"]
+        with started(pool, strategy, url, side, below=valgrind, seed=seed) as process:
+            order = ["vgdb", f"--pid={process.pid}", "instrumentation", "on"]
             done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
             if done.returncode:
                 raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
-            process.go_on()
-            pid, ((_, few), (_, many)) = process.answer()
-            process.wait()
+            process.ask(child.repeat, side, task, WARM_UP_TASKS)
+            pid = process.ask(child.mark_slices, side, task, SLICES)
+            process.end()
         # Each slice stands between two marks: what came before the first of them is the odd dump.
         least, most = (_total(Path(f"{out}.{pid}.{2 * number}")) for number in (1, 2))
-    per_task: float = (most - least) / (many - few)
-    return per_task
+    return (most - least) / (SLICES[1] - SLICES[0])
 
 
 def _total(path: Path) -> int:

@@ -1,8 +1,8 @@
 """The process that is measured: it acts as one worker pool, with one strategy, and runs tasks of one side or of both.
 
-It runs them in one thread, with no broker behind it. Started by `command`, for under gevent nothing may be imported
-before the patch. It answers on standard output, a line of JSON at a time, and ends without a clean-up that would be
-counted.
+It runs them in one thread, with no broker behind it. Started by `processes.started`, for under gevent nothing may be
+imported before the patch. Each line of its input is a question: a function that takes the sides, and its other
+arguments. Each is answered by a line of JSON. It ends with its input, without a clean-up that would be counted.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -24,55 +25,42 @@ from celery import signals
 from .rows import Side, make_side
 
 WORKER_POOLS = ("solo", "threads", "gevent", "prefork")
-INSTRUCTIONS, TALLIES, ROUND_TRIPS, TIMES = "instructions", "tallies", "round trips", "times"
 AFTER_SETTLING = 3
-#: Few leave Python's adaptive interpreter with code to adapt, which then is counted.
-WARM_UP_TASKS = {INSTRUCTIONS: 40, TALLIES: 30, ROUND_TRIPS: 10, TIMES: 300}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the process is to do."""
-
-    measure: str  # INSTRUCTIONS, TALLIES, ROUND_TRIPS or TIMES
-    pool: str
-    strategy: str
-    url: str
-    sides: tuple[str, ...]
-    pairs: tuple[tuple[str, ...], ...]
-    """The tasks to run, keys of `Side.tasks`: one for each side, those of a pair in turn."""
-    slices: tuple[int, ...]  # Tasks per slice
-    seed: int = 0  # Of Python's hashes: the same order of sets on every run
-
-
-def command(job: Job) -> list[str]:
-    """Return the arguments of Python that run `job`."""
-    # The patch comes first, and therefore not from a module of this package.
-    first = "from gevent import monkey; monkey.patch_all(); " if job.pool == "gevent" else ""
-    return ["-c", f"{first}from {__name__} import main; main()", json.dumps(asdict(job))]
+Sides = dict[str, Side]
 
 
 def main() -> None:
-    """Do the job on the command line."""
-    given: dict[str, Any] = json.loads(sys.argv[1])
-    job = Job(**given)
-    sides = [make_side(side, job.url, job.strategy) for side in job.sides]
-    for side in sides:
-        side.app.WorkController(pool=job.pool, concurrency=1)
-    measures = {INSTRUCTIONS: mark_slices, TALLIES: tally, ROUND_TRIPS: run_when_told, TIMES: time_rounds}
-    measure: Callable[[list[Side], Job], object] = measures[job.measure]
-    if job.measure == INSTRUCTIONS:
-        tell(os.getpid())
-        wait_for_a_line()  # in the main process: valgrind takes no orders for the child of a fork
-    if job.pool == "prefork":
+    """Act as the worker pool, with the strategy, the database and the sides on the command line."""
+    pool, strategy, url, *names = sys.argv[1:]
+    sides = {name: make_side(name, url, strategy) for name in names}
+    for side in sides.values():
+        side.app.WorkController(pool=pool, concurrency=1)
+    tell(os.getpid())
+    # Awake, and in the main process: valgrind takes orders only from a process that runs, and none for a fork's child.
+    while not select.select([0], [], [], 0)[0]:
+        time.sleep(0.01)
+    if pool == "prefork":
         become_pool_process()
-    if job.pool == "gevent":
+    if pool == "gevent":
         import gevent
 
-        tell(gevent.spawn(measure, sides, job).get())
+        gevent.spawn(answer_all, sides).get()
     else:
-        tell(measure(sides, job))
+        answer_all(sides)
     os._exit(0)
+
+
+def answer_all(sides: Sides) -> None:
+    """Answer until there are no more questions."""
+    for line in sys.stdin:
+        function, *arguments = json.loads(line)
+        tell(resolve_name(function)(sides, *arguments))
+
+
+def tell(message: object) -> None:
+    """Print `message` as one line."""
+    sys.stdout.write(f"{json.dumps(message)}\n")
+    sys.stdout.flush()
 
 
 def become_pool_process() -> None:
@@ -84,24 +72,6 @@ def become_pool_process() -> None:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     signals.worker_process_init.send(sender=None)
     signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
-
-
-def tell(message: object) -> None:
-    """Print `message` as one line."""
-    sys.stdout.write(f"{json.dumps(message)}\n")
-    sys.stdout.flush()
-
-
-def wait_for_a_line() -> None:
-    """Wait for a line on standard input, awake: valgrind takes orders only from a process that runs."""
-    os.set_blocking(0, False)
-    while True:
-        try:
-            if os.read(0, 1):
-                return
-            os._exit(1)  # whoever started this has gone
-        except BlockingIOError:
-            time.sleep(0.01)
 
 
 def mark() -> None:
@@ -117,37 +87,35 @@ def settle(side: Side) -> None:
     gc.disable()
 
 
-def mark_slices(sides: list[Side], job: Job) -> tuple[int, list[tuple[str, int]]]:
-    """Run the slices of each task between two marks; return the id of this process, and which they were."""
-    done: list[tuple[str, int]] = []
-    (side,) = sides
-    for (name,) in job.pairs:
-        run = _warmed_up(side, name, job)
-        for tasks in job.slices:
-            settle(side)
-            _repeat(run, AFTER_SETTLING)  # the collector has emptied the free lists
-            mark()
-            _repeat(run, tasks)
-            gc.collect()  # what a task leaves to the collector is counted too
-            mark()
-            done.append((name, tasks))
-    return os.getpid(), done
+def repeat(sides: Sides, name: str, task: str, tasks: int) -> None:
+    """Run a task of a side so often."""
+    _repeat(sides[name].tasks[task], tasks)
 
 
-def tally(sides: list[Side], job: Job) -> dict[str, dict[str, float]]:
-    """Return what Python counts by itself, by task: the same on every run of one version. Medians of so many runs.
+def mark_slices(sides: Sides, name: str, task: str, slices: list[int]) -> int:
+    """Run the slices of a task between two marks each; return the id of this process."""
+    side = sides[name]
+    run = side.tasks[task]
+    for tasks in slices:
+        settle(side)
+        _repeat(run, AFTER_SETTLING)  # the collector has emptied the free lists
+        mark()
+        _repeat(run, tasks)
+        gc.collect()  # what a task leaves to the collector is counted too
+        mark()
+    return os.getpid()
+
+
+def tally(sides: Sides, name: str, task: str, tasks: int) -> dict[str, float]:
+    """Return what Python counts by itself: the same on every run of one version. Medians of so many runs.
 
     "calls": of functions, those written in C included. "blocks": of memory allocated, as far as one sees who looks at
     each call and each return: what is freed before the next look is not seen, nor what comes out of a free list.
     """
-    (side,) = sides
-    found = {}
-    for (name,) in job.pairs:
-        run = _warmed_up(side, name, job)
-        settle(side)
-        calls, blocks = zip(*(_tally(run) for _ in range(job.slices[0])), strict=True)
-        found[name] = {"calls": statistics.median(calls), "blocks": statistics.median(blocks)}
-    return found
+    side = sides[name]
+    settle(side)
+    calls, blocks = zip(*(_tally(side.tasks[task]) for _ in range(tasks)), strict=True)
+    return {"calls": statistics.median(calls), "blocks": statistics.median(blocks)}
 
 
 def _tally(run: Callable[[], object]) -> tuple[int, int]:
@@ -172,40 +140,29 @@ def _tally(run: Callable[[], object]) -> tuple[int, int]:
     return calls, risen
 
 
-def run_when_told(sides: list[Side], job: Job) -> None:
-    """Run each task, and wait for a line before and after: a proxy outside counts."""
-    (side,) = sides
-    for (name,) in job.pairs:
-        run = _warmed_up(side, name, job)
-        tell(name)
-        wait_for_a_line()
-        _repeat(run, job.slices[0])
-        tell(name)
-        wait_for_a_line()
+def time_rounds(sides: Sides, pair: dict[str, str], rounds: int, tasks: int) -> list[list[float]]:
+    """Run a task of each side in turn, the order changing; return CPU time in microseconds per task, by round."""
+    found = []
+    for number in range(rounds):
+        times = dict.fromkeys(pair, 0.0)
+        for name in pair if number % 2 else reversed(pair):
+            sides[name].clear_broker()
+            begin = time.process_time()
+            _repeat(sides[name].tasks[pair[name]], tasks)
+            times[name] = (time.process_time() - begin) / tasks * 1e6
+        found.append(list(times.values()))
+    return found
 
 
-def time_rounds(sides: list[Side], job: Job) -> list[list[tuple[float, ...]]]:
-    """Return for each pair its rounds: CPU time in microseconds per task, of each side, the order changing."""
-    outcomes = []
-    for names in job.pairs:
-        runs = [_warmed_up(side, name, job) for side, name in zip(sides, names, strict=True)]
-        rounds = []
-        for number, tasks in enumerate(job.slices):
-            times = {}
-            for place in range(len(runs)) if number % 2 else reversed(range(len(runs))):
-                sides[place].clear_broker()
-                begin = time.process_time()
-                _repeat(runs[place], tasks)
-                times[place] = (time.process_time() - begin) / tasks * 1e6
-            rounds.append(tuple(times[place] for place in range(len(runs))))
-        outcomes.append(rounds)
-    return outcomes
-
-
-def _warmed_up(side: Side, name: str, job: Job) -> Callable[[], object]:
-    run = side.tasks[name]
-    _repeat(run, WARM_UP_TASKS[job.measure])
-    return run
+def time_turns(sides: Sides, task: str, turns: int) -> dict[str, float]:
+    """Run a task of each side in turn, the order reversed every turn; return the median times in ms, by side."""
+    times_ms: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(turns):
+        for name in sides if number % 2 else reversed(sides):
+            began = time.perf_counter()
+            sides[name].tasks[task]()
+            times_ms[name].append((time.perf_counter() - began) * 1000)
+    return {name: statistics.median(times) for name, times in times_ms.items()}
 
 
 def _repeat(run: Callable[[], object], tasks: int) -> None:

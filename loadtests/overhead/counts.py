@@ -12,13 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from typing import Any
 
 import click
 from sqlalchemy import make_url
 
-from ..services.proxy import counting_proxy
+from ..services.proxy import CountingProxy
 from . import baseline, callgrind, child, processes, walk
 from .baseline import Count
 from .rows import BY_HAND, ROWS, WITH_LAYER, Row
@@ -30,6 +29,7 @@ Cells = dict[Cell, tuple[str, ...]]  # Names of rows, by worker pool and strateg
 #: Threads by hand are solo by hand.
 BY_HAND_LIKE = {"threads": "solo"}
 TALLY_CELLS: tuple[Cell, ...] = tuple((pool, strategy) for pool in child.WORKER_POOLS for strategy in STRATEGIES)
+WARM_UP_TASKS = 30
 TALLIED_TASKS = 9
 OTHER_SEEDS = (3, 4, 5, 6, 7)
 #: Under valgrind a task takes fifty times as long: all rows once, elsewhere those that differ.
@@ -66,8 +66,11 @@ def tallies(url: str, cells: Iterable[Cell], rows: Iterable[Row]) -> list[Count]
     """Count calls and blocks."""
 
     def measure(side: str, pool: str, strategy: str, tasks: list[str]) -> dict[str, dict[str, float]]:
-        pairs = tuple((task,) for task in tasks)
-        found = processes.run(child.Job(child.TALLIES, pool, strategy, url, (side,), pairs, (TALLIED_TASKS,)))
+        found = {}
+        with processes.started(pool, strategy, url, side) as process:
+            for task in tasks:
+                process.ask(child.repeat, side, task, WARM_UP_TASKS)
+                found[task] = process.ask(child.tally, side, task, TALLIED_TASKS)
         return {kind: {task: found[task][kind] for task in tasks} for kind in ("calls", "blocks")}
 
     measured = measure_in_cells(dict.fromkeys(cells, tuple(row.name for row in rows)), measure)
@@ -107,31 +110,26 @@ def least_instructions(url: str, above: Iterable[Count] | None = None) -> list[C
 def round_trips(url: str) -> list[Count]:
     """Count round trips to the database."""
     counts = []
-    with counting_proxy(make_url(url)) as proxy:
+    with CountingProxy(make_url(url)) as proxy:
         through = proxy.url.render_as_string(hide_password=False)
-        pairs = tuple((ROW[name].with_layer,) for name in ROUND_TRIP_ROWS)
-        job = child.Job(child.ROUND_TRIPS, "solo", "local", through, (WITH_LAYER,), pairs, (ROUND_TRIP_TASKS,))
-        with processes.started(job) as process:
+        with processes.started("solo", "local", through, WITH_LAYER) as process:
             for name in ROUND_TRIP_ROWS:
-                process.answer()
+                process.ask(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)  # warms up
                 before = proxy.round_trips
-                process.go_on()
-                process.answer()
+                process.ask(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)
                 per_task = (proxy.round_trips - before) / ROUND_TRIP_TASKS
                 counts.append(Count("round trips", "solo, local", name, per_task))
-                process.go_on()
-            process.answer()
     return counts
 
 
 def walks(url: str) -> list[Count]:
     """Count what a reader walks through who follows a request."""
-    found = processes.run_module(walk.__name__, "--url", url, "--json")
-    names = [one.name for one in fields(walk.Walk)]
+    with processes.started("solo", "auto", url, WITH_LAYER) as process:
+        found = process.ask(walk.measure_requests)
     return [
         Count(f"walk: {name}", "solo, auto", scene, number)
-        for scene in walk.REQUESTS
-        for name, number in zip(names, found[scene], strict=True)
+        for scene, numbers in found.items()
+        for name, number in zip(walk.Walk._fields, numbers, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Run a `child.Job` on a database of its own, and read what it answers."""
+"""Start a `child` on a database of its own, and ask it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 from sqlalchemy import NullPool, create_engine
 
+from ..services.databases import database_server
 from ..services.rundir import run_directory
-from ..services.starting import database_server
-from .child import Job, command
+from . import child
 from .rows import Base
 
 
@@ -27,39 +27,51 @@ class Child:
     """A process that answers line by line."""
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._said, self._told, self._errors = process.stdout, process.stdin, errors
-        self.wait: Callable[..., int] = process.wait
+        self._process, self._errors = process, errors
+        self.pid: int = self._answer()
 
-    def answer(self) -> Any:
-        """Return its next line.
+    def ask(self, measure: Callable[..., object], *arguments: object) -> Any:
+        """Return what a function of a module returns there, which is given the sides before `arguments`.
 
         Raises:
             MeasureError: it has ended instead; the message ends with what it said.
         """
-        assert self._said is not None
-        line = self._said.readline()
+        assert self._process.stdin is not None
+        module = sys.modules[measure.__module__].__spec__
+        assert module is not None
+        self._process.stdin.write(f"{json.dumps([f'{module.name}:{measure.__name__}', *arguments])}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
-            code = self.wait()
+            code = self._process.wait()
             self._errors.seek(0)
             raise MeasureError(f"The process that was to be measured ended with {code}:\n{self._errors.read()[-3000:]}")
         return json.loads(line)
 
-    def go_on(self) -> None:
-        """Let it go on: it waits for a line."""
-        assert self._told is not None
-        self._told.write("\n")
-        self._told.flush()
-
 
 @contextmanager
-def started(job: Job, *before: str) -> Iterator[Child]:
-    """Start the process of `job`, below the command `before`; it is killed where the block raises."""
-    with _started(*before, sys.executable, *command(job), seed=job.seed) as child:
-        yield child
+def started(
+    pool: str, strategy: str, url: str, *sides: str, below: Sequence[str] = (), seed: int = 0
+) -> Iterator[Child]:
+    """Start the process that acts as a worker pool; it is killed where the block raises.
 
-
-@contextmanager
-def _started(*arguments: str, seed: int = 0) -> Iterator[Child]:
+    Args:
+        below: A command that runs it.
+        seed: Of Python's hashes: the same order of sets on every run.
+    """
+    # Under gevent the patch comes first, and therefore not from a module of this package.
+    first = "from gevent import monkey; monkey.patch_all(); " if pool == "gevent" else ""
+    program = f"{first}from {child.__name__} import main; main()"
     # Compiled modules: to compile them is most of what a start costs.
     environ = {**os.environ, "PYTHONHASHSEED": str(seed)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -67,25 +79,16 @@ def _started(*arguments: str, seed: int = 0) -> Iterator[Child]:
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environ) as process,  # noqa: S603 - our own interpreter
-    ):
+        subprocess.Popen(  # noqa: S603 - our own interpreter
+            [*below, sys.executable, "-c", program, pool, strategy, url, *sides],
+            stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environ,
+        ) as process,
+    ):  # fmt: skip
         try:
             yield Child(process, errors)
         except BaseException:
             process.kill()
             raise
-
-
-def run(job: Job) -> Any:
-    """Return the one answer of `job`."""
-    with started(job) as child:
-        return child.answer()
-
-
-def run_module(name: str, *arguments: str) -> Any:
-    """Return what a module prints, which is one line of JSON."""
-    with _started(sys.executable, "-m", name, *arguments) as child:
-        return child.answer()
 
 
 @contextmanager

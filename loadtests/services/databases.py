@@ -1,11 +1,13 @@
-"""Fresh databases on a PostgreSQL or MySQL server."""
+"""The database server of a run: what the user gives, or one of its own; and fresh databases on it."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 from sqlalchemy import URL, Connection, create_engine, insert, make_url
@@ -14,13 +16,19 @@ from sqlalchemy.pool import NullPool
 
 from ..errors import ServiceError
 from ..tasks.models import Account, Base
+from .proxy import distant
 from .rundir import RunDirectory
+from .servers import MariaDBServer, PostgreSQLServer
 
 #: SQLAlchemy 2.0 and 2.1 disagree on the driver that "postgresql" means.
 DEFAULT_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg",
                    "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}  # fmt: skip
 DRIVERS = {**DEFAULT_DRIVERS, **{name: name for name in (*DEFAULT_DRIVERS.values(), "postgresql+psycopg2")}}
 DISPLAY_NAMES = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
+
+FAST, DURABLE, MARIADB = "fast", "durable", "mariadb"
+PROFILE = re.compile(rf"({FAST}|{DURABLE}|{MARIADB})(?:\+(\d+(?:\.\d+)?)ms)?")
+"""Servers of the run's own. With a delay, the workload reaches them over TCP, and each round trip takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,7 @@ class DatabaseServer:
         """
         name = f"celery_alchemy_{run.id}_{suffix}"
         admin_url = self.url.render_as_string(hide_password=False)
-        guarded = run.guard.watch_call(f"{__name__}:drop_database", admin_url, name)
-        try:
+        with run.guard.undoing(drop_database, admin_url, name, tolerated=(DBAPIError,)):
             try:
                 _administer(self.url, f"CREATE DATABASE {name}")
             except DBAPIError as error:
@@ -51,10 +58,32 @@ class DatabaseServer:
                     f"DATABASE_URL: the user {self.url.username!r} cannot create the database {name}: {error.orig}"
                 ) from error
             yield (self.through or self.url).set(database=name)
-        finally:
-            with contextlib.suppress(DBAPIError):
-                drop_database(admin_url, name)
-                run.guard.forget(guarded)
+
+
+@contextmanager
+def database_server(run: RunDirectory, database_url: str | None = None) -> Iterator[DatabaseServer]:
+    """Yield the server behind `database_url`, or one of our own, which stops when the block ends.
+
+    Args:
+        database_url: A URL, or the name of a profile: "fast" (PostgreSQL on a Unix socket, fsync off; the default),
+            "durable" (PostgreSQL with fsync), "mariadb"; with a delay like "durable+0.25ms".
+    Raises:
+        ServiceError: It cannot be reached or does not start.
+    """
+    profile = PROFILE.fullmatch(database_url or FAST)
+    if profile is None:
+        yield connect_server(parse_database_url(str(database_url)), "DATABASE_URL")
+        return
+    name, delay_ms = profile.groups()
+    with ExitStack() as stack:
+        own: Any = MariaDBServer(run) if name == MARIADB else PostgreSQLServer(run, durable=name == DURABLE)
+        url, origin = stack.enter_context(own).url, "our own" if name == MARIADB else "embedded"
+        durability = f"fsync {'off' if name == FAST else 'on'}"
+        if delay_ms is None:
+            yield connect_server(url, f"{origin}: Unix socket, {durability}")
+        else:
+            server = connect_server(url, f"{origin}: TCP with {delay_ms} ms added, {durability}")
+            yield replace(server, through=stack.enter_context(distant(url, float(delay_ms) / 1000)))
 
 
 def parse_database_url(text: str) -> URL:

@@ -1,27 +1,20 @@
-"""What the load generator tells a worker, by way of environment variables."""
+"""What the load generator tells a worker, by way of an environment variable."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kombu.entity import Exchange, Queue
 
-from ..tasks.patterns import OURS, WAYS
-from ..tasks.replies import kombu_url, redis_url
+from ..tasks.patterns import OURS
+from ..tasks.replies import kombu_url
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
 RESULT_EXPIRES_S = 300
-VARIABLES = {
-    "database_url": "DATABASE_URL",
-    "broker_url": "BROKER_URL",
-    "reply_url": "LOADTEST_REPLY_URL",
-    "queue": "LOADTEST_QUEUE",
-    "pattern": "LOADTEST_PATTERN",
-    "used_in_main": "LOADTEST_USED_IN_MAIN",
-}
+VARIABLE = "LOADTEST_WORKER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +81,10 @@ class WorkerEnvironment:
         }
 
     def to_environ(self) -> dict[str, str]:
-        """Return the variables that `from_environ` reads."""
-        return {VARIABLES[one.name]: str(getattr(self, one.name) or "") for one in fields(self)}
+        """Return the variable that `from_environ` reads."""
+        return {VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerEnvironment:
-        """Read the variables; only DATABASE_URL and BROKER_URL are required when the broker is Redis or Valkey.
-
-        Raises:
-            RuntimeError: A variable is missing, or names no pattern.
-        """
-        given: dict[str, Any] = {name: environ[key] for name, key in VARIABLES.items() if environ.get(key)}
-        if missing := [VARIABLES[name] for name in ("database_url", "broker_url") if name not in given]:
-            raise RuntimeError(f"{' and '.join(missing)} must be set for a worker of celery_alchemy.loadtests")
-        reply_url = given.setdefault("reply_url", redis_url(given["broker_url"]))
-        if reply_url is None:
-            raise RuntimeError("BROKER_URL is no Redis or Valkey: set LOADTEST_REPLY_URL=redis://... for the replies.")
-        if (pattern := given.get("pattern", OURS)) not in WAYS:
-            raise RuntimeError(f"LOADTEST_PATTERN={pattern!r} is not a pattern. Known: {', '.join(WAYS)}.")
-        return cls(**{**given, "used_in_main": "used_in_main" in given})
+    def from_environ(cls) -> WorkerEnvironment:
+        """Read what the process that started this worker has told it."""
+        return cls(**json.loads(os.environ[VARIABLE]))

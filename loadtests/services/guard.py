@@ -20,7 +20,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,33 @@ class Guard:
         # Workers are started by several threads.
         self._lock = threading.Lock()
 
-    # If this process dies first: what `watch_...` says is done. They return the number to `forget`.
+    def watch(self, function: Callable[..., object], *args: str | int) -> int:
+        """Call a function of a module if this process dies first; return the number to `forget`."""
+        number = next(self._count)
+        module = "" if function.__module__ == __name__ else function.__module__
+        self._send({"add": number, "module": module, "function": function.__name__, "args": args})
+        return number
 
     def watch_process(self, pid: int, stop_signal: signal.Signals = signal.SIGKILL) -> int:
-        """Stop the process group that `pid` leads."""
-        return self._add(pid=pid, signal=int(stop_signal))
+        """Stop the process group that `pid` leads if this process dies first; return the number to `forget`."""
+        return self.watch(_stop_group, pid, int(stop_signal))
 
-    def watch_directory(self, path: Path) -> int:
-        """Remove the directory."""
-        return self._add(directory=str(path))
+    @contextmanager
+    def undoing(
+        self, function: Callable[..., object], *args: str, tolerated: tuple[type[Exception], ...]
+    ) -> Iterator[None]:
+        """Call a function of a module when the block ends, or if this process dies first.
 
-    def watch_call(self, function: str, *args: str) -> int:
-        """Call `"module:function"` with `args`."""
-        return self._add(function=function, args=args)
+        Args:
+            tolerated: Errors of it that do not matter here; then it is called once more at the end.
+        """
+        number = self.watch(function, *args)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(*tolerated):
+                function(*args)
+                self.forget(number)
 
     def forget(self, number: int) -> None:
         """Take back: it has been cleaned up."""
@@ -74,17 +89,17 @@ class Guard:
             self._process.stdin.close()
         self._process.wait()
 
-    def _add(self, **entry: Any) -> int:
-        number = next(self._count)
-        self._send({"add": number, **entry})
-        return number
-
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         # A guard that was killed must not break the run it guards.
         with self._lock, contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory, or what of it there is."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _stop_group(pid: int, stop_signal: int) -> None:
@@ -104,16 +119,6 @@ def _is_zombie(pid: int) -> bool:
     return False
 
 
-def _clean_up(entry: dict[str, Any]) -> None:
-    if "pid" in entry:
-        _stop_group(entry["pid"], entry["signal"])
-    elif "directory" in entry:
-        shutil.rmtree(entry["directory"], ignore_errors=True)
-    else:
-        module, _, function = entry["function"].partition(":")
-        getattr(importlib.import_module(module), function)(*entry["args"])
-
-
 def main() -> None:
     """Collect entries until the parent is gone, then clean up what is left."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -127,7 +132,8 @@ def main() -> None:
             entries.pop(message["forget"], None)
     for entry in reversed(entries.values()):
         with contextlib.suppress(Exception):
-            _clean_up(entry)
+            place = importlib.import_module(entry["module"]) if entry["module"] else sys.modules[__name__]
+            getattr(place, entry["function"])(*entry["args"])
 
 
 if __name__ == "__main__":

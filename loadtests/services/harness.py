@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from celery import Celery
 from sqlalchemy import URL, NullPool, create_engine, text
@@ -17,14 +17,33 @@ from ..errors import WorkerError
 from ..tasks.patterns import OURS
 from ..tasks.replies import Outcome, Reply, ReplyList
 from ..tasks.workloads import ACCOUNTS, Workload
-from .brokers import Broker, queue_of
-from .databases import DatabaseServer, create_tables
+from .brokers import Broker, broker, queue_of
+from .databases import DatabaseServer, create_tables, database_server
 from .environment import WorkerEnvironment
 from .proxy import Proxy
-from .rundir import RunDirectory
+from .rundir import RunDirectory, run_directory
 from .worker import Worker, running_worker
 
 ANSWER_S = 30.0
+
+
+class Services(NamedTuple):
+    """What the workers of a run share."""
+
+    run: RunDirectory
+    server: DatabaseServer
+    broker: Broker
+
+
+@contextmanager
+def services(database_url: str | None = None, broker_url: str | None = None) -> Iterator[Services]:
+    """Start what is not given, for the time of the block; see `database_server` and `broker`."""
+    with (
+        run_directory() as run,
+        database_server(run, database_url) as server,
+        broker(run, broker_url) as the_broker,
+    ):
+        yield Services(run, server, the_broker)
 
 
 @dataclass(slots=True)
@@ -32,7 +51,7 @@ class Sent:
     """A task that was sent, and the replies to its attempts."""
 
     number: int
-    task_id: str
+    task_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     replies: list[Reply] = field(default_factory=list)
 
     @property
@@ -41,13 +60,11 @@ class Sent:
         return [reply for reply in self.replies if reply.outcome is not Outcome.RETRY]
 
 
+AnySent = TypeVar("AnySent", bound=Sent)
+
+
 class LoadWorker:
     """A running worker with its database and its queue."""
-
-    database: URL
-    environment: WorkerEnvironment
-    pool: str
-    worker: Worker
 
     def __init__(
         self, worker: Worker, pool: str, environment: WorkerEnvironment, database: URL, proxy: Proxy | None
@@ -67,10 +84,10 @@ class LoadWorker:
         self._client.close()
         self._engine.dispose()
 
-    def post(self, name: str, args: tuple[Any, ...] = (), **options: Any) -> Sent:
-        """Send a task by its name."""
-        task = Sent(args[0] if args else 0, uuid.uuid4().hex)
+    def post(self, name: str, task: AnySent, args: tuple[Any, ...] | None = None, **options: Any) -> AnySent:
+        """Send a task by its name; its arguments are its number where no others are given."""
         self.sent[task.task_id] = task
+        args = (task.number,) if args is None else args
         self._client.send_task(name, args, task_id=task.task_id, ignore_result=True, **options)
         return task
 
@@ -104,7 +121,7 @@ class LoadWorker:
         Raises:
             WorkerError: One was not answered, or failed although it should not.
         """
-        tasks = [self.post(workload.task_name, (number,)) for number in numbers]
+        tasks = [self.post(workload.task_name, Sent(number)) for number in numbers]
         ended = self.collect(tasks)
         where = f"{workload.name} under {self.environment.pattern}"
         for task in tasks:
@@ -127,25 +144,26 @@ AnyLoadWorker = TypeVar("AnyLoadWorker", bound=LoadWorker)
 
 @contextmanager
 def load_worker(
-    run: RunDirectory, server: DatabaseServer, broker: Broker, *, pool: str, pattern: str = OURS, concurrency: int = 1,
+    given: Services, *, pool: str, kind: type[AnyLoadWorker], pattern: str = OURS, concurrency: int = 1,
     name: str = "", queue: str = "", accounts: int = ACCOUNTS, proxied: Callable[[URL], Proxy] | None = None,
-    application_name: str = "", used_in_main: bool = False, kind: type[AnyLoadWorker], **options: Any,
+    application_name: str = "", used_in_main: bool = False, **options: Any,
 ) -> Iterator[AnyLoadWorker]:  # fmt: skip
     """Start a worker with a database and a queue of its own; all are gone when the block ends.
 
     Args:
+        kind: LoadWorker, or a class derived from it.
         proxied: Makes the proxy through which the worker reaches its database.
         application_name: Of the worker's sessions on PostgreSQL.
-        kind: LoadWorker, or a class derived from it.
         options: Of `running_worker`.
     Raises:
         WorkerError: It ended, or was not ready in time.
     """
+    run, broker = given.run, given.broker
     name = f"{name or f'{pool}-{pattern}'}-{uuid.uuid4().hex[:6]}"
     with ExitStack() as stack:
-        database = stack.enter_context(server.fresh_database(run, name.replace("-", "_")))
+        database = stack.enter_context(given.server.fresh_database(run, name.replace("-", "_")))
         create_tables(database, accounts)
-        proxy = stack.enter_context(contextlib.closing(proxied(database))) if proxied else None
+        proxy = stack.enter_context(proxied(database)) if proxied else None
         url = proxy.url if proxy else database
         if application_name:
             url = url.update_query_dict({"application_name": application_name})

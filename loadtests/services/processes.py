@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import psutil
 
-from ..errors import ServiceError
+from ..errors import LoadTestError
 from .rundir import RunDirectory
 
 KILL_WAIT_S = 5.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+T = TypeVar("T")
 
 
 class StopStep(NamedTuple):
@@ -27,13 +29,6 @@ class StopStep(NamedTuple):
 
     signal: signal.Signals
     wait_s: float
-
-
-class SystemUser(NamedTuple):
-    """An unprivileged user of the system, to run a process as."""
-
-    uid: int
-    gid: int
 
 
 class Process(Protocol):
@@ -69,17 +64,14 @@ class ChildProcess:
             self._process.wait(timeout_s)
         return self.exit_code
 
-    def wait_until(self, serves: Callable[[], bool], what: str, within_s: float) -> None:
-        """Wait until it serves.
-
-        Raises:
-            ServiceError: It has ended, or the time is over; the message ends with its log.
-        """
-        deadline = time.monotonic() + within_s
-        while not serves():
-            if self.exit_code is not None or time.monotonic() > deadline:
-                raise ServiceError(f"{what} did not start:\n{self.log_tail()}")
-            time.sleep(0.02)
+    def when_ready(
+        self, announced: Callable[[], T | None], what: str, within_s: float, error: type[LoadTestError]
+    ) -> T:
+        """Do as the function does; the error ends with the log."""
+        try:
+            return when_ready(announced, lambda: self.exit_code, what, within_s, error)
+        except error as unready:
+            raise error(f"{unready}\n{self.log_tail()}") from None
 
     def log_tail(self, lines: int = 30) -> str:
         """Return the last lines of the log."""
@@ -94,6 +86,27 @@ class ChildProcess:
             at_once: With SIGKILL, without the gentler steps.
         """
         self.ended_by = stop_group(self._process, () if at_once else self._steps) or self.ended_by
+
+
+def when_ready(
+    announced: Callable[[], T | None], exit_code: Callable[[], int | None], what: str, within_s: float,
+    error: type[LoadTestError],
+) -> T:  # fmt: skip
+    """Return what a process says of itself once it serves.
+
+    Args:
+        announced: May wait a moment for it; None, or nothing, if it has not come.
+        error: Raised if the process has ended, or the time is over.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        if found := announced():
+            return found
+        if (code := exit_code()) is not None:
+            raise error(f"{what} ended with code {code} before it was ready.")
+        if time.monotonic() > deadline:
+            raise error(f"{what} was not ready in time.")
+        time.sleep(0.02)
 
 
 def stop_group(
@@ -139,16 +152,14 @@ def _anyone_left(group: int) -> bool:
 
 
 def start_group(
-    command: Sequence[str | Path], log_path: Path, *, environ: Mapping[str, str], cwd: Path,
-    user: SystemUser | None = None,
-) -> subprocess.Popen[bytes]:  # fmt: skip
+    command: Sequence[str | Path], log_path: Path, *, environ: Mapping[str, str], cwd: Path, **account: Any
+) -> subprocess.Popen[bytes]:
     """Start a process that leads its own process group and appends what it says to a file."""
-    uid, gid = user or (None, None)
     with log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - commands come from this package and its tests.
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(environ), cwd=cwd,
             # Ctrl-C in the terminal must reach the load generator alone, which stops its children in order.
-            start_new_session=True, user=uid, group=gid, extra_groups=[] if user else None,
+            start_new_session=True, **account,
         )  # fmt: skip
 
 
@@ -176,20 +187,19 @@ def deferred_signals() -> Iterator[None]:
 @contextmanager
 def child_process(
     run: RunDirectory, name: str, command: Sequence[str | Path], *, environ: Mapping[str, str],
-    steps: Sequence[StopStep], cwd: Path | None = None, user: SystemUser | None = None,
-    orphan_signal: signal.Signals = signal.SIGKILL,
+    steps: Sequence[StopStep], cwd: Path | None = None, orphan_signal: signal.Signals = signal.SIGKILL, **account: Any,
 ) -> Iterator[ChildProcess]:  # fmt: skip
     """Start a child, and stop it when the block ends.
 
     Args:
         steps: How to stop it, gentlest first; SIGKILL to its process group always comes last.
-        user: Run as this user instead of the present one; needs root.
         orphan_signal: What the guard sends to its process group if this process is killed.
+        account: Of Popen: `user`, `group` and `extra_groups` to run as instead of the present ones.
     """
     log_path = run.path / f"{name}.log"
     log_path.unlink(missing_ok=True)  # of one with the same name before
     with deferred_signals():
-        process = start_group(command, log_path, environ=environ, cwd=cwd or run.path, user=user)
+        process = start_group(command, log_path, environ=environ, cwd=cwd or run.path, **account)
         guarded = run.guard.watch_process(process.pid, orphan_signal)
     child = ChildProcess(process, log_path, steps)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .guard import Guard
+from .guard import Guard, remove_directory
 
 SOCKET_PATH_LIMIT = 100  # Bytes the system allows for the path of a Unix socket: 108 on Linux, 104 on macOS
 
@@ -38,12 +37,11 @@ def run_directory() -> Iterator[RunDirectory]:
     path = base / name
     guard = Guard()
     try:
-        guard.watch_directory(path)
+        guard.watch(remove_directory, str(path))
         # Root's servers run as another account, which has to reach its own directory below this one.
         path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700)
         yield RunDirectory(path, run_id, guard)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
         guard.close()
 
 

@@ -90,7 +90,6 @@ class Sampler:
         self.peaks: dict[str, Connections] = dict.fromkeys(
             databases, Connections()
         )  # The most seen at once, by database
-        self.samples: int = 0
         self.error: str | None = None  # Why sampling ended early; None if it did not
         self._observer = Observer(server_url, *databases, by=by)
         self._interval_s = interval_s
@@ -127,6 +126,5 @@ class Sampler:
                 if time.monotonic() >= self._blind_until:
                     for name, seen in self._observer.snapshots().items():
                         self.peaks[name] = Connections(*map(max, self.peaks[name], seen))
-                    self.samples += 1
         except SQLAlchemyError as error:
             self.error = str(error)

@@ -8,15 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from ..errors import WorkerError
 from ..reporting import user_environ
-from ..tasks.patterns import FOREIGN
+from ..tasks.patterns import PATTERNS
 from ..tasks.replies import ReplyList
 from .environment import WorkerEnvironment
 from .guard import with_package
@@ -28,8 +27,6 @@ REPORTING = "celery_alchemy.loadtests.reporting"
 START_S = 45.0
 # Warm shutdown finishes the running tasks; cold shutdown drops them. A worker with a broken session can ignore both.
 STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +77,25 @@ def running_worker(
     arguments += [f"--session-strategy={strategy}"] if strategy else []
     arguments += [f"--include={REPORTING}", f"--queues={environment.queue}"] if app != OWN_APP else []
     command = worker_command(app, *arguments, hostname=f"{name}@%h")
-    if environment.pattern in FOREIGN:
-        command = [sys.executable, *FOREIGN[environment.pattern].worker, str(concurrency)]
+    if app == OWN_APP and (theirs := PATTERNS[environment.pattern].worker):
+        command = [sys.executable, *theirs, str(concurrency)]
     if app == OWN_APP:
-        # The caller's own Celery settings must not change what is measured.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
-        environ = with_package({**inherited, **environment.to_environ()})
+        # The caller's own settings must not change what is measured.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY", "LOADTEST"))}
+        environ = {**own, **environment.to_environ()}
     else:
         told = user_environ(environment.reply_url, environment.ready_key)
-        environ = with_package({**os.environ, **(app_environ or {}), **told})
-    environ["TMPDIR"] = str(run.path)  # what a worker that is killed leaves behind is removed with the run
+        environ = {**os.environ, **(app_environ or {}), **told}
+    # What a worker that is killed leaves behind is removed with the run.
+    environ = with_package({**environ, "TMPDIR": str(run.path)})
     started = time.monotonic()
     # Celery looks for modules in the directory it runs in: a strategy of the caller's own is found there.
     with child_process(run, f"worker-{name}", command, environ=environ, steps=stop_steps, cwd=Path.cwd()) as process:
-        ready = _wait_until_ready(process, environment, pool, start_timeout_s)
-        yield Worker(process, ready, time.monotonic() - started)
+        with contextlib.closing(ReplyList(environment.reply_url, environment.ready_key)) as announcements:
+            message, *_ = process.when_ready(
+                lambda: list(announcements.pop(timeout_s=0.25)), f"The {pool} worker", start_timeout_s, WorkerError
+            )
+        yield Worker(process, ReadyMessage(**json.loads(message)), time.monotonic() - started)
 
 
 def worker_command(app: str, *arguments: str, hostname: str, loglevel: str = "INFO") -> list[str]:
@@ -109,37 +110,3 @@ def worker_command(app: str, *arguments: str, hostname: str, loglevel: str = "IN
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         *(f"--hostname={hostname}", f"--loglevel={loglevel}"),
     ]
-
-
-def when_ready(
-    announced: Callable[[], T | None], exit_code: Callable[[], int | None], name: str, within_s: float = START_S
-) -> T:
-    """Return what the worker says of itself once it consumes.
-
-    Args:
-        announced: Waits a moment for it; None if it has not come.
-    Raises:
-        WorkerError: It ended, or was not ready in time.
-    """
-    deadline = time.monotonic() + within_s
-    while True:
-        found = announced()
-        if found is not None:
-            return found
-        if exit_code() is not None:
-            raise WorkerError(f"The {name} worker ended with code {exit_code()} before it was ready.")
-        if time.monotonic() > deadline:
-            raise WorkerError(f"The {name} worker was not ready in time.")
-
-
-def _wait_until_ready(
-    process: ChildProcess, environment: WorkerEnvironment, pool: str, within_s: float
-) -> ReadyMessage:
-    with contextlib.closing(ReplyList(environment.reply_url, environment.ready_key)) as announcements:
-        try:
-            messages = when_ready(
-                lambda: list(announcements.pop(timeout_s=0.25)) or None, lambda: process.exit_code, pool, within_s
-            )
-        except WorkerError as error:
-            raise WorkerError(f"{error}\n{process.log_tail()}") from None
-        return ReadyMessage(**json.loads(messages[0]))

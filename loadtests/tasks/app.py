@@ -13,11 +13,11 @@ from .. import reporting
 from ..faults.tasks import USE
 from ..services.environment import WorkerEnvironment
 from . import observation
-from .patterns import OURS, WAYS, Pattern
+from .patterns import OURS, PATTERNS, Pattern
 from .ticker import Ticker
 
 environment: WorkerEnvironment = WorkerEnvironment.from_environ()
-pattern: Pattern = WAYS[environment.pattern]
+pattern: Pattern = PATTERNS[environment.pattern]
 
 app: Celery = Celery("celery-alchemy-loadtests")
 app.conf.update(environment.celery_settings() | environment.result_settings())

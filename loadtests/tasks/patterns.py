@@ -54,7 +54,7 @@ class Pattern:
         return pool in self.pools and workload not in self.without
 
 
-PATTERNS: dict[str, Pattern] = {}  # Celery's, by name, ours first
+PATTERNS: dict[str, Pattern] = {}  # By name, ours first
 
 
 def _pattern(summary: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
@@ -68,6 +68,12 @@ def _pattern(summary: str, name: str = "", **options: Any) -> Callable[[Any], An
 
 def _engine(url: str, **options: Any) -> Engine:
     return phases.instrument(create_engine(url, **options))
+
+
+def _committed(session: AnySession, work: Work) -> Any:
+    result = work(session)
+    session.commit()
+    return result
 
 
 def _in_a_block(make_session: Callable[[], Session]) -> Built:
@@ -109,12 +115,7 @@ def recipe(app: Celery, url: str) -> Built:
                 self._session.close()
                 self._session = None
 
-    def attempt(task: DatabaseTask, work: Work) -> Any:
-        result = work(task.session)
-        task.session.commit()
-        return result
-
-    return Built(attempt, DatabaseTask)
+    return Built(lambda task, work: _committed(task.session, work), DatabaseTask)
 
 
 @_pattern("with Session(engine) in each task, on one Engine made when the module is imported.")
@@ -170,11 +171,7 @@ def tuned(app: Celery, url: str) -> Built:
     def in_a_pool_process(**_: Any) -> None:
         make_pool(1)
 
-    def attempt(task: Task, work: Work) -> Any:
-        with make_session.begin() as session:
-            return work(session)
-
-    return Built(attempt)
+    return _in_a_block(make_session)
 
 
 @_pattern("A scoped_session with SQLAlchemy's thread-local registry, removed after each task.")
@@ -183,9 +180,7 @@ def thread_local(app: Celery, url: str) -> Built:
 
     def attempt(task: Task, work: Work) -> Any:
         try:
-            result = work(session)
-            session.commit()
-            return result
+            return _committed(session, work)
         finally:
             session.remove()
 
@@ -198,9 +193,7 @@ def global_session(app: Celery, url: str) -> Built:
 
     def attempt(task: Task, work: Work) -> Any:
         try:
-            result = work(session)
-            session.commit()
-            return result
+            return _committed(session, work)
         except Exception:
             session.rollback()
             raise
@@ -227,23 +220,14 @@ def flask(app: Celery, url: str) -> Built:
             with flask_app.app_context():
                 return self.run(*args, **kwargs)
 
-    def attempt(task: FlaskTask, work: Work) -> Any:
-        result = work(db.session)
-        db.session.commit()
-        return result
-
-    return Built(attempt, FlaskTask)
+    return Built(lambda task, work: _committed(db.session, work), FlaskTask)
 
 
-FOREIGN: dict[str, Pattern] = {
-    "taskiq": Pattern(
-        "taskiq",
-        "taskiq with an AsyncSession for each task, from a dependency.",
-        build=None,
-        pools=("gevent",),  # its peer: many tasks at one time in one process
-        worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
-        without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
-    )
-}
-"""Workers of other frameworks, on the same queue."""
-WAYS = PATTERNS | FOREIGN
+PATTERNS["taskiq"] = Pattern(
+    "taskiq",
+    "taskiq with an AsyncSession for each task, from a dependency.",
+    build=None,
+    pools=("gevent",),  # its peer: many tasks at one time in one process
+    worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
+    without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
+)

@@ -26,8 +26,8 @@ from taskiq_redis import ListQueueBroker
 from ..reporting import Replies, announce
 from ..services.environment import WorkerEnvironment
 from . import observation, phases
-from .patterns import DEFAULT_CONNECTIONS, FOREIGN
-from .replies import Outcome
+from .patterns import DEFAULT_CONNECTIONS, PATTERNS
+from .replies import Outcome, redis_url
 from .workloads import PREFLIGHT, WORKLOADS, Workload
 
 
@@ -49,6 +49,7 @@ class CeleryFormatter(TaskiqFormatter):
 
 
 environment: WorkerEnvironment = WorkerEnvironment.from_environ()
+assert redis_url(environment.broker_url), "taskiq takes Celery's messages from a list of Redis or Valkey only"
 broker: Any = ListQueueBroker(environment.reply_url, queue_name=environment.queue).with_formatter(CeleryFormatter())
 replies: Replies = Replies(environment.reply_url, environment.reply_key)
 
@@ -106,5 +107,5 @@ def _retry(countdown: float = 0) -> Retry:
 
 
 for _workload in (*WORKLOADS.values(), PREFLIGHT):
-    if _workload.name not in FOREIGN[environment.pattern].without:
+    if _workload.name not in PATTERNS[environment.pattern].without:
         _define(_workload)

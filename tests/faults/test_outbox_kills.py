@@ -20,8 +20,8 @@ from support.outbox_storm import Storm
 from support.own_mariadb import own_mariadb
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services.postgresql import restartable_postgresql
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 
 COUNT = amount(100, 2000)
 WITHIN_S = amount(240, 2400)
@@ -33,7 +33,7 @@ def postgresql(name: str) -> Iterator[tuple[Database, Restart]]:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(run_directory())
         try:
-            server = stack.enter_context(restartable_postgresql(run))
+            server = stack.enter_context(PostgreSQLServer(run))
         except ServiceError as error:
             pytest.skip(str(error))
         database = stack.enter_context(databases.new_postgresql(server.url, name))

@@ -17,8 +17,8 @@ from support.databases import PostgreSQL
 from support.worker import Start
 
 from celery_alchemy import Alchemy, BrokenTransaction, TransientDatabaseError, WorkerPool, is_transient
-from celery_alchemy.loadtests.services.postgresql import PostgreSQLServer, restartable_postgresql
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 
 WRITE = "INSERT INTO rows_ (key_, note) VALUES ('key', '')"
 ASKED: list[dict[str, Any]] = [{"read_only": True}, {"read_only": "transaction"}]
@@ -152,7 +152,7 @@ def test_an_engine_that_was_to_read(apart: PostgreSQL, driver: str, where: str) 
 @pytest.fixture(scope="module")
 def standby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgreSQLServer, Path]]:
     """A server with a table, and the file that makes it a standby when it starts."""
-    with run_directory() as run, restartable_postgresql(run, "standby") as server:
+    with run_directory() as run, PostgreSQLServer(run, "standby") as server:
         with worker_of(server.url.render_as_string(hide_password=False)) as db:
             assert error_of(db, "CREATE TABLE rows_ (key_ text, note text)") is None
         yield server, run.path / "standby" / "data" / "standby.signal"

@@ -14,8 +14,8 @@ from support.fleet import fleet
 from support.worker import Site
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services.postgresql import PostgreSQLServer, restartable_postgresql
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 
 GONE_S = amount(1, 30)
 
@@ -25,7 +25,7 @@ def server() -> Iterator[PostgreSQLServer]:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(run_directory())
         try:
-            server = stack.enter_context(restartable_postgresql(run))
+            server = stack.enter_context(PostgreSQLServer(run))
         except ServiceError as error:
             pytest.skip(str(error))
         yield server

@@ -16,7 +16,7 @@ from support.first_statement import (
 )
 
 from celery_alchemy import Alchemy, WorkerPool
-from celery_alchemy.loadtests.services.proxy import CountingProxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 
 NAME = f"first-{os.getpid()}"
 """Of the connections: other processes of the same test run look at the same server."""
@@ -30,7 +30,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def proxy(run_database: PostgreSQL, driver: str) -> Iterator[CountingProxy]:
-    with counting_proxy(make_url(green.url_with(run_database, driver, NAME))) as proxy:
+    with CountingProxy(make_url(green.url_with(run_database, driver, NAME))) as proxy:
         yield proxy
 
 

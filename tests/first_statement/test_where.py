@@ -22,9 +22,9 @@ from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, ConfigurationError, WorkerPool
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
-from celery_alchemy.loadtests.services.proxy import DistantProxy, counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy, DistantProxy
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 from celery_alchemy.strategies.features import first_statement
 
 DRIVERS = ("psycopg", "psycopg2")
@@ -76,7 +76,7 @@ def test_a_short_way_leaves_the_driver_alone(
     url: str, driver: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(first_statement, "WORTH_WHILE_S", 60.0)
-    with counting_proxy(make_url(url)) as proxy, caplog.at_level(logging.INFO):
+    with CountingProxy(make_url(url)) as proxy, caplog.at_level(logging.INFO):
         db = started(proxy.url.render_as_string(hide_password=False), "auto")
         with db.engine.connect() as one, db.engine.connect() as other:
             kinds = {type(connection.connection.dbapi_connection.cursor()) for connection in (one, other)}  # type: ignore[union-attr]
@@ -92,8 +92,8 @@ def test_a_short_way_leaves_the_driver_alone(
 
 def test_a_local_socket_is_not_even_measured(driver: str, caplog: pytest.LogCaptureFixture) -> None:
     try:
-        with run_directory() as run, embedded_postgresql(run) as server, caplog.at_level(logging.INFO):
-            address = server.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+        with run_directory() as run, PostgreSQLServer(run) as server, caplog.at_level(logging.INFO):
+            address = server.url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
             db = started(address, "auto")
             assert is_ordinary(db.engine)
             assert "round trip of its own (the server is on a local socket)" in db.strategy.describe()
@@ -208,10 +208,10 @@ def preparing() -> Iterator[PostgreSQL]:
     """A database of a server that prepares transactions."""
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(embedded_postgresql(stack.enter_context(run_directory())))
+            server = stack.enter_context(PostgreSQLServer(stack.enter_context(run_directory())))
         except ServiceError as error:
             pytest.skip(str(error))
-        yield stack.enter_context(databases.new_postgresql(server, "prepares"))
+        yield stack.enter_context(databases.new_postgresql(server.url, "prepares"))
 
 
 def test_two_phase_commit(preparing: PostgreSQL, driver: str, key: str) -> None:

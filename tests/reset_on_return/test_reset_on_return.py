@@ -17,7 +17,7 @@ from support.leftovers import WRITES, leftovers
 from support.waiting import eventually
 
 from celery_alchemy import Alchemy, ConfigurationError, WorkerPool
-from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 
 DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 
@@ -192,7 +192,7 @@ def test_prepared_statements_of_the_driver_stay(database: PostgreSQL, driver: st
 @pytest.mark.parametrize(("driver", "more"), [("psycopg", 1), ("psycopg2", 1), ("pymysql", 1), ("mysqldb", 4)])
 def test_round_trips(database: Database, driver: str, more: int) -> None:
     """One more for a task; mysqlclient authenticates again."""
-    with counting_proxy(make_url(green.url_with(database, driver, OURS))) as proxy:
+    with CountingProxy(make_url(green.url_with(database, driver, OURS))) as proxy:
         costs = {}
         for on in (True, False):
             url = proxy.url.render_as_string(hide_password=False)

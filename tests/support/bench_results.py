@@ -84,7 +84,7 @@ def write_results(directory: Path, plan: Plan = Plan()) -> Path:
             workload,
             Arm(pool, 1 if pool == "solo" else plan.concurrency, OURS, "auto"),
             STRATEGIES,
-            [name for name in plan.baselines if pool in PATTERNS[name].pools],
+            [name for name in plan.baselines if PATTERNS[name].runs(pool, workload)],
             AUTOMATIC,
         )
         for pool in plan.pools

@@ -4,26 +4,16 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from signal import SIGTERM
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery_alchemy.loadtests.services import harness
-from celery_alchemy.loadtests.services.brokers import Broker
-from celery_alchemy.loadtests.services.databases import DatabaseServer
 from celery_alchemy.loadtests.services.harness import Sent as Ended
+from celery_alchemy.loadtests.services.harness import Services as Bench
 from celery_alchemy.loadtests.services.processes import StopStep
-from celery_alchemy.loadtests.services.rundir import RunDirectory
 from celery_alchemy.loadtests.tasks.patterns import OURS
 from celery_alchemy.loadtests.tasks.workloads import Workload
 
 STOP_STEPS = (StopStep(SIGTERM, 5.0),)  # a broken pattern may never stop
-
-
-class Bench(NamedTuple):
-    """What the workers of a test module share."""
-
-    run: RunDirectory
-    server: DatabaseServer
-    broker: Broker
 
 
 class LoadWorker(harness.LoadWorker):
@@ -35,7 +25,9 @@ class LoadWorker(harness.LoadWorker):
 
     def send_named(self, name: str, args: tuple[Any, ...] = (), reply_to: str | None = None) -> Ended:
         """Send any task."""
-        return self.post(name, args, headers={"loadtest_reply": reply_to} if reply_to else None)
+        return self.post(
+            name, Ended(args[0] if args else 0), args, headers={"loadtest_reply": reply_to} if reply_to else None
+        )
 
     def ended(
         self, tasks: list[Ended], reply_to: str | None = None, enough: Callable[[], bool] | None = None
@@ -69,7 +61,7 @@ def load_worker(
 ) -> Iterator[LoadWorker]:
     """Run a worker on a fresh database for the time of the block."""
     with harness.load_worker(
-        *bench, pool=pool, pattern=pattern, concurrency=concurrency, stop_steps=STOP_STEPS, kind=LoadWorker, **options
+        bench, pool=pool, pattern=pattern, concurrency=concurrency, stop_steps=STOP_STEPS, kind=LoadWorker, **options
     ) as worker:
         yield worker
 

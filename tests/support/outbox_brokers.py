@@ -43,21 +43,19 @@ def broker_place(name: str) -> Iterator[BrokerPlace]:
         yield BrokerPlace(name, url, place, lambda at: f"amqp://{user}:{password}@127.0.0.1:{at}/{quoted or '/'}")
         return
     from celery_alchemy.loadtests.errors import ServiceError
-    from celery_alchemy.loadtests.services.brokers import embedded_valkey
     from celery_alchemy.loadtests.services.rundir import run_directory
+    from celery_alchemy.loadtests.services.servers import ValkeyServer
 
     with run_directory() as run, contextlib.ExitStack() as stack:
         try:
-            url = stack.enter_context(embedded_valkey(run))
+            server = stack.enter_context(ValkeyServer(run))
         except ServiceError:
             import pytest
 
             pytest.skip("no embedded Valkey here, whose process the test may stop")
-        socket = str(run.path / "valkey.sock")
-        with redis.Redis(unix_socket_path=socket) as client:
-            pid = client.info("server")["process_id"]
         options = {"visibility_timeout": 3, "unacked_mutex_expire": 2}
-        yield BrokerPlace(name, url, {"socket": socket}, lambda at: f"redis://127.0.0.1:{at}/0", pid, options)
+        place = {"socket": server.socket}
+        yield BrokerPlace(name, server.url, place, lambda at: f"redis://127.0.0.1:{at}/0", server.pid, options)
 
 
 class Pushed:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_alchemy.loadtests.services import mariadb
-from celery_alchemy.loadtests.services.mariadb import MariaDBServer
 from celery_alchemy.loadtests.services.rundir import RunDirectory
+from celery_alchemy.loadtests.services.servers import MariaDBServer
 
 __all__ = ["MariaDBServer", "own_mariadb"]
 
@@ -22,5 +21,5 @@ def own_mariadb(run: RunDirectory, *settings: str) -> Iterator[MariaDBServer]:
     installed."""
     if shutil.which("mariadbd") is None or shutil.which("mariadb-install-db") is None:
         pytest.skip("no mariadbd here to start a server of the test's own (package mariadb-server)")
-    with mariadb.own_mariadb(run, QUICK, *settings) as server:
+    with MariaDBServer(run, QUICK, *settings) as server:
         yield server

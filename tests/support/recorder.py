@@ -19,12 +19,6 @@ class Recorder(Proxy):
         self._said: dict[int, bytearray] = {}
         super().__init__(server)
 
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def heard(self, talk: Conversation, data: bytes, *, from_client: bool) -> None:
         """Write down what clients say."""
         if from_client:

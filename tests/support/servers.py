@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -31,11 +30,11 @@ def postgresql() -> Iterator[URL]:
         if _may_create_databases(url):
             yield url
             return
-    from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
     from celery_alchemy.loadtests.services.rundir import run_directory
+    from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 
-    with run_directory() as run, embedded_postgresql(run) as url:
-        yield url
+    with run_directory() as run, PostgreSQLServer(run) as server:
+        yield server.url
 
 
 class RedisURLs(NamedTuple):
@@ -54,11 +53,11 @@ def redis_server() -> Iterator[RedisURLs]:
     if url and url != EMBEDDED:
         yield RedisURLs(url, url)
         return
-    from celery_alchemy.loadtests.services.brokers import embedded_valkey
     from celery_alchemy.loadtests.services.rundir import run_directory
+    from celery_alchemy.loadtests.services.servers import ValkeyServer
 
-    with run_directory() as run, embedded_valkey(run) as embedded:
-        yield RedisURLs(embedded, f"unix://{urlsplit(embedded).path}?db=0")
+    with run_directory() as run, ValkeyServer(run) as server:
+        yield RedisURLs(server.url, f"unix://{server.socket}?db=0")
 
 
 def mariadb() -> URL:

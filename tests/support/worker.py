@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ import redis
 from celery import Celery, Signature, chain
 
 from celery_alchemy.loadtests.errors import WorkerError
-from celery_alchemy.loadtests.services.processes import Process, StopStep, start_group, stop_group
-from celery_alchemy.loadtests.services.worker import STOP_STEPS, when_ready, worker_command
+from celery_alchemy.loadtests.services.processes import Process, StopStep, start_group, stop_group, when_ready
+from celery_alchemy.loadtests.services.worker import STOP_STEPS, worker_command
 from support import everywhere, preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
@@ -128,7 +129,8 @@ class Worker:
     def wait_ready(self) -> None:
         key = self.site.key("ready", self.name)
         try:
-            when_ready(lambda: self.site.redis.blpop([key], timeout=0.2), self.exit_code, self.pool, START_TIMEOUT_S)
+            announced = partial(self.site.redis.blpop, [key], timeout=0.2)
+            when_ready(announced, self.exit_code, f"The {self.pool} worker", START_TIMEOUT_S, WorkerError)
         except WorkerError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -9,8 +9,8 @@ from support import databases, servers
 from support.databases import Database, PostgreSQL
 
 from celery_alchemy.loadtests.errors import ServiceError
-from celery_alchemy.loadtests.services.postgresql import embedded_postgresql
 from celery_alchemy.loadtests.services.rundir import run_directory
+from celery_alchemy.loadtests.services.servers import PostgreSQLServer
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def preparing() -> Iterator[Any]:
     """A PostgreSQL server that prepares transactions: by default none does."""
     with contextlib.ExitStack() as stack:
         try:
-            url = stack.enter_context(embedded_postgresql(stack.enter_context(run_directory())))
+            url = stack.enter_context(PostgreSQLServer(stack.enter_context(run_directory()))).url
         except ServiceError as error:
             pytest.skip(str(error))
         yield url

@@ -18,7 +18,7 @@ from support.two_phase import STEPS, Host, app_with, commit_and_die, decided_by,
 from support.waiting import eventually
 from support.worker import TESTS
 
-from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 from celery_alchemy.strategies.several import in_doubt
 
 
@@ -105,7 +105,7 @@ def test_a_server_is_known_whichever_way_one_connects(
 ) -> None:
     """The workers connect by a proxy, on another port, and by another name of the host."""
     with contextlib.ExitStack() as stack:
-        proxied = [stack.enter_context(counting_proxy(make_url(one.url("two")))).url for one in pair]
+        proxied = [stack.enter_context(CountingProxy(make_url(one.url("two")))).url for one in pair]
         urls = [url.set(host="localhost").render_as_string(hide_password=False) for url in proxied]
         assert commit_and_die(tmp_path, urls, key, "default", 3)[0]
     with app_with(*[one.url("two") for one in pair]) as db:

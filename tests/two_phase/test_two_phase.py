@@ -14,7 +14,7 @@ from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import Alchemy, ConfigurationError
-from celery_alchemy.loadtests.services.proxy import counting_proxy
+from celery_alchemy.loadtests.services.proxy import CountingProxy
 from celery_alchemy.strategies.several import in_doubt
 from celery_alchemy.strategies.several.two_phase import CannotAgree, TwoPhaseUnavailable
 
@@ -90,7 +90,7 @@ def test_a_server_that_does_not_tell_who_it_is(here: PostgreSQL, beside: Postgre
 
 def test_one_database_alone_pays_for_no_second_phase(here: PostgreSQL, beside: PostgreSQL, key: str) -> None:
     with (
-        counting_proxy(make_url(here.url("two"))) as proxy,
+        CountingProxy(make_url(here.url("two"))) as proxy,
         app_with(proxy.url.render_as_string(hide_password=False), beside.url("two")) as db,
     ):
         costs = []
