@@ -240,7 +240,12 @@ def write_what_another_has_written(engine: Engine) -> None:
 def forget_the_base(_: Engine) -> None:
     """object has no attribute 'db'"""
     app = Celery(broker="memory://", set_as_current=False)
-    app.task(bind=True, shared=False, name="create")(lambda self: self.db).apply(throw=True)
+
+    @app.task(bind=True, shared=False)
+    def create(self: Any) -> None:
+        self.db.commit()
+
+    create.apply(throw=True)
 
 
 def use_the_session_nowhere(_: Engine) -> None:
