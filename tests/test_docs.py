@@ -128,7 +128,7 @@ def test_django(tmp_path: Path) -> None:
     code = (
         app
         + """
-with alchemy.unit_of_work() as session:
+with db.unit_of_work() as session:
     session.execute(text("CREATE TABLE reports (id int)"))
 print(count_reports.apply().get(), app.conf.broker_url, type(app.loader).__name__)
 """

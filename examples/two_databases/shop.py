@@ -1,6 +1,6 @@
 """No web framework, two databases: a task reads orders in one and writes a report into the other, both or none.
 
-pip install celery-alchemy[postgresql] celery[redis]
+pip install "../..[postgresql]" "celery[redis]"
 celery -A shop worker
 python -m shop ada
 python -m shop --own-session grace

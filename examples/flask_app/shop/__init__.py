@@ -1,6 +1,6 @@
 """Flask with Flask-SQLAlchemy and an application factory: a view commits, and the task that it has sent runs then.
 
-pip install celery-alchemy[postgresql] celery[redis] Flask-SQLAlchemy
+pip install "../..[postgresql]" "celery[redis]" Flask-SQLAlchemy
 flask --app shop create-tables
 celery -A shop.worker worker
 flask --app shop run
