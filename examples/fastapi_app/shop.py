@@ -1,7 +1,7 @@
 """FastAPI with an AsyncSession: `await session.commit()` sends the task, and the event loop goes on meanwhile.
 
-pip install "../..[postgresql]" "celery[redis]" fastapi uvicorn greenlet
-celery -A shop worker
+pip install "../..[postgresql]" "celery[redis]" "sqlalchemy[asyncio]" fastapi uvicorn
+celery -A shop worker --loglevel=INFO
 uvicorn shop:api
 curl -X POST localhost:8000/users/ada
 curl localhost:8000/users
@@ -51,7 +51,7 @@ class Welcome(Base):
 
 @app.task(base=DatabaseTask)
 def welcome(name: str, session: CurrentSession) -> None:
-    user = session.scalars(select(User).where(User.name == name)).one_or_none()
+    user = session.scalars(select(User).where(User.name == name)).first()
     session.add(Welcome(name=name, saw_user=user is not None))
 
 

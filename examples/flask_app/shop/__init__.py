@@ -2,7 +2,7 @@
 
 pip install "../..[postgresql]" "celery[redis]" Flask-SQLAlchemy
 flask --app shop create-tables
-celery -A shop.worker worker
+celery -A shop.worker worker --loglevel=INFO
 flask --app shop run
 curl -X POST localhost:5000/users/ada
 curl localhost:5000/users
