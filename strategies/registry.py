@@ -380,7 +380,8 @@ def _taking_turns(what: str, entry: Entry) -> str:
 def no_unit_of_work(what: str) -> NoUnitOfWork:
     """Return the error for `what`, used where no unit of work is open."""
     return NoUnitOfWork(
-        f"{what} was used in {describe_current_scope()}, where no unit of work is open. A thread or greenlet that a "
-        f"task starts has none of its own, and a Session must not be shared. Open one there: "
-        f"`with db.unit_of_work() as session:`."
+        f"{what} was used in {describe_current_scope()}, where no unit of work is open. In a script, a shell or a web "
+        f"request, write `with db.unit_of_work() as session:` around what is to be one transaction. It commits at its "
+        f"end. In a thread or greenlet that a task has started, write the same there: it has no unit of work of its "
+        f"own, and the Session of the task must not be shared."
     )

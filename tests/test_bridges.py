@@ -34,7 +34,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
     yield run
     before.set_current()
     for found in made:
-        found.get("alchemy", found["db"]).stop()
+        found["app"]._celery_alchemy.stop()
 
 
 def failing(found: dict[str, Any], write: Callable[..., None], **options: Any) -> Any:
@@ -60,7 +60,8 @@ def injected(annotation: Any) -> Callable[..., None]:
 
 def test_flask_sqlalchemy(page: Page) -> None:
     found = page("One module, and Flask's Engine")
-    flask_app, db, User, alchemy = (found[name] for name in ("flask_app", "db", "User", "alchemy"))
+    flask_app, db, User = (found[name] for name in ("flask_app", "db", "User"))
+    alchemy = found["app"]._celery_alchemy
     with flask_app.app_context():
         db.create_all()
     assert flask_app.test_client().post("/users/ada").status_code == 200
@@ -88,7 +89,7 @@ def test_flask_sqlalchemy(page: Page) -> None:
 
 def test_flask_sqlalchemy_lite(page: Page) -> None:
     found = page("Flask-SQLAlchemy-Lite")
-    flask_app, db, alchemy, app = (found[name] for name in ("flask_app", "db", "alchemy", "app"))
+    flask_app, db, alchemy, app = (found[name] for name in ("flask_app", "flask_db", "db", "app"))
     Base.metadata.create_all(alchemy.engine)
 
     def write(name: str) -> None:
@@ -145,7 +146,8 @@ def test_the_connections_of_a_flask_application(own_engine: bool, most: int) -> 
 def test_tasks_with_a_context_of_their_own(page: Page, tmp_path: Path) -> None:
     """What docs/flask.md says of `current_app`: a context in a task changes nothing about its Session."""
     found = run_page("from-flask-sqlalchemy.md", tmp_path)
-    alchemy, db, flask_app, User = (found[name] for name in ("alchemy", "db", "flask_app", "User"))
+    db, flask_app, User = (found[name] for name in ("db", "flask_app", "User"))
+    alchemy = found["app"]._celery_alchemy
 
     class ContextTask(found["DatabaseTask"]):  # type: ignore[misc]
         abstract = True

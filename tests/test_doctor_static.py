@@ -72,13 +72,45 @@ def test_the_page_has_an_example_of_each_code(code: str, tmp_path: Path) -> None
 def test_every_code_is_met_by_a_project() -> None:
     marks = (mark for files in ALL.values() for text in files.values() for mark in MARK.findall(text))
     met = {code for mark in marks for code in mark.split(", ")}
-    assert set(CATALOGUE) - met == {"on-commit-outside", "unreadable"}, "those have tests of their own"
+    assert set(CATALOGUE) - met == {"on-commit-outside", "not-read", "unreadable"}, "those have tests of their own"
 
 
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     code = "from celery_alchemy.workers.commands.console import main; main()"
     command = [sys.executable, "-c", code, "doctor", *arguments]
     return preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=100)
+
+
+DEEP = """
+from celery import Celery
+app = Celery("shop")
+def f0(): f1()
+def f1(): f2()
+def f2(): f3()
+def f3(): f4()
+def f4(): f5()
+def f5(): f6()
+def f6(): ...
+@app.task
+def deep(): f0()
+@app.task
+def less_deep(): f2()
+"""
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    """A task that calls too deep, or too much; in words, with the function that comes first."""
+    write({"tasks.py": DEEP}, tmp_path)
+    (found,) = examine_path(tmp_path).findings
+    assert (found.code, found.level, found.where) == ("not-read", "note", f"{tmp_path}/tasks.py:12")
+    assert "deep calls more than was read: after 5 calls, one in the other, the doctor" in found.what
+    assert "f5() first" in found.what
+    long = "\n".join(f"    x{number} = {number}" for number in range(5_100))
+    tasks = f"def long():\n{long}\ndef last(): ...\n@app.task\ndef much():\n    long()\n    last()\n"
+    write({"tasks.py": f"from celery import Celery\napp = Celery('shop')\n{tasks}"}, tmp_path)
+    (found,) = examine_path(tmp_path).findings
+    assert "much calls more than was read: after 5,000 statements, the doctor" in found.what
+    assert "last() first" in found.what
 
 
 def test_the_command(tmp_path: Path) -> None:

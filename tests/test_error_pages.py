@@ -22,6 +22,8 @@ from support import preloaded
 from support.databases import PostgreSQL
 from support.docs import DOCS
 
+from celery_alchemy import Alchemy, NoUnitOfWork
+
 Cause = Callable[[Engine], Any]
 
 
@@ -236,6 +238,22 @@ def write_what_another_has_written(engine: Engine) -> None:
         session.flush()
 
 
+def forget_the_base(_: Engine) -> None:
+    """object has no attribute 'db'"""
+    app = Celery(broker="memory://", set_as_current=False)
+
+    @app.task(bind=True, shared=False)
+    def create(self: Any) -> None:
+        self.db.commit()
+
+    create.apply(throw=True)
+
+
+def use_the_session_nowhere(_: Engine) -> None:
+    """where no unit of work is open"""
+    Alchemy(Celery(broker="memory://", set_as_current=False)).session.connection()
+
+
 #: The page of each cause, and the class of what it raises; its docstring is the message.
 CAUSES: list[tuple[str, Cause, type[BaseException]]] = [
     ("server-closed-the-connection", lose_an_idle_connection, exc.OperationalError),
@@ -255,6 +273,8 @@ CAUSES: list[tuple[str, Cause, type[BaseException]]] = [
     ("attached-to-a-different-loop", run_twice, RuntimeError),
     ("working-outside-of-application-context", use_flasks_session, RuntimeError),
     ("not-json-serializable", send_a_model, EncodeError),
+    ("has-no-attribute-db", forget_the_base, AttributeError),
+    ("no-unit-of-work", use_the_session_nowhere, NoUnitOfWork),
     ("another-command-is-already-in-progress", do_two_things_at_once, Exception),
 ]
 

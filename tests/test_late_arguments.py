@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import chain
 from kombu.exceptions import EncodeError
+from sqlalchemy import literal, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 from support import shop
@@ -184,6 +185,41 @@ def test_its_error_fails_the_transaction_of_a_session_that_is_not_ours(shop: Sho
         with pytest.raises(ZeroDivisionError):
             session.commit()
     assert (shop.count(), shop.sent()) == (0, [])
+
+
+@pytest.mark.parametrize("send", ["delay", "delay_on_commit", "db.delay_on_commit", "outbox"])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ((Numbered(id=1),), {}), r"Argument 1 is a Numbered, which .* primary key \(id\), and load it"),
+        (lambda: ((1,), {"note": Named(name="a")}), r"The argument note= is a Named, .* primary key \(name\)"),
+        (lambda: ((1, [Numbered(id=1)]), {}), r"Argument 2 has a Numbered"),
+        (lambda: (({"who": Named(name="a")},), {}), r"Argument 1 has a Named"),
+        (lambda: ((Session(),), {}), "Session"),
+    ],
+    ids=["argument", "keyword", "list", "dict", "session"],
+)
+def test_an_argument_that_cannot_be_sent_is_named(
+    tmp_path: Path, send: str, make: Callable[[], tuple[Any, Any]], said: str
+) -> None:
+    shop = Shop(tmp_path / "shop.db", alchemy_outbox=send == "outbox")
+    args, kwargs = make()
+    try:
+        with pytest.raises((EncodeError, CeleryAlchemyError), match=said) as caught, shop.db.unit_of_work():
+            if send == "delay":
+                shop.welcome.delay(*args, **kwargs)
+            elif send == "db.delay_on_commit":
+                shop.db.delay_on_commit(shop.plain, *args, **kwargs)
+            else:
+                shop.welcome.apply_async_on_commit(args, kwargs)
+        assert isinstance(caught.value, CeleryAlchemyError)
+    finally:
+        shop.close()
+
+
+def test_a_row_of_a_query_is_named(shop: Shop) -> None:
+    with shop.db.unit_of_work() as session, pytest.raises(EncodeError, match=r"Argument 1 is a Row.*list\(row\)"):
+        shop.welcome.delay_on_commit(session.execute(select(literal(1))).one())
 
 
 def test_what_cannot_be_sent_fails_the_transaction(shop: Shop) -> None:

@@ -205,6 +205,14 @@ def test_an_annotation_that_only_type_checkers_can_read_is_refused(app: Celery) 
 # -- where there is no unit of work ----------------------------------------------------------------------------------
 
 
+def test_a_session_outside_everything_says_what_to_write(app: Celery) -> None:
+    """In a script, a shell, a web request; in a thread of a task."""
+    db = app._celery_alchemy
+    for use in (db.session.connection, db.session):
+        with pytest.raises(NoUnitOfWork, match=r"script, a shell or a web request, write `with db.*In a thread"):
+            use()
+
+
 def test_a_session_in_a_plain_task_is_told_of_its_base(app: Celery) -> None:
     db = app._celery_alchemy
 
@@ -223,6 +231,58 @@ def test_a_session_in_a_plain_task_is_told_of_its_base(app: Celery) -> None:
     for task in (plain, around):
         with pytest.raises(NoUnitOfWork, match=f"the task {task.name}, which is no DatabaseTask.*base=DatabaseTask"):
             task.apply(throw=True)
+
+
+# -- what only a DatabaseTask has ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [Task, Other], ids=["plain", "another base"])
+@pytest.mark.parametrize("name", ["db", "session_for", "delay_on_commit", "apply_async_on_commit"])
+def test_the_failure_of_a_task_without_a_base_is_explained(
+    app: Celery, name: str, base: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(name="forgotten", bind=True, base=base, shared=False)
+    def forgotten(self: Any) -> None:
+        getattr(self, name)
+
+    assert forgotten.apply().failed()
+    (said,) = [one.getMessage() for one in caplog.records if "no DatabaseTask" in one.getMessage()]
+    assert said.startswith(f"The task forgotten is no DatabaseTask, so it has no {name!r}. Give it a base")
+
+
+def test_the_failure_over_another_task_without_a_base_names_both(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    plain = app.task(name="plain", shared=False)(start)
+
+    @app.task(name="sends", base=DatabaseTask, shared=False)
+    def sends() -> None:
+        plain.delay_on_commit()
+
+    assert sends.apply().failed()
+    assert "plain is no DatabaseTask, so it has no 'delay_on_commit', which the task sends has used" in caplog.text
+    assert "db.delay_on_commit(task, ...)" in caplog.text
+
+
+def test_other_failures_are_not_explained(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even where something else has no `db`, or another app has no Alchemy."""
+    other = Celery("other", broker="memory://", set_as_current=False)
+
+    class Thing:
+        pass
+
+    @app.task(base=DatabaseTask, bind=True, shared=False)
+    def wrong_name(self: Any) -> None:
+        self.dbs  # noqa: B018
+
+    @app.task(shared=False)
+    def wrong_thing() -> None:
+        Thing().db  # type: ignore[attr-defined]  # noqa: B018
+
+    @other.task(bind=True, shared=False)
+    def not_ours(self: Any) -> None:
+        self.db  # noqa: B018
+
+    assert all(task.apply().failed() for task in (wrong_name, wrong_thing, not_ours))
+    assert "DatabaseTask" not in caplog.text
 
 
 # -- how it is said --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def url(request: pytest.FixtureRequest, run_database: PostgreSQL, tmp_path: Path
 @pytest.fixture
 def shop(url: str, tmp_path: Path) -> Path:
     """A project: the tutorial's shop, and an empty test suite."""
-    code = "\n".join(block for block in pages("tutorial.md") if not block.startswith("with db.unit_of_work()"))
+    code = "\n".join(block for block in pages("tutorial.md") if not block.startswith("from shop import"))
     code = code.replace("postgresql+psycopg://localhost/shop", url).replace("redis://localhost", "memory://")
     (tmp_path / "shop.py").write_text(code)
     (tmp_path / "conftest.py").write_text(block_with(pages("testing.md"), "# conftest.py"))

@@ -40,6 +40,10 @@ class UnencodableResult(CeleryAlchemyError, EncodeError):  # type: ignore[misc]
     """A task returned what Celery cannot store, nor send to the next task; nothing of it is committed."""
 
 
+class UnencodableArgument(CeleryAlchemyError, EncodeError):  # type: ignore[misc]
+    """An argument of a task cannot be sent; the message names it, and what to pass instead."""
+
+
 class BrokerGone(CeleryAlchemyError, OperationalError):  # type: ignore[misc]
     """The broker cannot be reached, or does not answer. No message is to blame."""
 

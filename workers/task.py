@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.result import AsyncResult
+from kombu.exceptions import EncodeError
 from sqlalchemy.orm import Session
 
 from ..strategies.features.read_only import IN_TRANSACTION, MODES, ReadOnly
@@ -17,7 +18,7 @@ from .errors import ConfigurationError
 from .injection import hide_from_callers
 from .no_unit import no_unit_here
 from .sending import calls, enqueue, orders, plain
-from .sending.arguments import are_plain, refuse_sessions
+from .sending.arguments import are_plain, explain, refuse_sessions
 from .sending.celerys_own import mark_methods, sent_by_celery
 from .sending.late import has_late
 from .sending.options import check_call
@@ -159,8 +160,12 @@ class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         """Send this task, as Celery does; an eager one waits for the COMMIT as a message would."""
         if not are_plain(args, kwargs) and has_late(args, kwargs):
             return calls.send(self.apply_async, self, args, kwargs, more, options)
-        with orders.sending(self):
-            return super().apply_async(args, kwargs, *more, **options)
+        try:
+            with orders.sending(self):
+                return super().apply_async(args, kwargs, *more, **options)
+        except EncodeError as error:
+            explain(error, args, kwargs)
+            raise
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Run this task here and now, as Celery does. `apply_async` ends here too with `task_always_eager`."""

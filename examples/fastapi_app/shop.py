@@ -1,7 +1,7 @@
 """FastAPI with an AsyncSession: `await session.commit()` sends the task, and the event loop goes on meanwhile.
 
-pip install celery-alchemy[postgresql] celery[redis] fastapi uvicorn
-celery -A shop worker
+pip install "../..[postgresql]" "celery[redis]" "sqlalchemy[asyncio]" fastapi uvicorn
+celery -A shop worker --loglevel=INFO
 uvicorn shop:api
 curl -X POST localhost:8000/users/ada
 curl localhost:8000/users
@@ -24,7 +24,7 @@ URL = os.environ.get("SHOP_DATABASE_URL", "postgresql+psycopg://localhost/shop")
 
 app = Celery("shop", broker=os.environ.get("SHOP_BROKER", "redis://localhost"))
 app.conf.alchemy_database_url = URL
-alchemy = Alchemy(app)
+db = Alchemy(app)
 
 engine = create_async_engine(URL)
 async_session = async_sessionmaker(engine, expire_on_commit=False)
@@ -51,13 +51,13 @@ class Welcome(Base):
 
 @app.task(base=DatabaseTask)
 def welcome(name: str, session: CurrentSession) -> None:
-    user = session.scalars(select(User).where(User.name == name)).one_or_none()
+    user = session.scalars(select(User).where(User.name == name)).first()
     session.add(Welcome(name=name, saw_user=user is not None))
 
 
 async def request_session() -> AsyncIterator[AsyncSession]:
     async with async_session() as session:
-        with alchemy.follow(session):  # what is sent on commit waits for this Session
+        with db.follow(session):  # what is sent on commit waits for this Session
             yield session
 
 

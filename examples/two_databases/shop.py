@@ -1,7 +1,7 @@
 """No web framework, two databases: a task reads orders in one and writes a report into the other, both or none.
 
-pip install celery-alchemy[postgresql] celery[redis]
-celery -A shop worker
+pip install "../..[postgresql]" "celery[redis]"
+celery -A shop worker --loglevel=INFO
 python -m shop ada
 python -m shop --own-session grace
 """
@@ -58,7 +58,7 @@ class Welcome(ReportsBase):
 
 @app.task(base=DatabaseTask)
 def welcome(name: str, session: CurrentSession, there: Reports) -> None:
-    user = session.scalars(select(User).where(User.name == name)).one_or_none()
+    user = session.scalars(select(User).where(User.name == name)).first()
     count = session.scalar(select(func.count()).select_from(User)) or 0
     there.add(Welcome(name=name, saw_user=user is not None, users=count))
     # Returning commits both databases.
@@ -86,4 +86,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:] or sys.exit("usage: python -m shop [--own-session] NAME"))

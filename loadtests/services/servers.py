@@ -26,6 +26,7 @@ from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
+from ...workers.commands.installing import install
 from ..errors import ServiceError
 from .processes import ChildProcess, StopStep, child_process
 from .rundir import RunDirectory
@@ -241,7 +242,7 @@ def _in_wheel(package: str, folder: str, product: str, instead: str) -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         if (Path(location) / folder).exists():
             return Path(location) / folder
-    message = f"There is no embedded {product} here: pip install 'celery-alchemy[loadtest]', or set {instead}."
+    message = f"There is no embedded {product} here: {install('loadtest')}, or set {instead}."
     raise ServiceError(message)
 
 

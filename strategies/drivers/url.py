@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..errors import InvalidSetting
+from . import spelling
 
 #: The driver to name in a message instead of an async one.
 _SYNC = {
@@ -18,12 +19,6 @@ _SYNC = {
     "aiosqlite": "pysqlite",
     "aioodbc": "pyodbc",
     "oracledb_async": "oracledb",
-}
-_INSTALL = {
-    "psycopg": "pip install 'celery-alchemy[postgresql]'",
-    "pymysql": "pip install 'celery-alchemy[mysql]'",
-    "psycopg2": "pip install psycopg2-binary",
-    "mysqldb": "pip install mysqlclient",
 }
 #: What a host and a database are shown with: nothing that could set off a part of a password, or a keyword of a DSN.
 _PLACE = re.compile(r"[\w.:/~\-\[\] ]*")
@@ -85,10 +80,7 @@ def parse_url(value: str | URL, setting: str) -> URL:
     try:
         dialect = url.get_dialect()
     except NoSuchModuleError:
-        raise InvalidSetting(
-            f"{setting}={shown(url)!r}: SQLAlchemy knows no dialect {url.drivername!r}. Known to work here: "
-            f"postgresql+psycopg, postgresql+psycopg2, mysql+pymysql, mysql+mysqldb, sqlite."
-        ) from None
+        raise InvalidSetting(f"{setting}={shown(url)!r}: {spelling.unknown(url)}") from None
     if dialect.is_async:
         sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(url.get_driver_name(), 'DRIVER')}")
         raise InvalidSetting(
@@ -98,10 +90,10 @@ def parse_url(value: str | URL, setting: str) -> URL:
     try:
         dialect.import_dbapi()
     except ImportError as error:
-        install = _INSTALL.get(dialect.driver, f"install the package that provides it ({error.name or dialect.driver})")
+        remedy = spelling.missing(url, dialect.driver, error.name or dialect.driver)
         raise InvalidSetting(
             f"{setting}={shown(url)!r} needs the driver {dialect.driver!r}, which cannot be imported ({error}). "
-            f"Remedy: {install}."
+            f"{remedy}"
         ) from error
     return _password_in_its_place(url)
 

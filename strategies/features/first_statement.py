@@ -10,12 +10,15 @@ measures it on the first connection that an Engine makes, and leaves local socke
 from __future__ import annotations
 
 import logging
+import threading
 from time import perf_counter
 from types import ModuleType
 from typing import Any, Literal
 
 from sqlalchemy.engine import URL, Dialect, Engine
 
+from ..drivers.url import shown
+from ..engines.forks import on_fork
 from ..options import DatabaseOptions
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -38,28 +41,49 @@ def begin_with_first_statement(engine: Engine, options: DatabaseOptions) -> None
     if options.reads or not mode or why_not(engine.url, mode) is not None:
         return
     # Not a `do_connect` listener: the first one that returns a connection is the last one asked, and users have theirs.
-    engine.dialect.connect = _Connect(engine.dialect, mode)  # type: ignore[method-assign]
+    engine.dialect.connect = _Connect(engine.dialect, mode, shown(engine.url))  # type: ignore[method-assign]
 
 
 class _Connect:
     """What connects, in place of `Dialect.connect`."""
 
-    def __init__(self, dialect: Dialect, mode: Mode) -> None:
+    def __init__(self, dialect: Dialect, mode: Mode, place: str) -> None:
         self._dialect = dialect
+        self._place = place
         self._stock: Any = dialect.connect
         self._driver = _module_of(dialect)
         self._worth_while = None if mode == AUTO else True
+        self._measuring = threading.Lock()
+        on_fork(self._renew_lock)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._worth_while is False or not _allows(self._dialect.driver, kwargs):
             return self._stock(*args, **kwargs)
         if self._worth_while is None:
             first = self._stock(*args, **kwargs)
-            self._worth_while = _is_worth_while(first)
-            if not self._worth_while:
+            if not self._measure(first):
                 return first  # as it is: a connection of another class would cost every statement, used or not
             first.close()
         return self._driver.connect(*args, **kwargs)
+
+    def _measure(self, connection: Any) -> bool:
+        """Return whether a round trip is worth saving; measured on `connection` where no other has told it before.
+
+        Threads and greenlets that connect at the same time wait for one measurement. If each measured, noise would give
+        one Engine two kinds of connections. They have connected before: a server that does not answer delays each once.
+        """
+        try:
+            with self._measuring:
+                if self._worth_while is None:
+                    self._worth_while = _is_worth_while(connection, self._place)
+        except BaseException:
+            connection.close()  # SQLAlchemy does not know of it yet
+            raise
+        return self._worth_while
+
+    def _renew_lock(self) -> None:
+        # Another thread of the parent may have held it at the fork.
+        self._measuring = threading.Lock()
 
 
 def describe(mode: Mode, url: URL, options: dict[str, Any]) -> str:
@@ -127,15 +151,11 @@ def _module_of(dialect: Dialect) -> ModuleType:
     return begin_psycopg2
 
 
-def _is_worth_while(connection: Any) -> bool:
-    try:
-        took_s = round_trip_s(connection)
-    except BaseException:
-        connection.close()  # SQLAlchemy does not know of it yet
-        raise
+def _is_worth_while(connection: Any, place: str) -> bool:
+    took_s = round_trip_s(connection)
     worth_while = took_s > WORTH_WHILE_S
     how = "goes with the first statement" if worth_while else "has a round trip of its own"
-    logger.info("A round trip to the database takes %.3f ms: BEGIN %s", took_s * 1000, how)
+    logger.info("A round trip to %s takes %.3f ms: BEGIN %s", place, took_s * 1000, how)
     return worth_while
 
 

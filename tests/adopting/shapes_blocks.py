@@ -347,7 +347,6 @@ def work(key, n):
     check.delay(key, n)
 """,
         written=("    check.delay(key, n)", "with alchemy.unit_of_work() as db:"),
-        runs=False,
     ),
     Shape(
         "changed_after_the_commit",

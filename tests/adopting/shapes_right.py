@@ -22,9 +22,10 @@ from support.hand_written import Again, fate, slow
 """
 
 
-def right(name: str, tasks: str, **files: str) -> Shape:
+def right(name: str, tasks: str, *, refused: tuple[str, ...] = (), **files: str) -> Shape:
     """A project that needs nothing."""
-    return Shape(name, tasks, files={f"{file}.py": text for file, text in files.items()}, unchanged=True)
+    files = {f"{file}.py": text for file, text in files.items()}
+    return Shape(name, tasks, files=files, refused=refused, unchanged=True)
 
 
 SHAPES = [
@@ -96,6 +97,7 @@ def work(key, n):
     fate(key, n)
     save(key, n)
 """,
+        refused=("work stays as it is: save(), which it calls, opens a Session of its own (shop/saving.py:6): let it",),
         saving=f"""
 from .db import SessionLocal
 from .models import Row
@@ -174,6 +176,7 @@ def store(key, n):
         {WRITE}
         db.commit()
 """,
+        refused=("store(), which it calls, opens a Session of its own (shop/store.py:18)",),
     ),
     right(
         "web_code_alone",
@@ -208,6 +211,7 @@ class save:
         db.commit()
         generator.close()
 """,
+        refused=("get_db(), which it calls, opens a Session of its own (shop/saving.py:6)",),
     ),
     right(
         "engine_of_each_process",
@@ -237,5 +241,6 @@ def save(key, n):
     with SessionLocal.begin() as db:
         {WRITE}
 """,
+        refused=("save(), which it calls, opens a Session of its own (shop/saving.py:6)",),
     ),
 ]

@@ -3,14 +3,22 @@
 from pathlib import Path
 
 import pytest
-from adopting import shapes_blocks, shapes_bodies, shapes_modules, shapes_recipes, shapes_refused, shapes_right
+from adopting import (
+    shapes_blocks,
+    shapes_bodies,
+    shapes_mixed,
+    shapes_modules,
+    shapes_recipes,
+    shapes_refused,
+    shapes_right,
+)
 from support.adopting import Run, Shape, texts, write
 from support.databases import PostgreSQL
 from support.worker import Site
 
 from celery_alchemy.workers.adopting import adopt
 
-MODULES = (shapes_bodies, shapes_blocks, shapes_recipes, shapes_modules, shapes_right, shapes_refused)
+MODULES = (shapes_bodies, shapes_blocks, shapes_recipes, shapes_modules, shapes_mixed, shapes_right, shapes_refused)
 ALL = [shape for module in MODULES for shape in module.SHAPES]
 POOLS = ("prefork", "threads")
 

@@ -10,6 +10,7 @@ from support.adopting import DOCS_EXAMPLE, Shape, texts, write
 
 from celery_alchemy.workers.adopting import adopt
 from celery_alchemy.workers.commands.console import main
+from celery_alchemy.workers.commands.installing import install
 
 BY_NAME = {shape.name: shape for shape in ALL}
 PAGE = Path(__file__).parents[2] / "docs" / "adopt.md"
@@ -62,7 +63,7 @@ def test_without_libcst_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(sys.modules, "libcst", None)
     done = CliRunner().invoke(main, ["adopt", str(tmp_path)])
     assert done.exit_code == 2
-    assert "pip install 'celery-alchemy[adopt]'" in done.output
+    assert f"adopt needs libcst: {install('adopt')}." in " ".join(done.output.split())
 
 
 def test_nothing_of_the_project_is_imported(tmp_path: Path) -> None:
@@ -98,6 +99,37 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     shown = {line.strip() for line in example.splitlines() if line[:1] in "+-" and line.strip("+- ")}
     assert len(shown) > 10
     assert shown <= found, shown - found
+
+
+def test_a_helper_with_a_session_of_its_own_is_told(tmp_path: Path) -> None:
+    """Beside a task that is rewritten, too; that alone is no exit code."""
+    package = write(BY_NAME["a_helper_with_a_session_of_its_own"], tmp_path)
+    done = CliRunner().invoke(main, ["adopt", str(tmp_path), "--diff"])
+    beside = "shop/tasks.py:17: one is rewritten, and audit(), which it calls, opens a Session of its own"
+    assert f"{beside} (shop/saving.py:26): let it take" in done.output
+    assert "work stays as it is" in done.output
+    assert done.exit_code == 1
+    tasks = (package / "tasks.py").read_text()
+    (package / "tasks.py").write_text(tasks.replace("    save(key, n)\n", ""))
+    done = CliRunner().invoke(main, ["adopt", str(tmp_path), "--diff"])
+    assert "one is rewritten, and audit()" in done.output
+    assert done.exit_code == 0
+
+
+def test_a_session_of_a_module_in_a_helper_is_told(tmp_path: Path) -> None:
+    """A scoped_session, and Flask-SQLAlchemy's, where the task itself uses none."""
+    tasks = "from .app import app\nfrom .saving import save\n\n\n@app.task\ndef work():\n    save()\n"
+    package = write(Shape("module", tasks), tmp_path)
+    imports = "from sqlalchemy.orm import scoped_session\nfrom .db import SessionLocal\n\n"
+    scoped = f"{imports}Scoped = scoped_session(SessionLocal)\n"
+    flask = "from flask_sqlalchemy import SQLAlchemy\n\ndb = SQLAlchemy()\n"
+    for module, use, said in (
+        (scoped, "Scoped.commit()", "save(), which it calls, uses Scoped, a Session of its module (shop/saving.py:7)"),
+        (flask, "db.session.commit()", "save(), which it calls, uses Flask-SQLAlchemy's Session (shop/saving.py:6)"),
+    ):
+        (package / "saving.py").write_text(f"{module}\ndef save():\n    {use}\n")
+        (refused,) = adopt(tmp_path, write=False).refused
+        assert refused.startswith(f"shop/tasks.py:6: work stays as it is: {said}")
 
 
 def test_a_task_that_was_refused_is_rewritten_once_it_can_be(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Where alchemy_begin_with_first_statement is used, and where it is not: who decides, and what the worker says."""
 
 import contextlib
+import itertools
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def test_a_long_way_makes_it_worth_while(url: str, caplog: pytest.LogCaptureFixt
         assert all("Beginning" in type(one.connection.dbapi_connection).__name__ for one in connections)
         for one in connections:
             one.close()
-        assert caplog.text.count("A round trip to the database takes") == 1
+        assert caplog.text.count("A round trip to postgresql+") == 1
         db.stop()
 
 
@@ -88,6 +90,40 @@ def test_a_short_way_leaves_the_driver_alone(
             session.execute(text("SELECT 1"))
         assert proxy.round_trips == before + 3
         db.stop()
+
+
+def test_connections_made_at_the_same_time_are_of_one_kind(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four threads connect first. One measures, and all keep to it: a second measurement would say the opposite."""
+    answers = itertools.cycle([1.0, 0.0])
+    inside = threading.Barrier(4)
+    stock = first_statement._is_worth_while
+
+    def connect_all(engine: Engine) -> list[str]:
+        def connect(_: int) -> str:
+            inside.wait(timeout=10)
+            with engine.connect() as connection:
+                kind = type(connection.connection.dbapi_connection).__name__
+                inside.wait(timeout=10)  # all four are checked out
+                return kind
+
+        with ThreadPoolExecutor(4) as threads:
+            return list(threads.map(connect, range(4)))
+
+    def slowly(connection: Any, place: str) -> bool:
+        time.sleep(0.1)  # long enough for the others to have connected
+        return stock(connection, place)
+
+    monkeypatch.setattr(first_statement, "round_trip_s", lambda connection: next(answers))
+    monkeypatch.setattr(first_statement, "_is_worth_while", slowly)
+    with CountingProxy(make_url(url)) as proxy, caplog.at_level(logging.INFO):
+        _, db = make_app(proxy.url.render_as_string(hide_password=False), changes={SETTING: "auto"})
+        db.start_worker(WorkerPool(name="threads", concurrency=4))
+        kinds = connect_all(db.engine)
+        db.stop()
+    assert all("Beginning" in kind for kind in kinds), kinds
+    assert caplog.text.count("A round trip to postgresql+") == 1
 
 
 def test_a_local_socket_is_not_even_measured(driver: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -41,6 +41,8 @@ class Outcome:
     """A line for each task that stays as it is: file, line, reason."""
     unread: tuple[str, ...] = ()
     """A line for each file that is no Python of today."""
+    notes: tuple[str, ...] = ()
+    """A line for each function that opens a Session of its own below a task that is rewritten."""
     rewritten: int = 0
     """Tasks that are rewritten."""
 
@@ -48,7 +50,7 @@ class Outcome:
         """Yield what is printed."""
         for change in self.changes:
             yield change.diff() if diff else f"{change.shown}: rewritten"
-        yield from (*self.unread, *self.refused)
+        yield from (*self.unread, *self.refused, *self.notes)
         did = "would be rewritten" if diff else "rewritten"
         yield f"{_tasks(self.rewritten)} {did}, {_tasks(len(self.refused))} left as they are"
 
@@ -75,7 +77,13 @@ def adopt(path: Path, *, write: bool) -> Outcome:
         for change in changes:
             change.path.write_bytes(change.new.encode())
     lines = [f"{shown}:{line}: {name} stays as it is: {reason}" for shown, line, name, reason in sorted(refused)]
-    return Outcome(tuple(changes), tuple(lines), tuple(project.unread), len(adoption.plans))
+    notes = sorted(
+        f"{task.module.shown}:{task.module.line(task.node)}: {task.name} is rewritten, and {note}: let it take the "
+        f"Session as a parameter"
+        for task, plan in adoption.plans.items()
+        for note in plan.notes
+    )
+    return Outcome(tuple(changes), tuple(lines), tuple(project.unread), tuple(notes), len(adoption.plans))
 
 
 def _rewrite(project: Project, adoption: Adoption) -> list[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import libcst as cst
@@ -9,6 +10,7 @@ import libcst as cst
 from . import handlers
 from .after import following, is_harmless
 from .flow import Flow, is_plain
+from .helpers import Helper, Helpers
 from .makers import Makers, Source
 from .recipes import Recipe
 from .rewriting import Edits, Rename, flat, unit_block, unit_item, with_parameter, without_finally, without_item
@@ -40,6 +42,8 @@ class Plan:
     renames: Rename | None = None
     handled: set[cst.CSTNode] = field(default_factory=set)
     """Statements that close a Session, where a block ends it now."""
+    notes: list[str] = field(default_factory=list)
+    """What stays beside its Session: functions that open one of their own."""
 
     @property
     def shared(self) -> Ref | None:
@@ -84,6 +88,7 @@ class Planner:
     def __init__(self, makers: Makers, tasks: Tasks, called_directly: dict[cst.CSTNode, str]) -> None:
         self._makers, self._tasks = makers, tasks
         self._uses = Uses(makers, tasks, lambda scope: handlers.refuse_swallowed(scope, makers))
+        self._helpers = Helpers(makers, tasks, self._uses)
         self._called_directly = called_directly
 
     def plan(self, task: Task, recipe: Recipe | None, base: tuple[Module, cst.ClassDef] | None) -> Plan | None:
@@ -97,6 +102,7 @@ class Planner:
         """
         found = find(task, self._makers, recipe)
         if found.is_empty and recipe is None:
+            self._refuse_helpers(task)
             return None
         self._check_task(task, found, recipe)
         for opened in found.opened:
@@ -115,7 +121,22 @@ class Planner:
         if recipe is None:
             plan.rebased = base
         self._choose(plan)
+        plan.notes = [str(one) for one in self._below(plan) if one.is_own]
         return plan
+
+    def _refuse_helpers(self, task: Task) -> None:
+        """Refuse a task without a Session of its own, if a function that it calls has one."""
+        scope = Scope(task.module, task.node, lambda node: False, cls=task.cls, helper=False)
+        for helper in self._helpers.below(scope, set()):
+            raise RefusedError(f"{helper}: let it take the Session as a parameter", task.node)
+
+    def _below(self, plan: Plan) -> Iterator[Helper]:
+        """Yield the functions that a task calls, and that open a Session beside the one of the task."""
+        through = (ref.value for found in plan.found.sources for ref in found.through)
+        known: set[cst.CSTNode] = {one for one in through if isinstance(one, cst.FunctionDef)}
+        known |= set(walk(plan.recipe.node)) if plan.recipe is not None else set()
+        scope = Scope(plan.task.module, plan.task.node, plan.found.is_session, cls=plan.task.cls, helper=False)
+        return self._helpers.below(scope, known)
 
     def _check_task(self, task: Task, found: Found, recipe: Recipe | None) -> None:
         if task.nested:

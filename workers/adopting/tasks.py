@@ -79,6 +79,10 @@ class Tasks:
                     if run is not None:
                         yield Task(module, run, node, None, None, None)
 
+    def is_task(self, module: Module, function: cst.FunctionDef) -> bool:
+        """Tell whether a function is decorated as a task."""
+        return any(True for _ in self._decorated(module, function, nested=False))
+
     def _decorated(self, module: Module, function: cst.FunctionDef, *, nested: bool) -> Iterator[Task]:
         for decorator in function.decorators:
             call = decorator.decorator

@@ -142,7 +142,7 @@ class Uses:
         only_looks = is_name(call.func, "isinstance", "type", "id", "repr", "str", "print", "bool", "hasattr")
         if only_looks or (outside is not None and outside.startswith(READERS)):
             return
-        found = self._callee(scope, call.func)
+        found = self.callee(scope, call.func)
         if found is None:
             raise RefusedError(f"its Session is given to {_short(call.func)}(), whose code is not found", call)
         module, target, cls = found
@@ -181,24 +181,24 @@ class Uses:
         if others:
             raise RefusedError(f"its Session is given to {name}(), which is decorated")
 
-    def _callee(
+    def callee(
         self, scope: Scope, func: cst.BaseExpression
     ) -> tuple[Module, cst.FunctionDef | cst.ClassDef, cst.ClassDef | None] | None:
         """Return the function or class of the project that is called, and the class whose method it is."""
         if isinstance(func, cst.Attribute):
             found = self._class_of(scope, func.value)
             if found is not None:
-                return self._method(*found, func.attr.value)
+                return self.find_method(*found, func.attr.value)
         ref = self._makers.resolve(scope.module, func, scope.local)
         if ref is None or ref.module is None:
             return None
         value = ref.value
         if isinstance(value, cst.ClassDef) and len(ref.rest) == 1:
-            return self._method(ref.module, value, ref.rest[0])
+            return self.find_method(ref.module, value, ref.rest[0])
         if isinstance(value, cst.Call) and len(ref.rest) == 1:
             made = self._makers.resolve(ref.module, value.func)
             if made is not None and made.module is not None and isinstance(made.value, cst.ClassDef):
-                return self._method(made.module, made.value, ref.rest[0])
+                return self.find_method(made.module, made.value, ref.rest[0])
         if isinstance(value, cst.FunctionDef | cst.ClassDef) and not ref.rest:
             return ref.module, value, None
         return None
@@ -225,9 +225,10 @@ class Uses:
                 return ref.module, ref.value
         return None
 
-    def _method(
+    def find_method(
         self, module: Module, cls: cst.ClassDef, name: str
     ) -> tuple[Module, cst.FunctionDef, cst.ClassDef] | None:
+        """Return the method of a class, or of one that it derives from, and the class that has it."""
         for one, node in self._tasks.chain(module, cls):
             if (found := method(node, name)) is not None:
                 return one, found, node
@@ -250,7 +251,7 @@ class Uses:
         self._check_keeper(module, cls, call, arg)
 
     def _check_keeper(self, module: Module, cls: cst.ClassDef, call: cst.Call, arg: cst.Arg) -> None:
-        found = self._method(module, cls, "__init__")
+        found = self.find_method(module, cls, "__init__")
         if found is None:
             raise RefusedError(f"its Session is given to {cls.name.value}(), whose constructor is not found", call)
         module, constructor, owner = found

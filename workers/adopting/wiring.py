@@ -16,7 +16,8 @@ from .source import Imported, Module, Project, Ref, argument, bindings, code, st
 from .tasks import Tasks
 
 PLACEHOLDERS = {DATABASE_TASK: "DatabaseTask", CURRENT_SESSION: "CurrentSession"}
-VARIABLES = ("alchemy", "task_database", "celery_database")
+VARIABLES = ("db", "alchemy", "task_database", "celery_database")
+"""The first that the files concerned do not use."""
 
 
 class CannotWireError(Exception):
@@ -51,6 +52,8 @@ def find_place(project: Project, makers: Makers, tasks: Tasks, users: list[Modul
     home = apps[0].module
     assert home is not None
     words = {word for one in [home, *users] for word in re.findall(r"\w+", one.source)}
+    if home.is_package:  # importing `shop.db` gives the package `shop` a name of its own
+        words |= {path.stem for path in home.path.parent.iterdir()}
     variable = next((name for name in VARIABLES if name not in words), None)
     if variable is None:
         raise CannotWireError(f"the names {', '.join(VARIABLES)} are all in use")

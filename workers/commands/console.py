@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .installing import install
+
 
 @click.group()
 def main() -> None:
@@ -51,7 +53,7 @@ def adopt(ctx: click.Context, path: Path, diff: bool) -> None:
     try:
         import libcst  # noqa: F401
     except ModuleNotFoundError as error:
-        raise click.UsageError("adopt needs libcst: pip install 'celery-alchemy[adopt]'.") from error
+        raise click.UsageError(f"adopt needs libcst: {install('adopt')}.") from error
     from ..adopting import adopt as run
 
     outcome = run(path, write=not diff)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .installing import install
+
 GROUP = "celery_alchemy.commands"
 """Entry points that name a click command each; `loadtests` adds its own here."""
 
@@ -32,7 +34,7 @@ class Commands(click.Group):
 
 
 def _missing(name: str, package: str) -> click.Command:
-    words = f"needs {package}: pip install 'celery-alchemy[loadtest]'."
+    words = f"needs {package}: {install('loadtest')}."
 
     def refuse() -> None:
         raise click.UsageError(f"celery alchemy {name} {words}")

@@ -41,6 +41,8 @@ RULES: dict[str, Any] = {
     "generator": sessions.on_generator,
     "spawn": sessions.on_spawn,
     "kept": sessions.on_kept,
+    "thread-local": sessions.on_thread_local,
+    "left-out": tasks.on_left_out,
     "statement": session_state.on_statement,
     "task": tasks.on_task,
     "no-base": tasks.on_no_base,

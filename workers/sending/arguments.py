@@ -13,12 +13,14 @@ from typing import Any
 from celery import Celery
 from kombu import serialization
 from kombu.exceptions import EncodeError
+from sqlalchemy import Row
 from sqlalchemy import inspect as inspect_model
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import InstanceState, Session, scoped_session
 
 from ...strategies.engines.leaks import describe, find_origin
 from ...strategies.errors import CeleryAlchemyError
 from ...strategies.names import type_of
+from ..errors import UnencodableArgument
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -72,16 +74,52 @@ def snapshot(app: Celery, args: Any, kwargs: Any, options: dict[str, Any], plain
 
 @contextmanager
 def explaining(args: Any, kwargs: Any) -> Iterator[None]:
-    """Say how a function that makes an argument is written, where the block finds that it cannot be serialised."""
+    """Name the argument that cannot be serialised, where the block finds one, and say what to pass instead."""
     try:
         yield
     except EncodeError as error:
-        if FunctionType not in map(type, [*(args or ()), *(kwargs or {}).values()]):
-            raise
-        raise EncodeError(
-            f"{error}. A function that makes an argument before the COMMIT is written late(lambda: user.id), with "
-            f"`from celery_alchemy import late`."
-        ) from error
+        explain(error, args, kwargs)
+        raise
+
+
+def explain(error: EncodeError, args: Any, kwargs: Any) -> None:
+    """Raise an error that names the argument which cannot be serialised and what to pass instead, if it is known.
+
+    Raises:
+        UnencodableArgument: from `error`.
+    """
+    if isinstance(error, UnencodableArgument):
+        return
+    for place, value in [*enumerate(args or (), 1), *(kwargs or {}).items()]:
+        for one in [value, *_members(value)]:
+            if (advice := _instead_of(one)) is not None:
+                where = f"Argument {place}" if isinstance(place, int) else f"The argument {place}="
+                verb = "is" if one is value else "has"
+                raise UnencodableArgument(f"{error}. {where} {verb} {advice}") from error
+
+
+def _members(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _instead_of(value: Any) -> str | None:
+    """Say what `value` is and what is passed instead of it; None where there is nothing to say."""
+    if isinstance(value, FunctionType):
+        return (
+            "a function. One that makes an argument before the COMMIT is written late(lambda: user.id), with `from "
+            "celery_alchemy import late`."
+        )
+    if is_session(value):
+        return f"{type_of(value)}, which cannot be sent. Leave it out: the task that is sent has a Session of its own."
+    if isinstance(value, Row):
+        return "a Row, which cannot be sent. Pass its values: row.id, or list(row)."
+    state = inspect_model(value, raiseerr=False)
+    if not isinstance(state, InstanceState):
+        return None
+    keys = [state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key]
+    return f"{type_of(value)}, which cannot be sent. Pass its primary key ({', '.join(keys)}), and load it in the task."
 
 
 def _is_flat(values: Any) -> bool:

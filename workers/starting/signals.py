@@ -9,6 +9,7 @@ from celery import Celery, signals
 
 from .. import apps
 from .._celery import is_spawned
+from ..plain_tasks import explain_failure
 from ..watching import growth, processes
 from . import detection
 
@@ -20,6 +21,7 @@ def connect() -> None:
         (signals.worker_process_shutdown, _on_process_shutdown),
         (signals.worker_before_create_process, _on_before_create_process),
         (signals.worker_shutdown, _on_worker_shutdown),
+        (signals.task_failure, explain_failure),
     ):
         signal.connect(receiver, weak=False, dispatch_uid=f"celery_alchemy.{receiver.__name__}")
 

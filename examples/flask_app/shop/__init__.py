@@ -1,8 +1,8 @@
 """Flask with Flask-SQLAlchemy and an application factory: a view commits, and the task that it has sent runs then.
 
-pip install celery-alchemy[postgresql] celery[redis] Flask-SQLAlchemy
+pip install "../..[postgresql]" "celery[redis]" Flask-SQLAlchemy
 flask --app shop create-tables
-celery -A shop.worker worker
+celery -A shop.worker worker --loglevel=INFO
 flask --app shop run
 curl -X POST localhost:5000/users/ada
 curl localhost:5000/users

@@ -16,5 +16,4 @@ class Base(DeclarativeBase):
 db = SQLAlchemy(model_class=Base)
 
 app = Celery("shop", broker=os.environ.get("SHOP_BROKER", "redis://localhost"))
-alchemy = Alchemy(app)
-alchemy.share(db.session)  # in a task it is the task's Session; in a view, messages wait for its COMMIT
+Alchemy(app).share(db.session)  # in a task it is the task's Session; in a view, messages wait for its COMMIT

@@ -10,5 +10,5 @@ from .models import User, Welcome
 
 @app.task(base=DatabaseTask)
 def welcome(name: str) -> None:
-    user = db.session.scalars(select(User).where(User.name == name)).one_or_none()
+    user = db.session.scalars(select(User).where(User.name == name)).first()
     db.session.add(Welcome(name=name, saw_user=user is not None))

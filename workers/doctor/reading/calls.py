@@ -44,12 +44,11 @@ class Calls(Functions):
         """Go through a call of a library's name."""
 
     @abstractmethod
-    def own_loop(self, target: Value, before: int, state: State, node: ast.Call) -> None:
+    def own_loop(self, target: Value, state: State, node: ast.Call) -> None:
         """Tell of a coroutine that runs in an event loop of its own, and uses an Engine of the process."""
 
     def call(self, node: ast.Call, state: State) -> Value:
         """Go through a call, and return what it returns."""
-        asynchronous = len(self.async_uses)
         target = self.evaluate(node.func, state)
         args: list[Value] = []
         for one in node.args:
@@ -61,7 +60,7 @@ class Calls(Functions):
             return UNKNOWN
         found = self.called(target, args, keywords, state, node)
         if target.kind == "external":
-            self.own_loop(target, asynchronous, state, node)
+            self.own_loop(target, state, node)
             if target.last not in _HARMLESS and "." in target.name and not made_by(target):
                 self.frame.raised.add(state)
         return found

@@ -10,6 +10,7 @@ from .state import Frame, State, join
 from .values import UNKNOWN, Function, Value, bases_of, external, is_mapped, is_task_class
 
 DEPTH = 6
+"""Frames: the module, the task, and five calls below it."""
 STEPS = 5_000
 """Statements that are gone through for one task; then calls are left alone."""
 
@@ -39,7 +40,17 @@ class Functions(Databases):
             frame = self.frame
         finally:
             self.finish()
-        return self.leave(frame, end, state, function)
+        found = self.leave(frame, end, state, function)
+        self._hand_over(found, function, state, node)
+        return found
+
+    def _hand_over(self, found: Value, function: Value, state: State, node: ast.AST) -> None:
+        """Let a Session that a function has made and returned be made where the function is called: that code is to
+        close it."""
+        use = state.sessions.get(found.key) if found.is_session else None
+        if use is None or use.made is None or self.frame.function is None or not _is_in(use.made, function):
+            return
+        state.change(found, made=(self.frame.module, node))
 
     def leave(self, frame: Frame, end: State | None, state: State, function: Value) -> Value:
         """Let the caller's state have what happened in a function, and return what it returns."""
@@ -68,7 +79,11 @@ class Functions(Databases):
     ) -> State | None:
         """Enter a function; None where it is not gone through: too deep, or it calls itself."""
         inside = any(frame.function is not None and frame.function.node is function.node for frame in self.frames)
-        if inside or len(self.frames) > DEPTH or self.steps > STEPS or function.module is None:
+        if inside or function.module is None:
+            return None
+        if len(self.frames) > DEPTH or self.steps > STEPS:
+            why = f"{STEPS:,} statements" if self.steps > STEPS else f"{DEPTH - 1} calls, one in the other"
+            self.emit("left-out", node, state, function, why=why, module=self.frames[0].module)
             return None
         if self.entry.kind in {"task", "late", "hook"} and not self.entry.signal and function.node is not None:
             self.reached.add(function.node)
@@ -178,6 +193,17 @@ class Functions(Databases):
         base = task.parts.get("base") or external("celery.Task")
         bare = task.parts.get("bare", False)
         return Value("instance", task.name, task.node, parts={"cls": base, "fields": {}, "bare": bare, "task": task})
+
+
+def _is_in(place: tuple[object, ast.AST], function: Value) -> bool:
+    """Tell whether a place is in the body of a function."""
+    module, node = place
+    line = getattr(node, "lineno", 0)
+    return (
+        module is function.module
+        and function.node is not None
+        and (getattr(function.node, "lineno", 0) <= line <= getattr(function.node, "end_lineno", 0))
+    )
 
 
 def _is_plain(value: Value | None) -> bool:

@@ -13,6 +13,8 @@ from .values import UNKNOWN, Value, external, literal, made_by
 
 _NOT_CELERY = {"invoke", "prefect", "airflow", "huey", "luigi", "locust", "fabric", "dramatiq", "taskiq"}
 _SIGNAL = re.compile(r"(\w+)\.connect(?:\(\))?$")
+#: What runs a coroutine, in an event loop that may be the process's own.
+_RUNNERS = {"run_until_complete", "run_coroutine_threadsafe", "run"}
 _SPAWNS = re.compile(
     r"threading\.(?:Thread|Timer)$|Executor\(\)\.(?:submit|map)$|(?:^|\.)Pool\(\)\.\w+$|multiprocessing\.\w+$"
     r"|(?:^|\.)(?:gevent|eventlet)\.spawn\w*$|to_thread$|run_in_executor$|run_in_threadpool$|asyncio\.gather$"
@@ -137,17 +139,21 @@ class Libraries(Calls):
         self.quiet -= 1
         return [one for one in found if one.kind == "session" and one.name != "proxy"]
 
-    def own_loop(self, target: Value, before: int, state: State, node: ast.Call) -> None:
-        """Tell of a coroutine that runs in an event loop of its own, and uses an Engine of the process."""
+    def own_loop(self, target: Value, state: State, node: ast.Call) -> None:
+        """Tell of a coroutine that runs in an event loop of its own, and uses an Engine of the process.
+
+        It may have been made before, and handed to a function of the project that runs it.
+        """
         new_loop = target.name in {"asyncio.run", "anyio.run", "asyncio.Runner().run", "uvloop.run"}
         new_loop = new_loop or target.name.endswith("async_to_sync()")
         if target.name == "asyncio.new_event_loop().run_until_complete":
             new_loop = target.parts.get("entry") != "import"
-        used, self.async_uses = self.async_uses[before:], self.async_uses[:before]
-        if not new_loop:
-            self.async_uses.extend(used)
-        elif used:
-            self.emit("new-loop", node, state, used[0][0], used=used[0][1])
+        if not new_loop and target.last not in _RUNNERS:
+            return
+        used, self.async_uses = self.async_uses, []
+        if used and new_loop:
+            at = (self.frames[1].module, self.stack[1]) if len(self.stack) > 1 else (self.frame.module, node)
+            self.emit("new-loop", node, state, used[0][0], at=at)
 
     # -- names with a meaning of their own -----------------------------------------------------------------------------
 

@@ -11,7 +11,10 @@ from .libraries import Libraries
 from .names import NONE
 from .project import Module
 from .state import ClassState, Entry, Frame, State, join
-from .values import UNKNOWN, Function, Value
+from .values import UNKNOWN, Function, Value, bases_of
+
+#: What keeps its attributes for each thread or greenlet.
+_LOCALS = {"threading.local()", "gevent.local.local()", "eventlet.corolocal.local()"}
 
 
 class Statements(Libraries):
@@ -188,10 +191,14 @@ class Statements(Libraries):
             self.emit("kept", node, state, value, where=f"{ast.unparse(target)}")
             owner.parts["fields"][target.attr] = value
         elif owner.kind == "instance":
+            if value.kind == "session" and _is_of_a_thread(owner):
+                self.emit("thread-local", node, state, value, owner=target.value, name=ast.unparse(target))
             owner.parts["fields"][target.attr] = value
             if owner.parts.get("made_in") is not self.entry:
                 self.escape(value, state)
         else:
+            if value.kind == "session" and _is_of_a_thread(owner):
+                self.emit("thread-local", node, state, value, owner=target.value, name=ast.unparse(target))
             if owner.kind == "celery" and target.attr == "Task":
                 self.default_base = value
             if owner.kind in {"class", "module"}:
@@ -302,6 +309,13 @@ class Walker(Blocks, Statements):
             self.emit("left", entry.node or ast.Pass(), frame.raised.state, failed=True)
         self.finish()
         self.leave(frame, end, start, function)
+
+
+def _is_of_a_thread(owner: Value) -> bool:
+    """Tell whether something is a `threading.local()`, or one of greenlets."""
+    of_class = owner.parts.get("cls")
+    names = [f"{one.name}()" for one in bases_of(of_class)] if of_class is not None else [owner.name]
+    return any(name in _LOCALS for name in names)
 
 
 def _yields(node: Function) -> bool:

@@ -89,6 +89,12 @@ CATALOGUE = {
         "call {name}.remove() in a finally, or in a receiver of task_postrun",
         "write db.share({name}), and it is the task's Session in tasks; or use db.session",
     ),
+    "thread-local-session": _warning(
+        "{name} keeps a Session for its thread, and nothing closes it. Its transaction stays open, and the next task "
+        "in the same thread has its objects and its unfinished work; under prefork that is every task of the process.",
+        "open a Session in each task with `with SessionLocal() as session:`, or use scoped_session and its remove()",
+        "use db.session, which is the Session of the task that is running",
+    ),
     "session-in-threads": _error(
         "A Session is handed to other threads, greenlets or coroutines ({what}). A Session and its connection serve "
         "one at a time: `This session is provisioning a new connection; concurrent operations are not permitted`, "
@@ -186,6 +192,13 @@ CATALOGUE = {
     ),
     "unknown-ignore": Fault(
         "note", "A comment ignores {what}, which is no code of the doctor's.", "write one of docs/doctor.md", "the same"
+    ),
+    "not-read": Fault(
+        "note",
+        "{name} calls more than was read: after {why}, the doctor leaves further calls out, {first}() first. Faults in "
+        "them are not found from here.",
+        "look at what {first}() does with the Session of the task",
+        "the same",
     ),
     "unreadable": Fault(
         "note", "The file cannot be read, and was left out: {what}", "see whether it is Python", "the same"

@@ -91,7 +91,7 @@ def on_new_loop(event: Event, facts: Facts) -> None:
     """A coroutine ran in an event loop of its own."""
     assert event.value is not None
     if not has_no_pool(event.value):
-        facts.add("async-engine-loop", event)
+        facts.add("async-engine-loop", event, at=event.info["at"])
 
 
 def on_pushed(event: Event, facts: Facts) -> None:

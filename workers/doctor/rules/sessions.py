@@ -246,6 +246,34 @@ def on_kept(event: Event, facts: Facts) -> None:
         facts.add("objects-kept", event, at=(module, event.node), where="a cache" if where == "cache" else where)
 
 
+def on_thread_local(event: Event, facts: Facts) -> None:
+    """A Session is kept for its thread."""
+    session, name = event.value, str(event.info["name"])
+    assert session is not None
+    owner, _, attribute = name.rpartition(".")
+
+    def holds() -> bool:
+        closed = any(isinstance(key, tuple) and key[0] is session.node for key in facts.closed)
+        return not closed and not _is_put_away(facts, owner.rpartition(".")[2], attribute)
+
+    facts.add("thread-local-session", event, holds=holds, name=name)
+
+
+def _is_put_away(facts: Facts, owner: str, attribute: str) -> bool:
+    """Tell whether a function closes, removes or deletes what stands in an attribute of a `threading.local()`."""
+    for module in facts.project.modules.values():
+        for function in ast.walk(module.tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            inside = list(ast.walk(function))
+            names = {getattr(one, "id", getattr(one, "attr", "")) for one in inside}
+            names |= {one.value for one in inside if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+            ends = any(isinstance(one, ast.Delete) for one in inside) or names & {"close", "remove", "delattr"}
+            if {owner, attribute} <= names and ends:
+                return True
+    return False
+
+
 def _is_emptied(facts: Facts, container: str) -> bool:
     """Tell whether something takes out of a container what was put into it."""
     looks = re.compile(rf"\b{re.escape(container)}\.pop\(|\bdel {re.escape(container)}\[")

@@ -36,6 +36,14 @@ def _decorators(node: ast.AST) -> Iterator[ast.keyword]:
         yield from one.keywords if isinstance(one, ast.Call) else ()
 
 
+def on_left_out(event: Event, facts: Facts) -> None:
+    """A call was not gone through."""
+    assert event.value is not None
+    if event.entry.kind in {"task", "late", "hook"}:
+        at = (event.info["module"], event.entry.node or event.node)
+        facts.add("not-read", event, at=at, name=event.entry.name, why=event.info["why"], first=event.value.name)
+
+
 def on_no_base(event: Event, facts: Facts) -> None:
     """A task uses what its class does not have."""
     attr = event.info["attr"]
