@@ -3,6 +3,8 @@
 import json
 import sys
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -68,6 +70,8 @@ def test_a_url_is_told_what_to_begin_with(
     for driver, module in MODULES.items():
         if driver not in installed:
             monkeypatch.setitem(sys.modules, module, None)
+        elif find_spec(module) is None:  # mysqlclient, where it could not be built
+            monkeypatch.setitem(sys.modules, module, ModuleType(module))
     monkeypatch.setitem(sys.modules, "oracledb", None)
     with pytest.raises(InvalidSetting) as caught:
         parse_url(url, "alchemy_database_url")
