@@ -31,7 +31,7 @@ from .tasks.replies import Outcome, Reply, ReplyList
 
 _LIMIT = getattr(signal, "SIGUSR1", None)
 ERROR_LENGTH = 300
-REPLY_URL, READY_KEY, QUEUE = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY", "LOADTEST_QUEUE"
+REPLY_URL, READY_KEY = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY"
 
 
 def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
@@ -148,6 +148,5 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(_LIMIT, handler)
 
 
-if os.environ.get(REPLY_URL) and not os.environ.get(QUEUE):
-    # Loaded into a user's worker, by its -I. Our own app has a queue in its environment, and calls `connect` itself.
+if os.environ.get(REPLY_URL):  # Loaded into a user's worker, by its -I; our own app calls `connect` itself.
     connect(os.environ[REPLY_URL], os.environ.get(READY_KEY))
