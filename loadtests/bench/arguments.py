@@ -31,6 +31,7 @@ class Value(_ParamType):
     """The type of an option whose text one of these functions takes."""
 
     name: str
+    parse: Callable[[str], Any]
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self.parse = name, parse
@@ -66,6 +67,10 @@ def missing(name: str) -> str:
 
 class OneOf(Value):
     """One of the known names, if what it needs is installed."""
+
+    what: str
+    known: tuple[str, ...]
+    path: bool
 
     def __init__(self, what: str, known: Collection[str], *, path: bool = False) -> None:
         """Know the names.

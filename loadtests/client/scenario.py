@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from locust import events
@@ -14,7 +15,7 @@ from locust.runners import WorkerRunner
 from ..errors import LoadTestError
 from ..services.their_workers import find_app
 from ..tasks.replies import redis_url
-from ..tasks.workloads import WORKLOADS
+from ..tasks.workloads import WORKLOADS, Workload
 from . import options
 from .event_replies import EventReplies
 from .hub import ListReplies, ReplyHub
@@ -38,12 +39,18 @@ class Load(CeleryUser):
     """What the command line asks for: as many tasks in flight as there are users, or with `--rate` tasks at a rate."""
 
     tasks: list[Any] = [CeleryUser.run_own_task]  # noqa: RUF012 - Locust's way.
+    task_name: str
+    task_args: Sequence[Any]
+    task_kwargs: Mapping[str, Any]
+    workload: Workload | None
+    arrival: str
 
     def __init__(self, environment: Any) -> None:
         self.options: Any = environment.parsed_options
         self.target: dict[str, str] = getattr(self.options, TARGET)
-        self.reply_timeout_s = self.options.reply_timeout
-        self.rate, self.arrival = self.options.rate_per_user, self.options.arrival
+        self.reply_timeout_s: float = self.options.reply_timeout
+        self.rate: float | None = self.options.rate_per_user
+        self.arrival = self.options.arrival
         if self.options.app:
             self.task_name, self.task_args, self.task_kwargs = (
                 self.options.task, self.options.args, self.options.kwargs,

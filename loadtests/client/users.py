@@ -159,4 +159,4 @@ class ArrivalUser(CeleryUser):
     """
 
     abstract = True
-    rate = 1.0
+    rate: float | None = 1.0

@@ -66,6 +66,11 @@ AnySent = TypeVar("AnySent", bound=Sent)
 class LoadWorker:
     """A running worker with its database and its queue."""
 
+    worker: Worker
+    pool: str
+    environment: WorkerEnvironment
+    database: URL
+
     def __init__(
         self, worker: Worker, pool: str, environment: WorkerEnvironment, database: URL, proxy: Proxy | None
     ) -> None:

