@@ -103,8 +103,8 @@ class UnitOfWorkRegistry:
         self.leaks: int = 0
         """Connections that had to be taken back."""
         self.longest_s: float = 0.0
-        self.longest: str = ""
-        """The label of the longest unit of work so far."""
+        self.longest: Label = ""
+        """What the label of the longest unit of work so far is made of."""
         forks.on_fork(self.after_fork)
 
     def after_fork(self) -> None:
@@ -240,7 +240,7 @@ class UnitOfWorkRegistry:
             self.ended += 1
             duration_s = monotonic() - entry.began
             if duration_s > self.longest_s:
-                self.longest_s, self.longest = duration_s, entry.label
+                self.longest_s, self.longest = duration_s, entry.titled
             if entry.scope.held and entry.outermost and entry.kind in TASK_KINDS:
                 self._take_back(entry)
             if error is not None or entry.has_parts:

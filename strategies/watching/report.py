@@ -16,6 +16,7 @@ from ..engines.held import holding_of
 from ..engines.holding import Holding
 from ..engines.leaks import describe as describe_origin
 from ..engines.pool import queues_of
+from ..entry import written
 from ..registry import UnitOfWorkRegistry, open_units
 from ..scope import Scope, living_scopes
 from ..unit_of_work import UnitOfWork
@@ -28,12 +29,16 @@ def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
     """Return what is open now in this process, the oldest first, and what was."""
     now = monotonic()
     registries = list(registries)
-    longest_s, label = max(((registry.longest_s, registry.longest) for registry in registries), default=(0.0, ""))
+    longest = max(registries, key=lambda registry: registry.longest_s, default=None)
     units = [describe(unit, now) for unit in sorted(open_units(), key=lambda unit: unit.began)]
     return {
         "open": [*units, *(one for scope in living_scopes() for one in describe_outside(scope, now))],
         "ended": sum(registry.ended for registry in registries),
-        "longest": {"task": label, "s": round(longest_s, 3)} if label else None,
+        "longest": (
+            {"task": written(longest.longest), "s": round(longest.longest_s, 3)}
+            if longest and longest.longest
+            else None
+        ),
         "leaks": sum(registry.leaks for registry in registries),
     }
 
