@@ -43,6 +43,11 @@ def report(registries: Iterable[UnitOfWorkRegistry]) -> dict[str, Any]:
     }
 
 
+def describe_longest(registry: UnitOfWorkRegistry) -> dict[str, Any]:
+    """Return the report of the longest unit of work so far."""
+    return {"task": written(registry.longest), "s": round(registry.longest_s, 3)}
+
+
 def describe(unit: UnitOfWork, now: float) -> dict[str, Any]:
     """Return the report of one unit of work, ages in seconds.
 
