@@ -1,25 +1,28 @@
 """What the layer costs per task, beside the same task written by hand: `make bench-overhead`.
 
 Instructions that the client executes are counted by valgrind's callgrind, where it is installed: the same on a busy
-machine. CPU time (user and system) is measured in rounds, each runs a pair of tasks in turn and compares the two as a
-ratio. Tasks run through Celery's own tracer, in a process that acts as one of a worker pool.
+machine. CPU time (user and system) is measured in rounds of several processes: each round runs a pair of tasks in turn
+and compares the two as a ratio. The layer is compared with itself too, which shows what is noise. Tasks run through
+Celery's own tracer, in a process that acts as one of a worker pool.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator
+from operator import sub, truediv
 
 import click
 from rich.console import Console
 
+from ..reports.statistics import Estimate, Groups, estimate
 from . import callgrind, child, counts
 from .processes import database, started
-from .rows import OUTBOXES, PREFORK_RATIO, ROWS, SIDES, Row
+from .rows import BY_HAND, OUTBOXES, PREFORK_RATIO, ROWS, SIDES, WITH_LAYER, Row
 from .tables import hardware, median_interval, print_table
 
 WARM_UP_TASKS = 300
+TIMED = (BY_HAND, WITH_LAYER, "with the layer, again")
 
 
 def limit_of(row: Row, pool: str) -> float | None:
@@ -57,41 +60,72 @@ def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:
         print_table(console, title, ["", "instructions", "added", "ratio", "spread"], lines)
 
 
-def time_rows(
-    pool: str, strategy: str, url: str, rows: list[Row], rounds: int, tasks: int
-) -> Iterator[list[tuple[float, float]]]:
-    """Yield of each row its rounds: CPU time in microseconds per task, by hand and with the layer."""
-    with started(pool, strategy, url, *SIDES) as process:
-        for row in rows:
-            pair = dict(zip(SIDES, (row.by_hand, row.with_layer), strict=True))
-            for side, task in pair.items():
+def time_row(pool: str, strategy: str, url: str, row: Row, restarts: int, rounds: int, tasks: int) -> list[Groups]:
+    """Return CPU time in microseconds per task, in processes of their own, for those differ by more than rounds do.
+
+    Returns:
+        By side (by hand, with the layer, the layer again): of each process its rounds.
+    """
+    found = []
+    for number in range(restarts):
+        order = TIMED if number % 2 else TIMED[::-1]  # what is made first lies elsewhere in memory
+        with started(pool, strategy, url, *order, seed=number) as process:
+            tasks_of = {side: row.by_hand if side == BY_HAND else row.with_layer for side in order}
+            for side, task in tasks_of.items():
                 process.ask(child.repeat, side, task, WARM_UP_TASKS)
-            yield process.ask(child.time_rounds, pair, rounds, tasks)
+            columns = zip(*process.ask(child.time_rounds, tasks_of, rounds, tasks), strict=True)
+            times = dict(zip(order, columns, strict=True))
+            found.append([times[side] for side in TIMED])
+    return list(zip(*found, strict=True))
 
 
-def print_times(console: Console, url: str, cells: list[counts.Cell], rows: list[Row], rounds: int, tasks: int) -> None:
+def ratios(ours: Groups, theirs: Groups) -> Estimate:
+    """Return one side divided by the other, round by round."""
+    return estimate([list(map(truediv, *pair)) for pair in zip(ours, theirs, strict=True)])
+
+
+def print_times(
+    console: Console, url: str, cells: list[counts.Cell], rows: list[Row], restarts: int, rounds: int, tasks: int
+) -> None:
     """Measure and print; one process at a time, for two would be in each other's way."""
-    headings = ["task", "by hand us", "with layer us", "added us", "ratio", "95 % of the median", "n", "target"]
+    headings = [
+        "task",
+        "by hand us",
+        "with layer us",
+        "added us",
+        "ratio",
+        "95 %",
+        "the layer by itself, 95 %",
+        "target",
+    ]
     for pool, strategy in cells:
         lines = []
-        for row, times in zip(rows, time_rows(pool, strategy, url, rows, rounds, tasks), strict=True):
-            ratios, added = sorted(ours / hand for hand, ours in times), sorted(ours - hand for hand, ours in times)
-            low, high = median_interval(ratios)
+        for row in rows:
+            hand, ours, again = time_row(pool, strategy, url, row, restarts, rounds, tasks)
+            ratio, same = ratios(ours, hand), ratios(again, ours)
+            added = sorted(statistics.median(map(sub, *pair)) for pair in zip(ours, hand, strict=True))
             target, wanted = "", row.cpu_ratio or limit_of(row, pool)
             if row.added_us is not None:
                 target = f"{row.added_us:+.1f} us {'met' if median_interval(added)[0] <= row.added_us else 'missed'}"
             elif wanted is not None:
-                target = f"{wanted:.2f} {'met' if low <= wanted else 'missed'}"
-            medians = [f"{statistics.median(side):.1f}" for side in zip(*times, strict=True)]
+                target = f"{wanted:.2f} {'met' if (ratio.low or ratio.middle) <= wanted else 'missed'}"
+            medians = [f"{statistics.median(map(statistics.median, side)):.1f}" for side in (hand, ours)]
             lines.append([
-                row.name, *medians, f"{statistics.median(added):+.1f}", f"{statistics.median(ratios):.3f}",
-                f"{low:.3f} to {high:.3f}", f"{rounds} x {tasks}", target,
+                row.name, *medians, f"{statistics.median(added):+.1f}", f"{ratio.middle:.3f}", between(ratio),
+                between(same), target,
             ])  # fmt: skip
-        print_table(console, f"CPU time per task, interleaved, acting as {pool}, strategy {strategy}", headings, lines)
+        title = f"CPU time per task, acting as {pool}, strategy {strategy}; {restarts} processes x {rounds} x {tasks}"
+        print_table(console, title, headings, lines)
+
+
+def between(ratio: Estimate) -> str:
+    """Return the interval of a ratio."""
+    return "too few" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=60, show_default=True, type=click.IntRange(6), help="Rounds per pair.")
+@click.option("--restarts", default=10, show_default=True, type=click.IntRange(1), help="Processes per pair.")
+@click.option("--rounds", default=12, show_default=True, type=click.IntRange(2), help="Rounds per process.")
 @click.option("--tasks", default=100, show_default=True, type=click.IntRange(1), help="Tasks per side and round.")
 @click.option("--strategy", "strategies", multiple=True, type=click.Choice(counts.STRATEGIES), help="Default: all.")
 @click.option("--pool", "pools", multiple=True, type=click.Choice(child.WORKER_POOLS), help="To act as; default: all.")
@@ -99,7 +133,7 @@ def print_times(console: Console, url: str, cells: list[counts.Cell], rows: list
 @click.option("--only", type=click.Choice(["instructions", "times", "outbox"]), help="Default: all.")
 @click.option("--url", help="Of a database to use as it is; default: DATABASE_URL, else an embedded PostgreSQL.")
 def main(
-    rounds: int, tasks: int, strategies: tuple[str, ...], pools: tuple[str, ...], names: tuple[str, ...],
+    restarts: int, rounds: int, tasks: int, strategies: tuple[str, ...], pools: tuple[str, ...], names: tuple[str, ...],
     only: str | None, url: str | None,
 ) -> None:  # fmt: skip
     """Measure and print the tables."""
@@ -115,7 +149,7 @@ def main(
             if only != "instructions":
                 print_outbox(console, place, cells)
         if only in {None, "times"}:
-            print_times(console, place, cells, rows, rounds, tasks)
+            print_times(console, place, cells, rows, restarts, rounds, tasks)
     console.print(hardware())
 
 
