@@ -11,6 +11,8 @@ from sqlalchemy.engine.default import DefaultDialect
 #: Called with a statement's context of SQLAlchemy and its text, and whether it has failed.
 Executed = Callable[[Any, str, bool], None]
 
+KNOWN_TEXTS = 500  # As many as SQLAlchemy keeps compiled, of which each may be as long
+
 ROLLBACK, COMMIT = "ROLLBACK", "COMMIT"
 _MAY_END = re.compile(r"\b(?:rollback|abort|commit|end|prepare)\b", re.IGNORECASE)
 #: What is no statement: comments, strings, quoted names; and the body of a function, which ends nothing.
@@ -67,15 +69,17 @@ def follow_texts(dialect: Any, executed: Executed) -> None:
 def _following(dialect: Any, executed: Executed) -> Callable[..., None]:
     execute = dialect.do_execute
     plain = asks_the_cursor(execute)
+    end_none: set[str] = set()  # Texts that end no transaction: most are executed again and again
 
     def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
-        if (
-            context is not None
-            and (context.is_text or context.isddl)
-            and (";" in statement or may_begin_with_end(statement))
-        ):
-            tell(executed, context, statement, execute, cursor, statement, parameters, context)
-        elif plain:
+        if context is not None and (context.is_text or context.isddl) and statement not in end_none:
+            if ";" in statement or may_begin_with_end(statement):
+                tell(executed, context, statement, execute, cursor, statement, parameters, context)
+                return
+            if len(end_none) >= KNOWN_TEXTS:
+                end_none.clear()
+            end_none.add(statement)
+        if plain:
             cursor.execute(statement, parameters)
         else:
             execute(cursor, statement, parameters, context)
