@@ -141,6 +141,12 @@ class Proxy:
 
         self._do(work)
 
+    @property
+    def open(self) -> int:
+        """How many connections go through it now."""
+        count: int = self._do(lambda: len(self._talks()))
+        return count
+
     # -- forwarding --------------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[], Any]) -> Any:

@@ -27,7 +27,6 @@ def database(run_name: str) -> Iterator[MariaDB]:
         yield database
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pools", [{"prefork": 3}, {"threads": 4}, {"gevent": 8}, {"eventlet": 8}], ids="-".join)
 def test_connections_that_die(site: Site, database: MariaDB, key: str, pools: dict[str, int]) -> None:
     database.engine.dispose()

@@ -80,7 +80,6 @@ def everything(*pools: str) -> list[str]:
     return sorted(f"{pool} {number}" for pool in pools for number in range(POOLS[pool]))
 
 
-@pytest.mark.timeout(120)
 def test_warm(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Who is running may finish."""
     with (
@@ -93,7 +92,6 @@ def test_warm(site: Site, run_database: PostgreSQL, key: str) -> None:
     assert sorted(run_database.rows(key)) == everything(*POOLS)
 
 
-@pytest.mark.timeout(120)
 def test_cold(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Who is running is ended and rolled back; but for threads, which nobody can end: Celery waits for them."""
     with busy_workers(site, run_database, key, 60, pools=POOLS.keys() - {"threads"}) as workers:
@@ -109,7 +107,6 @@ def test_cold(site: Site, run_database: PostgreSQL, key: str) -> None:
     assert sorted(run_database.rows(f"{key}-t")) == everything("threads")
 
 
-@pytest.mark.timeout(120)
 def test_soft(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Who is running may finish within the time that is set; but for solo, whose one thread has to hear the signal."""
     with (
@@ -121,7 +118,6 @@ def test_soft(site: Site, run_database: PostgreSQL, key: str) -> None:
     assert sorted(run_database.rows(key)) == everything(*(POOLS.keys() - {"solo"}))
 
 
-@pytest.mark.timeout(120)
 def test_a_main_process_that_is_killed(site: Site, run_database: PostgreSQL, key: str) -> None:
     """Its pool processes do not survive it, and the server ends what they were at."""
     with busy_workers(site, run_database, key, 60) as workers:
@@ -130,7 +126,6 @@ def test_a_main_process_that_is_killed(site: Site, run_database: PostgreSQL, key
     assert run_database.rows(key) == []
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("strategy", ["local", "scoped", "per_process"])
 def test_a_pool_process_for_every_task(site: Site, run_database: PostgreSQL, key: str, strategy: str) -> None:
     """`--max-tasks-per-child=1`: each pool process closes what it has opened before the next one comes."""
