@@ -6,7 +6,6 @@ import contextlib
 import sys
 import threading
 import weakref
-from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy.util import concurrency
@@ -21,7 +20,7 @@ except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
 __all__ = [
-    "SCOPE", "Scope", "around", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes",
+    "SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes",
     "own_scope", "runs_in_greenlet", "scopes",
 ]  # fmt: skip
 
@@ -40,7 +39,7 @@ class Scope:
     nothing that `contextvars.copy_context()` could carry into another thread.
     """
 
-    __slots__ = ("__weakref__", "around", "commits", "connecting", "ends", "held", "units")
+    __slots__ = ("__weakref__", "commits", "connecting", "ends", "held", "units")
 
     def __init__(self) -> None:
         self.units: list[Any] = []
@@ -53,12 +52,7 @@ class Scope:
         """COMMITs so far of what may have written."""
         self.ends: int = 0
         """Transactions so far that code has ended, and that may have been committed so."""
-        self.around: Scope | None = None
-        """Of a coroutine that a task has started: that of the task, which may wait for it."""
 
-
-#: The Scope of the task that runs on an event loop: the coroutines that it starts see it too.
-around: ContextVar[Scope | None] = ContextVar("celery_alchemy_around", default=None)
 
 #: Those of the threads and greenlets that are alive; weakly, for a greenlet that dies takes its own along.
 scopes: set[weakref.ref[Scope]] = set()
@@ -82,9 +76,7 @@ def own_scope() -> Scope:
     if hasattr(owner, SCOPE):
         setattr(owner, _THREADS, getattr(owner, SCOPE))
         delattr(owner, SCOPE)
-    scope = _scope_of(current_coroutine(), SCOPE)
-    scope.around = around.get()
-    return scope
+    return _scope_of(current_coroutine(), SCOPE)
 
 
 def _scope_of(owner: Any, name: str) -> Scope:

@@ -8,7 +8,7 @@ import sqlalchemy.ext.asyncio  # noqa: F401 - as an application that has an Asyn
 from sqlalchemy.util import concurrency
 
 from celery_alchemy.strategies.asynchronous.hosting import host
-from celery_alchemy.strategies.scope import Scope, around, here, own_scope
+from celery_alchemy.strategies.scope import Scope, here, own_scope
 
 
 def run(main: Callable[[], Any]) -> Any:
@@ -48,14 +48,12 @@ def test_children_of_two_requests_have_scopes_of_their_own() -> None:
         await asyncio.sleep(0)
         assert here() is own
         assert await in_greenlet() is own
-        assert own.around is theirs
         return own
 
     def request() -> list[Scope]:
         theirs = here()
 
         async def body() -> list[Scope]:
-            around.set(theirs)
             found = await asyncio.gather(child(theirs), child(theirs))
             assert here() is theirs
             return [theirs, *found]
