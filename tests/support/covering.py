@@ -19,7 +19,7 @@ PAIRS = {
     "threads": ("scoped", "per_loop"),
     "gevent": ("scoped",),
     "eventlet": ("local",),
-    "solo": ("per_process",),
+    "solo": ("per_process", "per_loop"),
 }
 
 #: Tests and modules that only the full run has: they take long, and what they prove breaks seldom, or shows elsewhere.
