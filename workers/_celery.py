@@ -227,3 +227,17 @@ def expect_no_result_yet(backend: Any, capturing: type) -> None:
 
     on_task_call._celery_alchemy = True  # type: ignore[attr-defined]
     backend.on_task_call = on_task_call
+
+
+def working_on(task: Any, request: Any, function: Callable[[], Any]) -> Any:
+    """Call `function` in the thread of an event loop as `request` of `task`, which another thread waits for: it is the
+    current task there too."""
+    _task_stack.push(task)
+    if request is not None:
+        task.request_stack.push(request)
+    try:
+        return function()
+    finally:
+        if request is not None:
+            task.request_stack.pop()
+        _task_stack.pop()
