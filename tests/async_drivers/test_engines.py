@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from support.async_drivers import Server
 
@@ -16,11 +17,12 @@ from celery_alchemy.strategies.drivers import awaited_urls
 from celery_alchemy.strategies.engines.awaited_engines import AwaitedEngines
 from celery_alchemy.strategies.engines.awaited_pool import AwaitedQueuePool
 from celery_alchemy.strategies.engines.factory import EngineFactory
-from celery_alchemy.strategies.engines.sizing import PoolSize
+from celery_alchemy.strategies.engines.sizing import PoolSize, size_for
 from celery_alchemy.strategies.errors import CeleryAlchemyError, InvalidSetting
 from celery_alchemy.strategies.features.transaction_settings import TransactionSettings
 from celery_alchemy.strategies.options import DatabaseOptions
 from celery_alchemy.strategies.registry import RunningScope
+from celery_alchemy.strategies.worker_pool import WorkerPool
 
 ONE = text("SELECT 1")
 
@@ -69,6 +71,34 @@ def test_engine_options_apply(server: Server) -> None:
         await select(engine)
 
     server.run(body, PoolSize(2), pool_timeout=7, pool_use_lifo=True, pool_recycle=100)
+
+
+def test_its_reader_refuses_to_write_and_keeps_its_connections(server: Server) -> None:
+    engines = AwaitedEngines(server.factory(PoolSize(1), {}), lambda: PoolSize(1))
+
+    async def main() -> None:
+        reader = engines.reader
+        assert engines.reader is reader
+        for _ in range(5):
+            await select(reader)
+        with pytest.raises(SQLAlchemyError):
+            async with reader.connect() as connection:
+                await connection.execute(text("INSERT INTO rows_ (key_, note) VALUES ('k', 'n')"))
+        await select(reader)
+        await engines.dispose()
+
+    asyncio.run(main())
+    assert server.connects == 1
+    assert server.database.rows("k") == []
+
+
+def test_coroutines_queue_for_fewer_connections() -> None:
+    postgresql, sqlite = make_url("postgresql+asyncpg://h/d"), make_url("sqlite+aiosqlite:///file")
+    pool = WorkerPool(name="asyncio", concurrency=200)
+    assert size_for(pool, postgresql, {}) == PoolSize(20, reserve=20)
+    assert size_for(WorkerPool(name="asyncio", concurrency=4), postgresql, {}) == PoolSize(4, reserve=4)
+    assert size_for(pool, postgresql, {"pool_size": 7, "max_overflow": 3}) == PoolSize(7, max_overflow=3)
+    assert size_for(pool, sqlite, {}) == PoolSize(1, reserve=1)
 
 
 def test_the_name_of_a_task_is_shown_for_its_transaction(server: Server) -> None:
