@@ -30,6 +30,11 @@ class WorkerPool:
         return self.name in GREEN_POOLS
 
     @property
+    def takes_turns(self) -> bool:
+        """True where one thread runs all tasks of a process: they are many, and queue for fewer connections."""
+        return self.is_green or self.name == "asyncio"
+
+    @property
     def forks(self) -> bool:
         """True when tasks run in pool processes apart from the main process."""
         return self.name == "prefork"
