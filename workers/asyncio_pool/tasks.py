@@ -1,0 +1,69 @@
+"""How each task of the app runs in the worker pool: on the event loop, or in a thread."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from ...strategies.asynchronous.hosting import current_interruption, host
+from .._celery import identify_by, run_of, running_request
+from ..wrapping import is_database_task
+from . import identity
+from .limits import SoftLimit
+
+_HOSTED = "_celery_alchemy_hosted"
+_BEGUN = "_celery_alchemy_begun"
+
+
+class Way(enum.Enum):
+    """How the requests of a task run."""
+
+    LOOP = "on the event loop"
+    """`async def`: its coroutine is awaited."""
+    THREAD = "in a thread"
+    """`def`: what it waits for stops nobody else."""
+
+
+def prepare(task: Any) -> Way:
+    """Make `task` ready for this worker pool, once; return how it runs."""
+    identify_by(identity.who, task)
+    name, function = run_of(task)
+    if getattr(function, _HOSTED, False):
+        return Way.LOOP
+    if is_database_task(task):
+        return Way.LOOP if getattr(task, "is_async", False) else Way.THREAD
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return Way.THREAD
+    setattr(task, name, hosted(function))
+    return Way.LOOP
+
+
+def hosted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, the `async def` function of a task that is no DatabaseTask, for Celery's tracer to call: it
+    gets what the coroutine returns. Whoever calls the task like a function gets a coroutine, as ever."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        interruption = current_interruption.get()
+        request = running_request()
+        called = request is None or request.called_directly or _BEGUN in request.__dict__
+        if interruption is None or called:
+            return function(*args, **kwargs)
+        request.__dict__[_BEGUN] = True
+        try:
+            try:
+                interruption.arm()
+                result = function(*args, **kwargs)
+                return host(result) if inspect.iscoroutine(result) else result
+            finally:
+                interruption.disarm()
+        except SoftLimit as limit:
+            raise SoftTimeLimitExceeded(*limit.args).with_traceback(limit.__traceback__) from None
+
+    setattr(run, _HOSTED, True)
+    return run
