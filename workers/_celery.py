@@ -287,3 +287,15 @@ def hub_wakes_itself(hub: Any) -> bool:
 def was_revoked(request: Any) -> bool:
     """Tell whether the worker has told the world that this request is revoked, and acknowledged it."""
     return bool(request._already_revoked)
+
+
+def serve_while_stopping(hub: Any) -> None:
+    """Send the acknowledgements that wait in `hub`, and the heartbeats that are due: when a worker stops, its loop has
+    ended, and tasks may take long. Called in the thread of that loop.
+
+    Without it, what has ended would be run again if the process were killed while it waits for the last task, and
+    RabbitMQ would close a connection without heartbeats.
+    """
+    for callback in hub._pop_ready() if hasattr(hub, "_pop_ready") else ():
+        callback()
+    hub.fire_timers()

@@ -43,8 +43,19 @@ class Job:
     """
 
     __slots__ = (
-        "__weakref__", "_call", "_hard_s", "_interruption", "_pool", "_soft_s", "_telling", "identity", "is_over",
-        "report", "started", "task", "way",
+        "__weakref__",
+        "_call",
+        "_hard_s",
+        "_home",
+        "_interruption",
+        "_soft_s",
+        "_telling",
+        "identity",
+        "is_over",
+        "report",
+        "started",
+        "task",
+        "way",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +67,7 @@ class Job:
         label: str,
         limits_s: tuple[float | None, float | None],
     ) -> None:
-        self._pool, self._call = pool, call
+        self._home, self._call = pool, call
         self._soft_s, self._hard_s = limits_s
         self._interruption = Interruption(SoftLimit)
         self._telling: asyncio.Task[None] | None = None
@@ -75,22 +86,22 @@ class Job:
 
     def terminate(self, signal: Any = None) -> None:
         """End it soon: `revoke(terminate=True)`, or the worker ends. One that waits for a slot is told so at once."""
-        self._pool.call(self.kill)
+        self._home.call(self.kill)
 
     # -- on the loop --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Run it, in a context of its own: no ContextVar of another task is seen in it."""
         self.started = True
-        self.task = self._pool.loop.create_task(self._run(), context=contextvars.Context())
+        self.task = self._home.loop.create_task(self._run(), context=contextvars.Context())
 
     def kill(self, *, shutdown: bool = False) -> None:
         """End it. A COMMIT that is under way is waited for, but when the worker ends; a thread cannot be stopped."""
         if self.is_over:
             return
         if not self.started:
-            if self._pool.forget(self):
-                self._pool.keep(self._pool.loop.create_task(self._revoke()))
+            if self._home.forget(self):
+                self._home.keep(self._home.loop.create_task(self._revoke()))
         elif self.way is not Way.THREAD and (shutdown or not self._interruption.killed):
             self._interruption.kill(shutdown=shutdown)
 
@@ -100,7 +111,7 @@ class Job:
             if self.report.is_unwanted() and await self._revoke():
                 return
             if self.way is Way.THREAD:
-                await self._pool.bodies.run(self._in_thread)
+                await self._home.bodies.run(self._in_thread)
             else:
                 await self._trace_and_tell()
             if self._telling is not None:
@@ -108,7 +119,7 @@ class Job:
         finally:
             self.is_over = True
             self.report.pid.job = None
-            self._pool.ended(self)
+            self._home.ended(self)
 
     async def _trace_and_tell(self) -> None:
         timers = self._limits()
@@ -128,17 +139,17 @@ class Job:
             return
         report = self.report
         if error is not None:
-            await self._pool.requests.run(lambda: report.failed(error))
-        elif outcome is None or outcome[0] or not self._pool.acknowledges_elsewhere:
-            await self._pool.requests.run(lambda: report.succeeded(outcome))
+            await self._home.requests.run(lambda: report.failed(error))
+        elif outcome is None or outcome[0] or not self._home.acknowledges_elsewhere:
+            await self._home.requests.run(lambda: report.succeeded(outcome))
         else:
             report.succeeded(outcome)
 
     def _in_greenlet(self) -> Any:
-        if self._pool.acknowledges_elsewhere:
+        if self._home.acknowledges_elsewhere:
             self.report.accepted()
         else:
-            await_only(self._pool.requests.run(self.report.accepted))
+            await_only(self._home.requests.run(self.report.accepted))
         return self._call()
 
     def _in_thread(self) -> None:
@@ -155,12 +166,12 @@ class Job:
             self.report.succeeded(outcome)
 
     async def _revoke(self) -> bool:
-        return bool(await self._pool.requests.run(self.report.revoke))
+        return bool(await self._home.requests.run(self.report.revoke))
 
     # -- time limits --------------------------------------------------------------------------------------------------
 
     def _limits(self) -> list[asyncio.TimerHandle]:
-        loop, timers = self._pool.loop, []
+        loop, timers = self._home.loop, []
         if self._soft_s:
             timers.append(loop.call_later(self._soft_s, self._on_soft_limit, self._soft_s))
         if self._hard_s:
@@ -176,7 +187,7 @@ class Job:
         if self._interruption.killed:
             return
         self._interruption.kill()  # first: what is stored from now on is the time limit
-        self._telling = self._pool.loop.create_task(self._tell_timeout(seconds))
+        self._telling = self._home.loop.create_task(self._tell_timeout(seconds))
 
     async def _tell_timeout(self, seconds: float) -> None:
-        await self._pool.requests.run(lambda: self.report.timed_out(seconds, soft=False))
+        await self._home.requests.run(lambda: self.report.timed_out(seconds, soft=False))

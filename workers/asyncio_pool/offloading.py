@@ -46,15 +46,15 @@ class OffloadedBackend:
     """
 
     def __init__(self, backend: Any, of_thread: Callable[[], Any], threads: Threads) -> None:
-        self._backend, self._of_thread, self._threads = backend, of_thread, threads
+        self._real, self._of_thread, self._threads = backend, of_thread, threads
         self._cleans_up = type(backend).process_cleanup is not Backend.process_cleanup
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return type(self._backend)
+        return type(self._real)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._backend, name)
+        found = getattr(self._real, name)
         return functools.partial(self._call, name) if name in BLOCKING and callable(found) else found
 
     def mark_as_done(
@@ -70,7 +70,7 @@ class OffloadedBackend:
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if not may_wait():
-            return getattr(self._backend, name)(*args, **kwargs)
+            return getattr(self._real, name)(*args, **kwargs)
         return await_only(self._threads.run(functools.partial(self._in_thread, name, args, kwargs)))
 
     def _in_thread(self, name: str, args: Any, kwargs: Any) -> Any:

@@ -287,7 +287,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         if not kills:
             # A signal handler that runs in this thread meanwhile may end it at once.
             while not self._idle.wait(0.5) and not self._gave_up:
-                pass
+                self._serve()
         elif not self._idle.is_set():
             self._kill_and_wait()
         for undo in self._undo:
@@ -299,6 +299,13 @@ class TaskPool(BasePool):  # type: ignore[misc]
             threads.close()
         if not self._thread.stop():
             logger.error("The event loop of the worker pool did not end: a task blocks it")
+
+    def _serve(self) -> None:
+        if self._hub is not None:
+            try:
+                _celery.serve_while_stopping(self._hub)
+            except Exception:
+                logger.exception("Acknowledging while the worker stops failed")
 
     def _kill_and_wait(self) -> None:
         self.call(functools.partial(self._kill_all, shutdown=False))
