@@ -46,11 +46,11 @@ class LoopThread:
         except RuntimeError:
             logger.debug("The event loop has ended: %r is not called", function)
 
-    def stop(self) -> bool:
-        """End the loop; return whether it has ended. A coroutine that blocks it is not waited for long."""
+    def stop(self, wait_s: float) -> bool:
+        """End the loop; return whether it has ended. A coroutine that blocks it is waited for no longer than that."""
         if self.thread.is_alive():
             self.call(self._stop)
-            self.thread.join(3 * END_S)
+            self.thread.join(wait_s)
         return not self.thread.is_alive()
 
     def _stop(self) -> None:

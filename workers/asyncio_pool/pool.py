@@ -19,7 +19,7 @@ from .. import _celery
 from ..errors import ConfigurationError
 from . import identity, offloading
 from .job import Job
-from .loop import LoopThread
+from .loop import END_S, LoopThread
 from .reports import Report
 from .tasks import Way, prepare
 from .threads import Threads
@@ -167,9 +167,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         job: Job | None = getattr(pid, "job", None)
         if job is None:
             return  # it has ended
+        told = job.report.is_told_to_end()
+        if not told:  # the worker ends, or has lost its broker: what waits may not take the slot that becomes free
+            self.call(self._drop_waiting)
         if job.way is Way.THREAD:
             message = f"{job.identity.label} is a `def` task, which runs in a thread: it cannot be stopped."
-            if job.report.is_told_to_end():
+            if told:
                 raise NotImplementedError(message)
             logger.warning("%s", message)
             return
@@ -281,7 +284,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._end(kills=True)
 
     def _end(self, *, kills: bool) -> None:
-        if self._thread is None or not self._thread.thread.is_alive():
+        if self._thread is None or self._gave_up or not self._thread.thread.is_alive():
             return
         self.call(self._close)
         if not kills:
@@ -297,7 +300,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             self._watchdog.stop()
         for threads in (self.bodies, self.results, self.requests, self.messages):
             threads.close()
-        if not self._thread.stop():
+        if not self._thread.stop(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
 
     def _serve(self) -> None:
@@ -314,7 +317,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             if not self._idle.wait(KILL_S / 2):
                 names = ", ".join(job.identity.label for job in list(self._running)[:5])
                 logger.error("%s of the worker's tasks did not end: %s", len(self._running), names)
-        self._gave_up = True
+                self._gave_up = True
 
     @property
     def num_processes(self) -> int:
