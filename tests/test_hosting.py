@@ -258,10 +258,11 @@ def test_a_soft_limit_in_a_commit_of_the_body_waits_for_its_end() -> None:
 
         async def body() -> None:
             try:
-                with interruption.held():
+                with hosting.held():
                     begun.set()
                     await go_on.wait()
                     steps.append("committed")
+                hosting.check()
             except SoftLimit:
                 steps.append("limit")
                 raise

@@ -98,7 +98,10 @@ SHARED = {
     "strategies/place.py": {"_place"},
     "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
+    "strategies/drivers/awaited_mysql.py": {"_places"},
+    "strategies/drivers/awaited_psycopg.py": {"_making"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
+    "strategies/engines/callers.py": {"_around"},
     "strategies/engines/elsewhere.py": {"_running"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {

@@ -5,6 +5,7 @@ Tried on Celery 5.5.0, 5.6 and 5.7.0. Each function says what breaks without it.
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from collections.abc import Callable
@@ -266,11 +267,6 @@ def put_backend(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     return lambda: None  # it ends with its thread
 
 
-def own_backend(task: Any) -> Any:
-    """Return the backend that is of this task alone; None for most."""
-    return task._backend
-
-
 def put_producer_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Let `app.producer_pool` be `wrap(pool)`. Call what is returned to undo it."""
     amqp, pool = app.amqp, app.amqp.producer_pool
@@ -289,6 +285,16 @@ def was_revoked(request: Any) -> bool:
     return bool(request._already_revoked)
 
 
+def settle_by(request: Any, call: Callable[..., None]) -> None:
+    """Let `call(function, *args)` do what acknowledges and rejects the message of `request`, in another thread.
+
+    Callbacks of Celery's go along with it, which ask the broker's connection for something and wait for the answer: it
+    belongs to the consumer's thread.
+    """
+    for name in ("_on_ack", "_on_reject"):
+        setattr(request, name, functools.partial(call, getattr(request, name)))
+
+
 def serve_while_stopping(hub: Any) -> None:
     """Send the acknowledgements that wait in `hub`, and the heartbeats that are due: when a worker stops, its loop has
     ended, and tasks may take long. Called in the thread of that loop.
@@ -299,3 +305,17 @@ def serve_while_stopping(hub: Any) -> None:
     for callback in hub._pop_ready() if hasattr(hub, "_pop_ready") else ():
         callback()
     hub.fire_timers()
+
+
+def working_on(task: Any, request: Any, function: Callable[[], Any]) -> Any:
+    """Call `function` in the thread of an event loop as `request` of `task`, which another thread waits for: it is the
+    current task there too."""
+    _task_stack.push(task)
+    if request is not None:
+        task.request_stack.push(request)
+    try:
+        return function()
+    finally:
+        if request is not None:
+            task.request_stack.pop()
+        _task_stack.pop()

@@ -124,3 +124,8 @@ def is_wrapped(raw: Any) -> bool:
 def is_database_task(task: Any) -> bool:
     """Tell whether requests of `task` run in a unit of work: rooms below the class know a DatabaseTask by that."""
     return is_wrapped(inspect.getattr_static(type(task), "run"))
+
+
+def async_tasks(app: Any) -> set[str]:
+    """Return the names of the `async def` tasks of `app`."""
+    return {name for name, task in app.tasks.items() if getattr(task, "is_async", False) and is_database_task(task)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class Interruption:
 
     The body is the task's own code. Around it `arm` and `disarm` are called, more than once where it runs again. A soft
     limit that comes before the body is raised when that begins; one that comes after it has no effect: the transaction
-    has ended one way, and the result is stored that way. Nothing cuts what is inside `held`, a COMMIT.
+    has ended one way, and the result is stored that way. Nothing cuts what is inside `held()`, a COMMIT.
 
     Args:
         soft_limit: Makes the exception of a soft time limit from its seconds, which is also a CancelledError:
@@ -129,7 +129,7 @@ class Interruption:
             BaseException: the soft limit that has come before.
         """
         self._armed = True
-        self._raise_kept()
+        self.check()
 
     def disarm(self) -> None:
         """The body has ended."""
@@ -139,14 +139,8 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold back what would interrupt the block: a COMMIT. A soft limit that comes meanwhile is raised after it,
-        where the body is running; a kill at the next `await`.
-
-        Of another asyncio task, a child of the request's, nothing is held back: it is not the one that is interrupted.
-        """
-        if asyncio.current_task() is not self.task:
-            yield
-            return
+        """Hold back what would interrupt the block: a COMMIT. A kill that comes meanwhile strikes at the next `await`
+        after it, a soft limit at the next `check`."""
         self._held += 1
         try:
             yield
@@ -154,8 +148,13 @@ class Interruption:
             self._held -= 1
             if self.killed and not self._held:
                 self._ask(Killed())
-        if self._armed:
-            self._raise_kept()
+
+    def check(self) -> None:
+        """Raise the soft limit that was held back, where the body is running and nothing holds it back any more."""
+        if self._armed and not self._held:
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                raise kept
 
     def soft(self, seconds: float | None = None) -> None:
         """A soft time limit has passed."""
@@ -196,11 +195,25 @@ class Interruption:
             self._cancels += 1
             self.task.cancel()
 
-    def _raise_kept(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept is not None and not self._held:
-            raise kept
-
 
 current_interruption: ContextVar[Interruption | None] = ContextVar("celery_alchemy_interruption", default=None)
 """Of the task request that runs here; its child coroutines and threads see it too."""
+
+
+def held() -> AbstractContextManager[None]:
+    """Hold back what would interrupt the task request that runs here. In a child coroutine of it there is nothing to
+    be held back: it is the request that is interrupted."""
+    interruption = _own()
+    return interruption.held() if interruption is not None else nullcontext()
+
+
+def check() -> None:
+    """Raise the soft limit that was held back."""
+    interruption = _own()
+    if interruption is not None:
+        interruption.check()
+
+
+def _own() -> Interruption | None:
+    interruption = current_interruption.get()
+    return interruption if interruption is not None and interruption.task is asyncio.current_task() else None

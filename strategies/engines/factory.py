@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeGuard
 
 import sqlalchemy
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, Pool, QueuePool
 
 from .. import _sqlalchemy_pools
 from .. import scope as scope_module
 from ..drivers import sqlite
+from ..drivers.awaited_urls import awaited_dialect, refuse_what_blocks
 from ..drivers.base import driver_of
 from ..drivers.url import shown
 from ..errors import InvalidSetting
@@ -181,12 +182,8 @@ class EngineFactory:
         """
         if self.user_engine is not None:
             return self._take_over(self.user_engine)
-        if (
-            self.engine_options.get("poolclass", QueuePool) is not QueuePool
-            or "pool" in self.engine_options
-            or sqlite.in_memory(self.url)
-        ):
-            return self._make(self.options, {})  # the user chose, or the database lives in one connection
+        if self.keeps_own_pool or self.engine_options.get("poolclass", QueuePool) is not QueuePool:
+            return self._make(self.options, {})
         return self._make(self.options, self._queue(size), reserve=size.reserve)
 
     def unpooled(self) -> Engine:
@@ -196,6 +193,33 @@ class EngineFactory:
         if sqlite.in_memory(self.url):
             return self._make(self.options, {})
         return self._make(self.options, {"poolclass": NullPool}, leave_out=_POOL_OPTIONS)
+
+    def awaited(self, size: PoolSize) -> Engine:
+        """Return a new Engine whose connections are awaited, the `sync_engine` of an AsyncEngine; its connection pool
+        is of this `size`, and belongs to the event loop that runs.
+
+        Connects to nothing. Raises:
+            InvalidSetting: its driver cannot be awaited; or the options are none that `create_async_engine` takes.
+        """
+        refuse_what_blocks(self.url, "alchemy_database_url")
+        # Not imported by those who have no use for it.
+        from sqlalchemy.ext import asyncio
+
+        from .awaited_pool import AwaitedQueuePool, MeteredAwaitedPool
+
+        def create(url: URL, **arguments: Any) -> Engine:
+            return asyncio.create_async_engine(url, **arguments).sync_engine
+
+        kind = self.engine_options.get("poolclass", QueuePool)
+        if self.keeps_own_pool or kind not in {QueuePool, AsyncAdaptedQueuePool}:
+            return self._make(self.options, {}, create=create)
+        kind = MeteredAwaitedPool if issubclass(self.pool_class, pool.MeteredQueuePool) else AwaitedQueuePool
+        return self._make(self.options, {**self._queue(size), "poolclass": kind}, reserve=size.reserve, create=create)
+
+    @property
+    def keeps_own_pool(self) -> bool:
+        """The user brings a connection pool, or the database lives in one connection."""
+        return "pool" in self.engine_options or sqlite.in_memory(self.url)
 
     def reading(self, main: Engine) -> Engine:
         """Return an Engine on which each statement commits itself, as big as `main`.
@@ -235,6 +259,7 @@ class EngineFactory:
         leave_out: Iterable[str] = (),
         reserve: int = 0,
         like: HoldingWatch | None = None,
+        create: Callable[..., Engine] | None = None,
     ) -> Engine:
         """Return a new Engine.
 
@@ -243,16 +268,17 @@ class EngineFactory:
             leave_out: Those of the user's that have no meaning here.
             like: Of the Engine beside which this one reads: who holds a connection of one must not queue for one of
                 the other, for they could wait for each other.
+            create: Makes an Engine whose connections are awaited.
         """
         url = (options.replica_url or self.url) if options.reads else self.url
-        driver = driver_of(url.get_dialect())
+        driver = driver_of(url.get_dialect() if create is None else awaited_dialect(url))
         given = self.engine_options
         arguments = driver.engine_arguments(options)
         arguments |= {name: value for name, value in given.items() if name not in leave_out} | decided
         arguments["connect_args"] = {**driver.connect_args(url, options), **given.get("connect_args", {})}
         try:
             # Looked up now: tracing tools put their own in its place, in a worker's signal at the earliest.
-            engine = sqlalchemy.create_engine(url, **arguments)
+            engine = (create or sqlalchemy.create_engine)(url, **arguments)
         except Exception as error:
             if is_interrupt(error):
                 raise

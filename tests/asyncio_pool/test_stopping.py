@@ -167,8 +167,8 @@ def cuttable() -> Iterator[Proxy]:
 @pytest.mark.parametrize("broker_url", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize("cancels", [True, False])
 def test_a_lost_connection_to_the_broker(make: Make, key: str, cuttable: Proxy, cancels: bool) -> None:
-    """With `worker_cancel_long_running_tasks_on_connection_loss` what runs is cancelled, and delivered again; what waits
-    for a slot is dropped either way, for it is delivered again too."""
+    """With `worker_cancel_long_running_tasks_on_connection_loss` what runs is cancelled, and delivered again; what
+    waits for a slot is dropped either way, for it is delivered again too."""
     url = make_url(servers.rabbitmq()).set(port=cuttable.port).render_as_string(hide_password=False)
     settings = {"worker_cancel_long_running_tasks_on_connection_loss": cancels, "worker_prefetch_multiplier": 4}
     with running(make(2, own_broker_url=url, settings=settings)) as worker:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from ...strategies.asynchronous.hosting import Interruption, drive
+from ...strategies.asynchronous.hosting import drive
+from ..interruptions import new_interruption
 from .identity import Identity, become
-from .limits import SoftLimit
 from .reports import Report, as_info
 from .tasks import Way
 from .threads import Threads
@@ -69,7 +69,7 @@ class Job:
     ) -> None:
         self._home, self._call = pool, call
         self._soft_s, self._hard_s = limits_s
-        self._interruption = Interruption(SoftLimit)
+        self._interruption = new_interruption()
         self._telling: asyncio.Task[None] | None = None
         self.way: Way = way
         self.report: Report = report

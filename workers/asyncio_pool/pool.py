@@ -14,12 +14,14 @@ from typing import Any
 
 from celery.concurrency.base import BasePool
 from celery.worker import state
+from sqlalchemy.util import greenlet_spawn
 
-from .. import _celery
+from .. import _celery, apps
 from ..errors import ConfigurationError
 from . import identity, offloading
+from .hub import HubThread
 from .job import Job
-from .loop import END_S, LoopThread
+from .loop import END_S, WorkerLoop
 from .reports import Report
 from .tasks import Way, prepare
 from .threads import Threads
@@ -66,9 +68,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._idle = threading.Event()
         self._ways: dict[str, Way] = {}
         self._undo: list[Callable[[], None]] = []
-        self._waker: _Waker | None = None
-        self._hub: Any = None
-        self._thread: LoopThread | None = None
+        self._hub: HubThread | None = None
+        self._thread: WorkerLoop | None = None
         self._watchdog: Watchdog | None = None
 
     @property
@@ -83,12 +84,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         _celery.identify_by(identity.who)
         for name in list(self.app.tasks):
             self._way_of(name)
-        self._thread = thread = LoopThread(self._begin)
-        thread.start()
+        self._thread = WorkerLoop(self._begin, self._dispose)
+        self._thread.begin()
         counts = [sum(way is one for way in self._ways.values()) for one in Way]
         logger.info(
-            "asyncio worker pool in pid %s: %s tasks at a time; %s",
-            os.getpid(), self.limit, ", ".join(f"{n} {one.value}" for n, one in zip(counts, Way, strict=True)),
+            "asyncio worker pool in pid %s: %s tasks at a time; of the tasks known, %s",
+            os.getpid(), self.limit, "; ".join(f"{n} {one.value}" for n, one in zip(counts, Way, strict=True) if n),
         )  # fmt: skip
 
     def _begin(self) -> None:
@@ -111,6 +112,13 @@ class TaskPool(BasePool):  # type: ignore[misc]
         # With `result_backend_thread_safe` all threads have this one.
         of_thread = (lambda: backend) if backend.thread_safe else (lambda: self.app.backend)
         return offloading.OffloadedBackend(backend, of_thread, self.results)
+
+    async def _dispose(self) -> None:
+        """Close the database connections of the loop; called on it, last."""
+        for db in apps.databases(self.app).values():
+            strategy = db.coroutines.started
+            if strategy is not None:
+                await greenlet_spawn(strategy.dispose)
 
     def _way_of(self, name: str) -> Way:
         way = self._ways.get(name)
@@ -150,6 +158,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
             f"{name}[{task_id}]",
             (soft_timeout or self.options.get("soft_timeout"), timeout or self.options.get("timeout")),
         )
+        if self._hub is not None and job.report.request is not None:
+            _celery.settle_by(job.report.request, self._hub.call)
         self._incoming.append(job)
         if not self._told:
             self._told = True
@@ -178,7 +188,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             return
         job.terminate(signal)
         if self._hub is not None:
-            self._hub.call_soon(job.report.settle_revoked)
+            self._hub.call(job.report.settle_revoked)
 
     def grow(self, n: int = 1) -> None:
         """Let `n` more tasks run at a time."""
@@ -196,10 +206,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.call(self._drop_waiting)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        self._hub, self.acknowledges_elsewhere = hub, True
-        if not _celery.hub_wakes_itself(hub):
-            self._waker = self._waker or _Waker()
-            self._waker.watch(hub)
+        self._hub = self._hub or HubThread()
+        self._hub.use(hub)
+        self.acknowledges_elsewhere = True
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
@@ -253,8 +262,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def ended(self, job: Job) -> None:
         """`job` has been told of; its slot is free."""
         self._running.discard(job)
-        if self._waker is not None:
-            self._waker.wake()
         if self._waiting or self._closing:
             self._fill()
         self._look_idle()
@@ -284,13 +291,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._end(kills=True)
 
     def _end(self, *, kills: bool) -> None:
-        if self._thread is None or self._gave_up or not self._thread.thread.is_alive():
+        if self._thread is None or self._gave_up or not self._thread.is_alive:
             return
         self.call(self._close)
         if not kills:
             # A signal handler that runs in this thread meanwhile may end it at once.
             while not self._idle.wait(0.5) and not self._gave_up:
-                self._serve()
+                if self._hub is not None:
+                    self._hub.serve()
         elif not self._idle.is_set():
             self._kill_and_wait()
         for undo in self._undo:
@@ -300,15 +308,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
             self._watchdog.stop()
         for threads in (self.bodies, self.results, self.requests, self.messages):
             threads.close()
-        if not self._thread.stop(1 if self._gave_up else 3 * END_S):
+        if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
-
-    def _serve(self) -> None:
-        if self._hub is not None:
-            try:
-                _celery.serve_while_stopping(self._hub)
-            except Exception:
-                logger.exception("Acknowledging while the worker stops failed")
 
     def _kill_and_wait(self) -> None:
         self.call(functools.partial(self._kill_all, shutdown=False))
@@ -344,27 +345,3 @@ def refuse_options(options: dict[str, Any]) -> None:
             "The environment variable USE_FAST_LOCALS is set: all tasks of an event loop would be one to "
             "`current_task`. --pool=asyncio cannot work so. Unset it."
         )
-
-
-class _Waker:
-    """Ends the wait of a hub that `call_soon` does not wake, so that acknowledgements are sent at once."""
-
-    def __init__(self) -> None:
-        self._reads, self._writes = os.pipe()
-        os.set_blocking(self._reads, False)
-        os.set_blocking(self._writes, False)
-        self._woken = False
-
-    def watch(self, hub: Any) -> None:
-        hub.add_reader(self._reads, self._drain)
-
-    def wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._writes, b"x")
-
-    def _drain(self, *_: Any) -> None:
-        self._woken = False
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._reads, 4096)

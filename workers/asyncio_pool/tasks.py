@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
-
 from ...strategies.asynchronous.hosting import current_interruption, host
+from ...strategies.asynchronous.strategy import PerLoopStrategy
+from .. import apps
 from .._celery import identify_by, run_of, running_request
+from ..interruptions import as_celerys
 from ..wrapping import is_database_task
 from . import identity
-from .limits import SoftLimit
 
 _HOSTED = "_celery_alchemy_hosted"
 _BEGUN = "_celery_alchemy_begun"
@@ -26,7 +27,9 @@ class Way(enum.Enum):
     LOOP = "on the event loop"
     """`async def`: its coroutine is awaited."""
     THREAD = "in a thread"
-    """`def`: what it waits for stops nobody else."""
+    """`def`: what it waits for stops nothing else."""
+    GREENLET = "in a greenlet on the event loop, for their database driver can only be awaited"
+    """`def`: its Session awaits; what else it waits for stops every task."""
 
 
 def prepare(task: Any) -> Way:
@@ -36,16 +39,19 @@ def prepare(task: Any) -> Way:
     if getattr(function, _HOSTED, False):
         return Way.LOOP
     if is_database_task(task):
-        return Way.LOOP if getattr(task, "is_async", False) else Way.THREAD
+        if getattr(task, "is_async", False):
+            return Way.LOOP
+        db = apps.find(task.app)
+        return Way.GREENLET if db is not None and isinstance(db.strategy, PerLoopStrategy) else Way.THREAD
     if not inspect.iscoroutinefunction(inspect.unwrap(function)):
         return Way.THREAD
-    setattr(task, name, hosted(function))
+    setattr(task, name, hosted(function, task.name))
     return Way.LOOP
 
 
-def hosted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function`, the `async def` function of a task that is no DatabaseTask, for Celery's tracer to call: it
-    gets what the coroutine returns. Whoever calls the task like a function gets a coroutine, as ever."""
+def hosted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return `function`, the `async def` function of the task `name`, which is no DatabaseTask, for Celery's tracer to
+    call: it gets what the coroutine returns. Whoever calls the task like a function gets a coroutine, as ever."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -62,8 +68,8 @@ def hosted(function: Callable[..., Any]) -> Callable[..., Any]:
                 return host(result) if inspect.iscoroutine(result) else result
             finally:
                 interruption.disarm()
-        except SoftLimit as limit:
-            raise SoftTimeLimitExceeded(*limit.args).with_traceback(limit.__traceback__) from None
+        except asyncio.CancelledError as error:
+            raise as_celerys(error, name) from None
 
     setattr(run, _HOSTED, True)
     return run
