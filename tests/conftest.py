@@ -49,7 +49,9 @@ class Pair(NamedTuple):
 
 PAIRS = [Pair(strategy, pool) for pool in WORKER_POOLS for strategy in STRATEGIES]
 AWAITING = "per_loop"
-AWAITING_PAIRS = [Pair(AWAITING, pool) for pool in ("prefork", "threads", "solo")]
+AWAITING_PAIRS = [Pair(AWAITING, pool) for pool in ("prefork", "threads", "solo", "asyncio")]
+IN_THREADS = [Pair("scoped", "asyncio")]
+"""Ordinary tasks under --pool=asyncio."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -236,7 +238,7 @@ def lockable(watched_key: str, database: databases.Database) -> str:
     return watched_key
 
 
-@pytest.fixture(scope="session", params=[*PAIRS, *AWAITING_PAIRS], ids=str)
+@pytest.fixture(scope="session", params=[*PAIRS, *AWAITING_PAIRS, *IN_THREADS], ids=str)
 def worker(
     request: pytest.FixtureRequest, site: workers.Site, database: databases.PostgreSQL
 ) -> Iterator[workers.Worker]:
