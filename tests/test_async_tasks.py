@@ -12,6 +12,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from support.databases import PostgreSQL
+from support.docs import DOCS, blocks
 from support.project.models import Row
 
 from celery_alchemy import (
@@ -403,3 +404,32 @@ def test_several_databases_are_one_unit_of_work(
     assert (run_database.rows(key), there.rows(key)) == (["added"], ["there"])
     for db in shop.db.databases.values():
         db.coroutines.stop()
+
+
+def test_a_test_in_one_transaction_is_not_left_by_a_coroutine(shop: Shop) -> None:
+    async def body(task: Any) -> Any:
+        return await task.db.scalar(text("SELECT 1"))
+
+    task = shop.task(body)
+    if "asyncpg" in shop.app.conf.alchemy_database_url:
+        pytest.skip("one_transaction() has an Engine for ordinary functions")
+    assert task.apply(throw=True).result == 1
+    with shop.db.one_transaction(), pytest.raises(ConfigurationError, match="one_transaction"):
+        task.apply(throw=True)
+    assert task.apply(throw=True).result == 1
+    shop.db.stop()
+
+
+def test_the_page_about_async_tasks(run_database: PostgreSQL, key: str) -> None:
+    code = "\n".join(blocks((DOCS / "async.md").read_text(), "python")).replace("orders", "rows_")
+    url = "postgresql+psycopg://localhost/shop"
+    assert url in code
+    page: dict[str, Any] = {"__name__": "shop"}
+    exec(code.replace(url, run_database.url("async-page")).replace("redis://localhost", "memory://"), page)
+    page["register"].apply((key,), throw=True)
+    number = page["welcome"].apply((key,), throw=True).result
+    assert number == f"Welcome, number {run_database.column('SELECT id FROM users WHERE name = :key', key=key)[0]}!"
+    page["rename"].apply((key, f"{key}-renamed"), throw=True)
+    assert page["count_both"].apply(throw=True).result[0] >= 1
+    page["db"].stop()
+    loop_thread.stop()
