@@ -117,6 +117,14 @@ def started() -> LoopThread:
         return _process.thread
 
 
+def use(thread: LoopThread | None) -> None:
+    """Let `thread` be that of this process: the worker pool has one of its own."""
+    global _process  # noqa: PLW0603 - once for all of the process
+    _process = _process or _OfProcess()
+    with _process.lock:
+        _process.thread = thread
+
+
 def stop() -> None:
     """End the event loop of this process: the worker is over."""
     if _process is not None:
