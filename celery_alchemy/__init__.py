@@ -19,13 +19,24 @@ if TYPE_CHECKING:
         is_transient,
         outbox_table,
     )
-    from .workers import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, UseDatabase, late
+    from .workers import (
+        Alchemy,
+        AsyncDatabaseTask,
+        ConfigurationError,
+        CurrentAsyncSession,
+        CurrentSession,
+        DatabaseTask,
+        UseDatabase,
+        late,
+    )
 
 __all__ = [
     "Alchemy",
+    "AsyncDatabaseTask",
     "BrokenTransaction",
     "CeleryAlchemyError",
     "ConfigurationError",
+    "CurrentAsyncSession",
     "CurrentSession",
     "DatabaseTask",
     "LocalStrategy",
@@ -43,7 +54,10 @@ __all__ = [
     "outbox_table",
 ]
 
-_OF_WORKERS = {"Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase", "late"}
+_OF_WORKERS = {
+    *("Alchemy", "AsyncDatabaseTask", "ConfigurationError", "CurrentAsyncSession", "CurrentSession", "DatabaseTask"),
+    *("UseDatabase", "late"),
+}
 
 
 if not TYPE_CHECKING:  # a type checker is to find names that are not there

@@ -116,6 +116,11 @@ def get_or_wait(pool: QueuePool) -> ConnectionPoolEntry:
                 raise
 
 
+def count_out(pool: QueuePool) -> None:
+    """Note that `pool` has one connection fewer. QueuePool's own method, which a subclass may do more in."""
+    QueuePool._dec_overflow(pool)
+
+
 def give_up(record: ConnectionPoolEntry, error: BaseException) -> None:
     """Close what was about to be checked out, and give its place back to the connection pool it is of."""
     record._checkin_failed(error, _fairy_was_created=False)  # type: ignore[attr-defined]

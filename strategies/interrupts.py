@@ -73,7 +73,7 @@ class Shield:
 
     __slots__ = (
         "_codes", "_handling", "_main_ident", "_original", "_ours", "_quiet", "_wrapped",
-        "depth", "ended", "installed", "is_over", "noticed", "pending",
+        "depth", "ended", "handed_to", "installed", "is_over", "noticed", "pending",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -96,6 +96,8 @@ class Shield:
         """Tells whether nothing has begun since that request ended; the Celery side knows."""
         self.noticed: Callable[[], None] | None = None
         """Called first whenever the signal's Python handler runs."""
+        self.handed_to: Callable[[], object] | None = None
+        """Called when the signal is held back: what it is to stop runs in another thread."""
 
     def covers(self, function: Function) -> Function:
         """Defer the signal whenever it arrives while `function`'s own frame is the one running: for the few bytecodes
@@ -138,6 +140,8 @@ class Shield:
             self.noticed()
         if self.depth or (frame is not None and frame.f_code in self._codes):
             self.pending = signum
+            if self.handed_to is not None:
+                self.handed_to()
             return None
         if self.ended is not None and self.is_over(self.ended):
             # The task is committed, or rolled back. A limit now would strike Celery while it stores that, and report as

@@ -93,6 +93,10 @@ class UnitOfWorkRegistry:
     """Of the app's default database: its units of work are over this database too. None: this is the default."""
     position = 0
     """The place of this database in the order of COMMITs."""
+    twin: UnitOfWorkRegistry | None = None
+    """The registry of the same database for coroutines."""
+    twin_of: UnitOfWorkRegistry | None = None
+    """Of the registry of coroutines: that of the same database for ordinary code, which finds its units of work too."""
 
     def __init__(self, start: Callable[[], object], options: Callable[..., UnitOptions]) -> None:
         self._start = start
@@ -130,10 +134,13 @@ class UnitOfWorkRegistry:
     def unit_of(self, entry: Entry) -> UnitOfWork:
         """Return the unit of work of `entry` on this database, which joins it with its first use."""
         whole: UnitOfWork = entry.unit
-        return whole if entry.registry is self else whole.part_of(self, self.started, self.position)
+        return whole if self._is_its(entry) else whole.part_of(self, self.started, self.position)
+
+    def _is_its(self, entry: Entry) -> bool:
+        return entry.registry is self or entry.registry.twin_of is self
 
     def _serves(self, entry: Entry) -> bool:
-        return entry.registry is self or (self.default is not None and entry.registry is self.default)
+        return self._is_its(entry) or (self.default is not None and self.default._is_its(entry))
 
     # -- finding -----------------------------------------------------------------------------------------------------
 

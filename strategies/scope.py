@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import weakref
 from typing import Any
+
+from sqlalchemy.util import concurrency
+
+from .place import current_coroutine
 
 try:
     # A thread that runs no greenlets has a main greenlet of its own, so this one call tells threads and greenlets
@@ -15,11 +20,14 @@ except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
 __all__ = [
-    "SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes", "scopes",
+    "SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes",
+    "own_scope", "runs_in_greenlet", "scopes",
 ]  # fmt: skip
 
 SCOPE = "_celery_alchemy"
-"""Attribute of a thread or greenlet: its Scope, where it has one."""
+"""Attribute of a thread, a greenlet or an asyncio task: its Scope, where it has one."""
+_THREADS = "_celery_alchemy_thread"
+"""The same of a thread that runs an event loop: there it is not to be taken for that of a coroutine."""
 
 
 class Scope:
@@ -55,10 +63,65 @@ def here() -> Scope:
     owner: Any = current_scope()
     scope: Scope | None = getattr(owner, SCOPE, None)
     if scope is None:
+        scope = _on_event_loop(owner) or _scope_of(owner, SCOPE)
+    return scope
+
+
+def own_scope() -> Scope:
+    """Return the Scope of the current coroutine; one that no greenlet hosts gets one of its own, with its asyncio
+    task."""
+    if runs_in_greenlet():
+        return here()
+    owner: Any = current_scope()
+    if hasattr(owner, SCOPE):
+        setattr(owner, _THREADS, getattr(owner, SCOPE))
+        delattr(owner, SCOPE)
+    return _scope_of(current_coroutine(), SCOPE)
+
+
+def _scope_of(owner: Any, name: str) -> Scope:
+    scope: Scope | None = getattr(owner, name, None)
+    if scope is None:
         scope = Scope()
-        setattr(owner, SCOPE, scope)
+        setattr(owner, name, scope)
         scopes.add(weakref.ref(scope, scopes.discard))
     return scope
+
+
+def _on_event_loop(owner: Any) -> Scope | None:
+    """Return the Scope of the coroutine that runs in `owner`, a greenlet that has none itself; None where there is no
+    event loop, or a greenlet hosts nothing yet.
+
+    An AsyncSession makes a greenlet for each call. It belongs to the greenlet that hosts the coroutine, or else to the
+    asyncio task. Never to the thread, which runs all of them.
+    """
+    task = current_coroutine()
+    if task is None:
+        scope = getattr(owner, _THREADS, None)
+        if scope is not None:  # the event loop has ended
+            setattr(owner, SCOPE, scope)
+        return scope
+    scope = getattr(task, SCOPE, None)
+    if not runs_in_greenlet():
+        return scope or _scope_of(owner, _THREADS)
+    host, kind = owner.parent, type(owner)
+    while type(host) is kind:
+        if hasattr(host, SCOPE):
+            scope = getattr(host, SCOPE)
+            break
+        host = host.parent
+    if scope is not None:
+        setattr(owner, SCOPE, scope)
+    return scope
+
+
+def runs_in_greenlet() -> bool:
+    """Tell whether a coroutine can be awaited here: an AsyncSession or AsyncConnection has called, at some depth; or
+    the greenlet hosts a coroutine.
+
+    Without it, a callback could not tell an event loop's thread from another.
+    """
+    return "sqlalchemy.ext.asyncio" in sys.modules and concurrency.in_greenlet()
 
 
 def living_scopes() -> list[Scope]:
@@ -78,5 +141,6 @@ def describe_current_scope() -> str:
 def forget_after_fork() -> None:
     """Begin anew in the child of a fork: what was open belongs to the parent, and is not even looked at."""
     scopes.clear()
-    with contextlib.suppress(AttributeError):
-        delattr(current_scope(), SCOPE)
+    for name in (SCOPE, _THREADS):
+        with contextlib.suppress(AttributeError):
+            delattr(current_scope(), name)

@@ -17,9 +17,9 @@ FILES = {
 }
 #: Here stand the private parts of SQLAlchemy, Celery and the drivers.
 ROOMS = ("strategies/_sqlalchemy.py", "strategies/_sqlalchemy_pools.py", "workers/_celery.py", "strategies/drivers/")
-#: Of the standard library: the caller's line, for a message; a signal's handler without an enum of it. And what
-#: SQLAlchemy's own pool classes override.
-ALLOWED = {"_getframe", "_replace", "_do_get", "_signal"}
+#: Of the standard library: the caller's line and where a thread is, for a message; a signal's handler without an enum
+#: of it. And what SQLAlchemy's own pool classes override.
+ALLOWED = {"_getframe", "_current_frames", "_replace", "_do_get", "_signal"}
 
 
 @functools.cache
@@ -98,7 +98,12 @@ SHARED = {
     "strategies/place.py": {"_place"},
     "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
+    "strategies/asynchronous/hosting.py": {"current_interruption"},
+    "strategies/asynchronous/loop_thread.py": {"_process"},
+    "strategies/drivers/awaited_mysql.py": {"_places"},
+    "strategies/drivers/awaited_psycopg.py": {"_making"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
+    "strategies/engines/callers.py": {"_around"},
     "strategies/engines/elsewhere.py": {"_running"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {

@@ -4,17 +4,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_task import AsyncDatabaseTask, CurrentAsyncSession
     from .errors import ConfigurationError
     from .extension import Alchemy
     from .injection import CurrentSession, UseDatabase
     from .sending.late import late
     from .task import DatabaseTask
 
-__all__ = ["Alchemy", "ConfigurationError", "CurrentSession", "DatabaseTask", "UseDatabase", "late"]
+__all__ = [
+    "Alchemy",
+    "AsyncDatabaseTask",
+    "ConfigurationError",
+    "CurrentAsyncSession",
+    "CurrentSession",
+    "DatabaseTask",
+    "UseDatabase",
+    "late",
+]
 
 _HOMES = {
     "Alchemy": "extension",
+    "AsyncDatabaseTask": "async_task",
     "ConfigurationError": "errors",
+    "CurrentAsyncSession": "async_task",
     "CurrentSession": "injection",
     "DatabaseTask": "task",
     "UseDatabase": "injection",

@@ -5,6 +5,7 @@ Tried on Celery 5.5.0, 5.6 and 5.7.0. Each function says what breaks without it.
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from collections.abc import Callable
@@ -227,3 +228,101 @@ def expect_no_result_yet(backend: Any, capturing: type) -> None:
 
     on_task_call._celery_alchemy = True  # type: ignore[attr-defined]
     backend.on_task_call = on_task_call
+
+
+def uses_fast_locals() -> bool:
+    """Tell whether Celery keeps the requests of a thread in thread-locals (the environment variable USE_FAST_LOCALS):
+    all coroutines of an event loop would share them."""
+    return not hasattr(_task_stack, "__ident_func__")
+
+
+def identify_by(identity: Callable[[], Any], task: Any = None) -> None:
+    """Let `current_task`, or `task.request`, be found by what `identity` returns, instead of thread or greenlet.
+
+    Without it, child coroutines and threads that a coroutine starts would not see the request that they work for.
+    """
+    if task is None:
+        _task_stack.__ident_func__ = identity
+    elif task.request_stack.__ident_func__ is not identity:
+        task.request_stack.__ident_func__ = identity
+
+
+def run_of(task: Any) -> tuple[str, Callable[..., Any]]:
+    """Return the function of the task and the name of the attribute that holds it: `autoretry_for` puts one around it,
+    which must see the error."""
+    return ("_orig_run", task._orig_run) if hasattr(task, "_orig_run") else ("run", task.run)
+
+
+def put_backend(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let `app.backend` in this thread be `wrap(backend)`: in all threads where all share one
+    (`result_backend_thread_safe`). Call what is returned to undo it.
+
+    Celery keeps one backend for each thread, and has no public way to say which.
+    """
+    backend = app.backend
+    if app._backend_cache is not None:
+        app._backend_cache = wrap(backend)
+        return lambda: setattr(app, "_backend_cache", backend)
+    app._local.backend = wrap(backend)
+    return lambda: None  # it ends with its thread
+
+
+def put_producer_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let `app.producer_pool` be `wrap(pool)`. Call what is returned to undo it."""
+    amqp, pool = app.amqp, app.amqp.producer_pool
+    amqp._producer_pool = wrap(pool)
+    return lambda: setattr(amqp, "_producer_pool", pool)
+
+
+def has_free_connection(producers: Any) -> bool:
+    """Tell whether a producer of this pool gets its connection at once: to acquire a producer waits for one, however
+    it is called."""
+    connections = producers.connections
+    return not connections.limit or len(connections._dirty) < connections.limit
+
+
+def hub_wakes_itself(hub: Any) -> bool:
+    """Tell whether `hub.call_soon` from another thread ends the hub's wait; Kombu before 5.7 goes on waiting, for up to
+    a second."""
+    return hasattr(hub, "_waker")
+
+
+def was_revoked(request: Any) -> bool:
+    """Tell whether the worker has told the world that this request is revoked, and acknowledged it."""
+    return bool(request._already_revoked)
+
+
+def settle_by(request: Any, call: Callable[..., None]) -> None:
+    """Let `call(function, *args)` do what acknowledges and rejects the message of `request`, in another thread.
+
+    Callbacks of Celery's go along with it, which ask the broker's connection for something and wait for the answer: it
+    belongs to the consumer's thread.
+    """
+    for name in ("_on_ack", "_on_reject"):
+        setattr(request, name, functools.partial(call, getattr(request, name)))
+
+
+def serve_while_stopping(hub: Any) -> None:
+    """Send the acknowledgements that wait in `hub`, and the heartbeats that are due: when a worker stops, its loop has
+    ended, and tasks may take long. Called in the thread of that loop.
+
+    Without it, what has ended would be run again if the process were killed while it waits for the last task, and
+    RabbitMQ would close a connection without heartbeats.
+    """
+    for callback in hub._pop_ready() if hasattr(hub, "_pop_ready") else ():
+        callback()
+    hub.fire_timers()
+
+
+def working_on(task: Any, request: Any, function: Callable[[], Any]) -> Any:
+    """Call `function` in the thread of an event loop as `request` of `task`, which another thread waits for: it is the
+    current task there too."""
+    _task_stack.push(task)
+    if request is not None:
+        task.request_stack.push(request)
+    try:
+        return function()
+    finally:
+        if request is not None:
+            task.request_stack.pop()
+        _task_stack.pop()

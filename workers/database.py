@@ -7,23 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
-from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.engine import URL, Engine
 
 from ..strategies import SessionStrategy, WorkerPool
+from ..strategies.asynchronous.strategy import PerLoopStrategy
+from ..strategies.asynchronous.units import AsyncUnitOfWork
 from ..strategies.deferring import DeferringUnit
 from ..strategies.deferring_sessions import DeferringSession
 from ..strategies.drivers import green
+from ..strategies.drivers.awaited_urls import has_sync_side, sync_url
 from ..strategies.drivers.url import parse_url, shown, shown_text
-from ..strategies.engines import statement_timeout
 from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
 from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
 from ..strategies.engines.succession import Succession
 from ..strategies.entry import UnitOptions
-from ..strategies.features import reset_on_return
 from ..strategies.features.choice import ENGINE_HOOKS, phrases, unit_options
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
-from ..strategies.names import type_of
 from ..strategies.options import DatabaseOptions
 from ..strategies.registry import UnitOfWorkRegistry, observe_error
 from ..strategies.session_factory import MakeSession, SessionFactory
@@ -34,6 +34,8 @@ from ..strategies.several.two_phase import TwoPhaseSession
 from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
+from .async_side import AsyncSide
+from .database_refusals import refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
 from .isolation import IsolatingRunner
 from .request import RequestRunner
@@ -43,6 +45,7 @@ from .sending import outbox
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
 from .watching import observers
+from .wrapping import async_tasks
 
 
 class DeferringPart(DeferringUnit, Part):
@@ -73,6 +76,7 @@ class Database:
         self.database = database
         self.session_factory = session_factory
         self.units: UnitOfWorkRegistry = UnitOfWorkRegistry(lambda: self.strategy, self.unit_options)
+        self.coroutines: AsyncSide = AsyncSide(self)
         self.runners: dict[type, RequestRunner] = {}
         """What runs the requests of each task, by its class; made when it first runs."""
         self.lock: threading.RLock = threading.RLock()
@@ -110,10 +114,15 @@ class Database:
         self, *, commits: bool, read_only: ReadOnly = False, extra: tuple[UnitHook, ...] = ()
     ) -> UnitOptions:
         """Return how units of work on this database are treated."""
-        options = self.strategy.engines.options
+        return self.options_of(self, commits=commits, read_only=read_only, extra=extra)
+
+    def options_of(
+        self, side: Database | AsyncSide, *, commits: bool, read_only: ReadOnly, extra: tuple[UnitHook, ...]
+    ) -> UnitOptions:
+        """Return how units of work of ordinary code, or of coroutines, are treated."""
         return unit_options(
-            options,
-            lambda: self.strategy,
+            side.strategy.engines.options,
+            lambda: side.strategy,
             commits=commits,
             read_only=read_only,
             always=(*observers.hooks(), *outbox.hooks(self.settings)),
@@ -130,10 +139,12 @@ class Database:
     def _new_runner(self, task: Any) -> RequestRunner:
         settings = self.settings
         commits = task.commit_on_success if task.commit_on_success is not None else settings.commit_on_success
+        retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
+        if task.is_async:
+            return self.coroutines.new_runner(commits, task.read_only, retries)
         options = self.unit_options(commits=commits, read_only=task.read_only)
         kind = DeferringRunner if self.strategy.worker_pool.forks else RequestRunner
         runner = kind(self.units, options, self.unit_options(commits=True))
-        retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
         return IsolatingRunner(runner, retries) if retries > 0 else runner
 
     # -- the strategy ------------------------------------------------------------------------------------------------
@@ -148,25 +159,27 @@ class Database:
         strategy = self.pinned or self._strategy
         if strategy is None:
             with self.lock:
-                strategy = self._strategy or self._start(self._worker_pool(), None)
+                strategy = self._strategy or self._start(self.worker_pool(), None)
         return strategy
 
     def pin(self, strategy: SessionStrategy | None) -> None:
         """Let `strategy` be in force whatever else was chosen; None: no longer."""
         self.pinned = strategy
+        self.coroutines.pin(pinned=strategy is not None)
         self._in_force(strategy or self._strategy)
 
     def _in_force(self, strategy: SessionStrategy | None) -> None:
         self.runners.clear()
         several = strategy is not None and self.count_databases() > 1
-        self.units.use(strategy, _UNIT_CLASSES[several, strategy is not None and strategy.worker_pool.forks])
+        unit_class = _UNIT_CLASSES[several, strategy is not None and strategy.worker_pool.forks]
+        self.units.use(strategy, AsyncUnitOfWork if isinstance(strategy, PerLoopStrategy) else unit_class)
 
     def refresh(self) -> None:
         """Look again how many databases the app has: one was added, or taken away."""
         if self.units.strategy is not None:
             self._in_force(self.units.strategy)
 
-    def _worker_pool(self) -> WorkerPool:
+    def worker_pool(self) -> WorkerPool:
         """Return the worker pool of the default database: this one was first used after the worker's start."""
         default = apps.find(self.app) if self.app is not None else None
         if default is None or default._strategy is None:
@@ -198,6 +211,7 @@ class Database:
         if self.pinned is not None:
             return  # a test's worker ends, and the test goes on
         strategy, self._strategy = self._strategy, None
+        self.coroutines.stop()
         self._in_force(None)
         if self.app is not None:
             outbox.close_idle(self.app)
@@ -206,13 +220,19 @@ class Database:
 
     def close_before_fork(self) -> None:
         """Close idle connections: the main process is about to fork a pool process."""
-        if self._strategy is not None and self._strategy.worker_pool.in_main_process:
-            self._strategy.dispose()
+        for strategy in (self._strategy, self.coroutines.started):
+            if strategy is not None and strategy.worker_pool.in_main_process:
+                strategy.dispose()
 
     def _start(self, worker_pool: WorkerPool, strategy_name: str | None) -> SessionStrategy:
         with as_configuration_error():
             settings = self.settings
-            options, url, engine = self._database_options(settings)
+            options, url, engine = self._database_options(settings, may_await=self._has_async_tasks)
+            if url is not None and not has_sync_side(url):
+                self._strategy = self.coroutines.start(worker_pool)
+                self._in_force(self.pinned or self._strategy)
+                return self._strategy
+            url = sync_url(url) if url is not None else None
             sessions = SessionFactory(
                 self.session_factory, *_session_options(settings, options, deferring=worker_pool.forks)
             )
@@ -229,7 +249,30 @@ class Database:
             previous.dispose()
         return strategy
 
-    def _database_options(self, settings: Settings) -> tuple[DatabaseOptions, URL | None, Engine | None]:
+    def for_coroutines(self, worker_pool: WorkerPool) -> tuple[EngineFactory, SessionFactory]:
+        """Return what makes the AsyncEngines, and the Sessions inside AsyncSessions."""
+        from ..strategies.asynchronous.sessions import AwaitingSession
+
+        options, url, engine = self._database_options(self.settings, may_await=lambda: True)
+        if engine is not None:
+            raise ConfigurationError(
+                "An `async def` task needs an AsyncEngine, one for each event loop, and Alchemy(engine=...) brings an "
+                "Engine. Set app.conf.alchemy_database_url instead; listeners go into @db.on_engine."
+            )
+        sessions = SessionFactory(self.session_factory, self.settings.session_options, (AwaitingSession,))
+        engines = EngineFactory(
+            url, None, options, self._running, observe_error, self._engine_hooks(), ReservedQueuePool
+        )
+        for listener in self._listeners:
+            engines.on_engine(listener)
+        return engines, sessions
+
+    def _has_async_tasks(self) -> bool:
+        return self.app is not None and bool(async_tasks(self.app))
+
+    def _database_options(
+        self, settings: Settings, *, may_await: Callable[[], bool]
+    ) -> tuple[DatabaseOptions, URL | None, Engine | None]:
         """Return what the settings ask of the database, its URL, and the user's own Engine instead of that."""
         bind = SessionFactory(self.session_factory, {}).bind
         engine = self._user_engine or (bind if settings.database_url is None else None)
@@ -237,13 +280,16 @@ class Database:
         if engine is None:
             if settings.database_url is None or settings.database_url == "":
                 raise ConfigurationError(self._no_database())
-            url = parse_url(settings.database_url, self._spelled("url", "alchemy_database_url"))
+            spelled = self._spelled("url", "alchemy_database_url")
+            url = parse_url(settings.database_url, spelled, may_await=may_await)
         else:
-            _refuse_async(engine)
+            refuse_async(engine)
             self._refuse_without_effect(settings, engine)
         replica = settings.replica_database_url
         replica_url = (
-            parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url")) if replica else None
+            parse_url(replica, self._spelled("replica_url", "alchemy_replica_database_url"), may_await=may_await)
+            if replica
+            else None
         )
         dialect = (url or engine.url).get_dialect()  # type: ignore[union-attr]
         count = self.count_databases()
@@ -259,7 +305,7 @@ class Database:
             engine_options=settings.engine_options,
             replica_url=replica_url,
         )
-        self._refuse_what_it_cannot(settings, options, dialect)
+        refuse_what_it_cannot(settings, options, dialect)
         return options, url, engine
 
     def _engine_factory(
@@ -267,7 +313,7 @@ class Database:
     ) -> EngineFactory:
         kept = self._engines
         self._running.worker_pool = worker_pool
-        hooks: tuple[EngineHook, ...] = (*ENGINE_HOOKS, *observers.engine_hooks(self.settings))
+        hooks = self._engine_hooks()
         pool_class = DeferringQueuePool if worker_pool.forks else ReservedQueuePool
         if observers.current() is not None:
             hooks, pool_class = (*hooks, observers.meter_pool), MeteredQueuePool
@@ -285,25 +331,8 @@ class Database:
         self._engines = engines
         return engines
 
-    def _refuse_what_it_cannot(self, settings: Settings, options: DatabaseOptions, dialect: type[Dialect]) -> None:
-        limit_s = settings.statement_timeout_s
-        if limit_s is not None and not statement_timeout.supports(dialect):
-            raise ConfigurationError(
-                f"alchemy_statement_timeout_s={limit_s!r}, but the database {self.database!r} is "
-                f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
-                f"Leave it out."
-            )
-        if settings.external_pooler and dialect.name != "postgresql":
-            raise ConfigurationError(
-                f"alchemy_external_pooler={settings.external_pooler!r}, but the database {self.database!r} is "
-                f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
-            )
-        refusal = reset_on_return.why_not(dialect, options) if options.reset_on_return else None
-        if refusal is not None:
-            raise ConfigurationError(
-                f"alchemy_reset_on_return=True, but the sessions of the database {self.database!r} cannot be reset: "
-                f"{refusal}. Leave it out; 'reset_on_return' in alchemy_databases says it for one database."
-            )
+    def _engine_hooks(self) -> tuple[EngineHook, ...]:
+        return (*ENGINE_HOOKS, *observers.engine_hooks(self.settings))
 
     def _refuse_without_effect(self, settings: Settings, engine: Engine) -> None:
         """Refuse settings that say how an Engine is made, where the user has brought one."""
@@ -360,16 +389,3 @@ def _session_options(
         kinds.append(DeferringSession)
     given = {**settings.session_options, "twophase": True} if options.two_phase else settings.session_options
     return given, tuple(kinds) or (UnitSession,)
-
-
-def _refuse_async(engine: object) -> None:
-    if not isinstance(engine, Engine):
-        raise ConfigurationError(
-            f"Alchemy(engine=...) got {type_of(engine)}, but tasks are ordinary functions and need a "
-            f"sqlalchemy.Engine, made by create_engine() with a sync driver."
-        )
-    if engine.dialect.is_async:
-        raise ConfigurationError(
-            "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
-            "Engine made by create_engine() with a sync driver."
-        )

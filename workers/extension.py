@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from celery import Celery, Signature, Task
 from celery.result import AsyncResult, GroupResult
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from ..strategies.asynchronous.units import AsyncBlock
 from ..strategies.engines import forks
 from ..strategies.engines.factory import EngineListener
 from ..strategies.engines.leaks import find_origin
@@ -29,6 +30,7 @@ from ..strategies.features.foreign_sessions import (
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.session_factory import MakeSession
 from . import apps
+from .async_sessions import async_session_of
 from .database import Database
 from .databases import Databases, databases_of
 from .decorating import TaskDecorator, task_decorator
@@ -42,15 +44,18 @@ from .sharing import share
 from .starting import attach as starting
 from .testing.one_transaction import one_transaction
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
 #: What can be sent: a signature, chain, group or chord; a task of any class; the name of a task.
 Sendable: TypeAlias = "Signature[Any] | Task[..., Any] | str"
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 Followed = TypeVar("Followed")
 
 PUBLIC = (
-    *("app", "apply_async_on_commit", "database", "databases", "delay_on_commit", "dispose", "engine", "follow"),
-    *("in_unit_of_work", "init_app", "on_commit", "on_engine", "one_transaction", "session", "share", "strategy"),
-    *("task", "unit_of_work"),
+    *("app", "apply_async_on_commit", "async_engine", "async_session", "async_unit_of_work", "database", "databases"),
+    *("delay_on_commit", "dispose", "engine", "follow", "in_unit_of_work", "init_app", "on_commit", "on_engine"),
+    *("one_transaction", "session", "share", "strategy", "task", "unit_of_work"),
 )
 """The names of an Alchemy that are for users; the others are for workers."""
 
@@ -125,6 +130,25 @@ class Alchemy(Database):
         execution options that you put on it follow to the next one.
         """
         return self.strategy.engine
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The AsyncSession of the unit of work that runs in this coroutine: of an `async def` task, or of an
+        `async_unit_of_work()` block. Ask for it where it is used; it is not to be kept.
+
+        Raises:
+            NoUnitOfWork: this coroutine has no unit of work.
+        """
+        return async_session_of(self, "db.async_session")
+
+    @property
+    def async_engine(self) -> AsyncEngine:
+        """The AsyncEngine of the running event loop; it connects with its first statement.
+
+        Raises:
+            CeleryAlchemyError: no event loop runs in this thread.
+        """
+        return self.coroutines.strategy.async_engine
 
     @property
     def databases(self) -> Databases:
@@ -237,6 +261,23 @@ class Alchemy(Database):
         caller = sys._getframe(1)  # named in messages; nothing is decided by it
         return self.units.open((caller.f_code, caller.f_lineno), commits=commit, kind="block", read_only=read_only)
 
+    def async_unit_of_work(self, *, commit: bool = True, read_only: ReadOnly = False) -> AsyncBlock:
+        """Open an AsyncSession of its own, and end its transaction when the block ends: `unit_of_work` for coroutines::
+
+            async with db.async_unit_of_work() as session: ...
+
+        Also for the coroutines that a task starts, which must not share its Session.
+
+        Args:
+            commit: Commit when the block returns; False rolls back. A block that raises is always rolled back.
+            read_only: True: no transaction, and no writing; "transaction": one that may not write. As of a task.
+        """
+        caller = sys._getframe(1)  # named in messages; nothing is decided by it
+        units = self.coroutines.units
+        units.started()
+        options = units.block_options(commit, read_only)
+        return units.open_async((caller.f_code, caller.f_lineno), options=options, kind="block")
+
     def on_commit(self, callback: Hook, *, session: Any = None, raises: bool = False) -> Hook:
         """Run `callback()` after the next real COMMIT of the current unit of work, its connection given back.
 
@@ -257,8 +298,10 @@ class Alchemy(Database):
         if session is not None:
             on_commit_of(session, callback, raises=raises)
         elif self.units.is_open():
-            refuse_coroutine(callback)
-            self.units.current().on_commit(callback, raises=raises)
+            unit = self.units.current()
+            if not unit.awaits:
+                refuse_coroutine(callback)
+            unit.on_commit(callback, raises=raises)
         elif self.app is not None and (found := session_to_wait_for(self.app, "db.on_commit()", self)) is not None:
             on_commit_of(found, callback, raises=raises)
         else:

@@ -41,6 +41,7 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_reset_on_return": ((bool,), "True or False"),
     "alchemy_begin_with_first_statement": ((bool, str), "'auto', True or False"),
     "alchemy_warn_idle_s": ((int, float), "a number of seconds above 0"),
+    "alchemy_warn_blocked_s": ((int, float), "a number of seconds above 0"),
     "alchemy_metrics": ((str,), "'opentelemetry' or 'package.module:observer'"),
 }
 
@@ -96,6 +97,7 @@ class Settings:
     reset_on_return: bool = False
     begin_with_first_statement: bool | Literal["auto"] = "auto"
     warn_idle_s: float | None = None
+    warn_blocked_s: float = 1.0
     metrics: str | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """What each database says of its own, by its name, in the order in which they are declared."""
@@ -162,6 +164,7 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
     return value
 
 
+_SECONDS = {"alchemy_statement_timeout_s", "alchemy_warn_blocked_s", "alchemy_warn_idle_s"}
 _LONGEST_S = 2_147_483  # PostgreSQL counts milliseconds, in 31 bits
 
 
@@ -173,7 +176,10 @@ def _is_none_of_its_values(key: str, value: Any) -> bool:
         or (key == "alchemy_outbox" and isinstance(value, str) and value != "relay")
         or (key == "alchemy_outbox_attempts" and value < 1)
         or (key == "alchemy_outbox_table" and (not value.rpartition(".")[2] or masked_name(value) != value))
-        or (key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s"} and not 0 < value <= _LONGEST_S)
+        or (
+            key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s", "alchemy_warn_blocked_s"}
+            and not 0 < value <= _LONGEST_S
+        )
         or (key == "alchemy_metrics" and value != "opentelemetry" and (":" not in value or masked_name(value) != value))
         or (key == "alchemy_on_commit_outside" and value not in {"warn", "send", "raise"})
         or (key == "alchemy_external_pooler" and value != "pgbouncer")

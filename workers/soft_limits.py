@@ -20,7 +20,7 @@ from ._celery import running_request
 from .request import Call, Enter, RequestRunner, is_workers, leave_inner, request_of
 from .results import FLAT, LARGE, checked
 
-_SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
+SOFT_LIMIT_SIGNAL = getattr(signal, "SIGUSR1", None)
 
 
 class DeferringRunner(RequestRunner):
@@ -34,11 +34,8 @@ class DeferringRunner(RequestRunner):
     def inside(self, enter: Enter | None, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call` in the unit of work that `enter` opens or joins, and end it; without `enter` it is `run`."""
         # billiard installs its handler after worker_process_init, so the first task is the first chance.
-        if _SOFT_LIMIT_SIGNAL is not None and shield.install(_SOFT_LIMIT_SIGNAL):
-            shield_mapper_configuration()
-            shield.is_over = _is_over
-            if any(apps_wait_in_c()):
-                blocked_statements.watch(_SOFT_LIMIT_SIGNAL)
+        if SOFT_LIMIT_SIGNAL is not None and shield.install(SOFT_LIMIT_SIGNAL):
+            begin_holding_back()
         if not shield.applies:
             if enter is None:
                 return super().run(call, task, args, kwargs)
@@ -106,6 +103,14 @@ class DeferringRunner(RequestRunner):
         if entry is not None and entry.ends:
             entry.succeed(final=entry.owns)
         return result
+
+
+def begin_holding_back() -> None:
+    """The soft limit has just been taken over from billiard."""
+    shield_mapper_configuration()
+    shield.is_over = _is_over
+    if SOFT_LIMIT_SIGNAL is not None and any(apps_wait_in_c()):
+        blocked_statements.watch(SOFT_LIMIT_SIGNAL)
 
 
 def apps_wait_in_c() -> Iterator[bool]:

@@ -32,20 +32,13 @@ else:
 _HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
-class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
-    """Task whose `self.db` is the Session of the request that is running, opened on first use::
-
-        @app.task(base=DatabaseTask, bind=True)
-        def create(self: DatabaseTask, name: str):
-            self.db.add(User(name=name))
-
-    A task that returns is committed, before its result is stored and the next task of a chain is sent; one that raises
-    is rolled back; a retry is rolled back before it is sent.
-
-    Works as `base=`, as `Celery(task_cls="celery_alchemy:DatabaseTask")`, for class-based tasks, and as a mixin.
-    """
+class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
+    """What DatabaseTask and AsyncDatabaseTask have in common: all but the kind of their Session."""
 
     abstract = True
+
+    is_async: ClassVar[bool] = False
+    """It is an `async def` task, and runs on an event loop."""
 
     commit_on_success: ClassVar[bool | None] = None
     """Commit when the task returns; False rolls back instead. None: as `alchemy_commit_on_success` says (True)."""
@@ -77,40 +70,13 @@ class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         app.steps["worker"].add(BOOTSTEP)
         super().on_bound(app)
 
-    @property
-    def db(self) -> Session:
-        """The Session of the task request that runs in this thread or greenlet, opened on first use.
+    @classmethod
+    def refuse_function(cls, run: Any) -> None:
+        """Refuse `run`, the task's function, where it is of the other kind.
 
         Raises:
-            NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
-            ConfigurationError: the app has no Alchemy.
+            ConfigurationError: it is.
         """
-        scope = getattr(current_scope(), SCOPE, None)
-        if scope is not None and scope.units:
-            entry = scope.units[-1]
-            if entry.holder is self:
-                session: Session | None = entry.ready
-                return session if session is not None else entry.session
-        return self._session_of(apps.get(self.app))
-
-    def session_for(self, database: str) -> Session:
-        """Return the Session of this task request on another database of the app; `self.db` is of "default".
-
-        It belongs to the same unit of work: it is committed, rolled back and released with `self.db`.
-
-        Raises:
-            NoUnitOfWork: as `db` does.
-            ConfigurationError: the app has no such database.
-        """
-        return self._session_of(databases.database(apps.get(self.app), database))
-
-    def _session_of(self, db: Any) -> Session:
-        registry = db.units
-        entry = registry.entry_of(self) or registry.current_entry()
-        if entry is None:
-            raise no_unit_here(f"self.db of {self.name}")
-        session: Session = registry.unit_of(entry).session
-        return session
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send this task after the COMMIT of the current unit of work: `apply_async_on_commit` in the star form."""
@@ -204,11 +170,11 @@ class DatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         return entry if entry is not None and entry.request is request else None
 
 
-def _wrap(cls: type[DatabaseTask]) -> None:
+def _wrap(cls: type[BaseDatabaseTask]) -> None:
     """Put `run`, an own `__call__` and the hooks into their units of work, wherever in the bases they stand."""
     run = inspect.getattr_static(cls, "run")
     if not wrapping.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
-        _refuse_async(cls, run)
+        cls.refuse_function(run)
         cls.run = wrapping.wrap_run(run)
         if places := wrapping.injected_places(cls.run):
             hide_from_callers(cls, places)
@@ -238,10 +204,62 @@ def _wrap(cls: type[DatabaseTask]) -> None:
         )
 
 
-def _refuse_async(cls: type[DatabaseTask], run: Any) -> None:
-    function = inspect.unwrap(getattr(run, "__func__", run))
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(
-            f"The task {cls.name or cls.__name__!r} is an `async def` function. Celery does not await it: its Session "
-            "would be closed before it begins. Make it an ordinary function; AsyncSession is not supported yet."
-        )
+class DatabaseTask(BaseDatabaseTask):
+    """Task whose `self.db` is the Session of the request that is running, opened on first use::
+
+        @app.task(base=DatabaseTask, bind=True)
+        def create(self: DatabaseTask, name: str):
+            self.db.add(User(name=name))
+
+    A task that returns is committed, before its result is stored and the next task of a chain is sent; one that raises
+    is rolled back; a retry is rolled back before it is sent.
+
+    Works as `base=`, as `Celery(task_cls="celery_alchemy:DatabaseTask")`, for class-based tasks, and as a mixin.
+    """
+
+    abstract = True
+
+    @property
+    def db(self) -> Session:
+        """The Session of the task request that runs in this thread or greenlet, opened on first use.
+
+        Raises:
+            NoUnitOfWork: this thread or greenlet runs no request, for example because the task started it.
+            ConfigurationError: the app has no Alchemy.
+        """
+        scope = getattr(current_scope(), SCOPE, None)
+        if scope is not None and scope.units:
+            entry = scope.units[-1]
+            if entry.holder is self:
+                session: Session | None = entry.ready
+                return session if session is not None else entry.session
+        return self._session_of(apps.get(self.app))
+
+    def session_for(self, database: str) -> Session:
+        """Return the Session of this task request on another database of the app; `self.db` is of "default".
+
+        It belongs to the same unit of work: it is committed, rolled back and released with `self.db`.
+
+        Raises:
+            NoUnitOfWork: as `db` does.
+            ConfigurationError: the app has no such database.
+        """
+        return self._session_of(databases.database(apps.get(self.app), database))
+
+    def _session_of(self, db: Any) -> Session:
+        registry = db.units
+        entry = registry.entry_of(self) or registry.current_entry()
+        if entry is None:
+            raise no_unit_here(f"self.db of {self.name}")
+        session: Session = registry.unit_of(entry).session
+        return session
+
+    @classmethod
+    def refuse_function(cls, run: Any) -> None:
+        function = inspect.unwrap(getattr(run, "__func__", run))
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"The task {cls.name or cls.__name__!r} is an `async def` function, which a DatabaseTask does not "
+                f"await. Make it an AsyncDatabaseTask (base=AsyncDatabaseTask), whose `self.db` is an AsyncSession; or "
+                f"make it an ordinary function."
+            )

@@ -28,6 +28,11 @@ _MODULES = {
     "pymysql": "mysql",
     "mysqldb": "mysql",
     "pysqlite": "sqlite",
+    "psycopg_async": "awaited_psycopg",
+    "asyncpg": "awaited_asyncpg",
+    "asyncmy": "awaited_mysql",
+    "aiomysql": "awaited_mysql",
+    "aiosqlite": "awaited_sqlite",
 }
 #: Makes a new connection to the same server, outside the limits of the connection pool.
 Connect = Callable[[], Any]
@@ -231,6 +236,14 @@ class Driver:
         """Return the file descriptor of its socket; None when it shows none."""
         return socket_descriptor(dbapi_connection)
 
+    def look_of(self, dbapi_connection: Any, poll: Callable[[int], list[Any]] | None) -> Callable[[int], object] | None:
+        """Return what looks, at a checkout, whether an idle connection may have been closed: a ping is to tell then.
+
+        Args:
+            poll: Looks whether there is something to read from its socket; None where the driver shows none.
+        """
+        return poll
+
     def make_cooperative(self, library: str) -> None:
         """Let other greenlets of `library` (gevent, eventlet) run while the driver waits, where that can be done."""
 
@@ -256,6 +269,8 @@ _drivers: dict[str, Driver] = {}
 def driver_of(dialect: Dialect | type[Dialect]) -> Driver:
     """Return the Driver of `dialect`, its module imported now."""
     name = dialect.driver
+    if name == "psycopg" and dialect.is_async:
+        name = "psycopg_async"  # SQLAlchemy's name is the same for both
     found = _drivers.get(name)
     if found is None:
         module = _MODULES.get(name)
@@ -279,6 +294,11 @@ def socket_descriptor(connection: object) -> int | None:
     return None
 
 
+def socket_of(connection: object) -> Any:
+    """Return the socket of a driver connection that is written in Python, its options to be set; None: not known."""
+    return next((one for one in _sockets_of(connection) if hasattr(one, "setsockopt")), None)
+
+
 def _sockets_of(connection: Any) -> Iterator[object]:
     """Yield what may be the socket of a driver connection, or knows its descriptor."""
     for one in (connection, getattr(connection, "driver_connection", None)):  # the second: SQLAlchemy's for asyncio
@@ -298,4 +318,6 @@ def code_of(error: BaseException) -> int | str | None:
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
     if sqlstate is None and isinstance(first, dict):
         sqlstate = first.get("C")  # pg8000
+    if sqlstate is None and hasattr(error.__cause__, "server_source_function"):
+        sqlstate = getattr(error.__cause__, "sqlstate", None)  # asyncpg, where SQLAlchemy's own has lost it
     return sqlstate if isinstance(sqlstate, str) else None

@@ -68,10 +68,10 @@ class Followed:
         try:
             found = super().query(sql, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
-            if open_before and self.celery_alchemy_ended is None and self._is_undone(error, _kind_of(sql)):
-                self.celery_alchemy_ended = Ended(error=error)
+            if open_before and self.celery_alchemy_ended is None and self._is_undone(error, kind_of(sql)):
+                self.note_undone(error)
             raise
-        kind = _kind_of(sql)
+        kind = kind_of(sql)
         if kind is not None:
             self._note(kind, open_before)
         return found
@@ -140,12 +140,23 @@ class Followed:
         flags = getattr(self, "server_status", None)
         return bool(flags & _IN_TRANSACTION) if isinstance(flags, int) else self.celery_alchemy_changed
 
-    def _is_undone(self, error: Exception, kind: str | None) -> bool:
+    def note_undone(self, error: Exception) -> None:
+        """The server has rolled the transaction back because of `error`."""
+        self.celery_alchemy_ended = Ended(error=error)
+
+    def tells_undone(self, error: Exception, kind: str | None) -> bool | None:
+        """Tell whether `error` of a statement of this `kind` undoes all of the transaction; None: the server knows."""
         code = code_of(error)
         if code in _OF_A_TRANSACTION:
             return True
         if code in _OF_A_STATEMENT and kind != "runs":  # a procedure may roll back before it lets the error out
             return False
+        return None
+
+    def _is_undone(self, error: Exception, kind: str | None) -> bool:
+        told = self.tells_undone(error, kind)
+        if told is not None:
+            return told
         try:
             return not self._asks_whether_open()
         except Exception:  # it is lost, and says so itself
@@ -204,7 +215,7 @@ def _followed(kind: type[Any]) -> type[Any]:
     return type(kind.__name__, (followed, kind), {"__module__": kind.__module__})
 
 
-def _kind_of(sql: Any) -> str | None:
+def kind_of(sql: Any) -> str | None:
     """Return what `sql` may do to its transaction: "rollback", "runs", "changes" and the like, or None."""
     if not sql[:1].isalpha():
         sql = _text_of(sql)

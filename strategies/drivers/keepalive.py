@@ -16,6 +16,8 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
 
+from .base import socket_of
+
 IDLE_S = 30
 """An idle connection is asked after so long."""
 INTERVAL_S = 10
@@ -44,7 +46,7 @@ def libpq_defaults(url: URL) -> dict[str, Any]:
 
 
 def keep_alive(engine: Engine) -> None:
-    """Set the same on every connection that `engine` makes with PyMySQL, which has no parameters for it.
+    """Set the same on every connection that `engine` makes with a driver that has no parameters for it.
 
     A `connect` listener of the user's, which runs later, may set something else.
     """
@@ -52,7 +54,7 @@ def keep_alive(engine: Engine) -> None:
 
 
 def _on_connect(dbapi_connection: Any, record: object) -> None:
-    peer = getattr(dbapi_connection, "_sock", None)
+    peer = socket_of(dbapi_connection)
     if peer is None or peer.family == getattr(socket, "AF_UNIX", None):
         return
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -11,7 +11,7 @@ import contextlib
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import NullPool
 
 CHECK_INTERVAL_MS = 1000
@@ -29,19 +29,31 @@ def notice_lost_clients(engine: Engine) -> None:
     One round trip per connection made, none per task. Not as a start-up parameter (`options=-c ...`), which PgBouncer
     and older servers refuse. A connection pool that connects for each task (NullPool) is left alone.
     """
-    if not isinstance(engine.pool, NullPool):
-        event.listen(engine, "connect", _on_connect)
+    if not may_ask(engine):
+        return
+
+    def on_connect(connection: Any, record: object) -> None:
+        # What the user says wins, be it in the URL, in connect_args or in PGOPTIONS: libpq knows.
+        if _PARAMETER not in (connection.info.options or ""):
+            ask_for_checks(connection, connection.info.server_version, engine.dialect)
+
+    event.listen(engine, "connect", on_connect)
 
 
-def _on_connect(connection: Any, record: object) -> None:
-    # What the user says wins, be it in the URL, in connect_args or in PGOPTIONS: libpq knows.
-    if connection.info.server_version < _SINCE or _PARAMETER in (connection.info.options or ""):
+def may_ask(engine: Engine) -> bool:
+    """Tell whether `engine` keeps its connections, so that a round trip for each is worth it."""
+    return not isinstance(engine.pool, NullPool)
+
+
+def ask_for_checks(connection: Any, version: int, dialect: Dialect) -> None:
+    """Ask the server to look at the socket of `connection`, a driver's. Its `version` is 180001, for example."""
+    if version < _SINCE:
         return
     autocommit, connection.autocommit = connection.autocommit, True
     cursor = connection.cursor()
     try:
         # Refused on platforms that cannot look, and by what only resembles PostgreSQL: all works without.
-        with contextlib.suppress(connection.Error):
+        with contextlib.suppress(dialect.loaded_dbapi.Error):
             cursor.execute(_ASK_FOR_CHECKS)
         cursor.close()
         connection.autocommit = autocommit

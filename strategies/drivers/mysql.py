@@ -20,8 +20,8 @@ from .session_reset import SessionReset
 _ER_OPTION_PREVENTS_STATEMENT = 1290
 _ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION = 1792
 _ER_READ_ONLY_MODE = 1836
-_SERVER_STATUS_IN_TRANS = 1
-_STATE = _SERVER_STATUS_IN_TRANS | 2  # SERVER_STATUS_AUTOCOMMIT
+IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+STATE = IN_TRANSACTION | 2  # SERVER_STATUS_AUTOCOMMIT
 #: Key in `ConnectionPoolEntry.info`: since the checkout, a transaction was ended by COMMIT or ROLLBACK.
 _ENDED = "celery_alchemy.ended"
 
@@ -119,19 +119,19 @@ class PyMySQL(MySQLdb):
     )
     state_of: Callable[[Any], Any] = staticmethod(
         lambda raw: (
-            *(raw.server_status & _STATE, raw.cursorclass, "autocommit" in raw.__dict__),
+            *(raw.server_status & STATE, raw.cursorclass, "autocommit" in raw.__dict__),
             *(Converters(raw.encoders.values()), Converters(raw.decoders.values())),
         )
     )
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         status = getattr(dbapi_connection, "server_status", None)
-        return bool(status & _SERVER_STATUS_IN_TRANS) if status is not None else None
+        return bool(status & IN_TRANSACTION) if status is not None else None
 
     waits_in_c = False
 
     def keep_set_up(self, dbapi_connection: Any) -> None:
-        if dbapi_connection.server_status & _SERVER_STATUS_IN_TRANS:
+        if dbapi_connection.server_status & IN_TRANSACTION:
             dbapi_connection.commit()
 
     def engine_arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _spare_second_rollback(engine: Engine) -> None:
         record.info.pop(_ENDED, None)
 
     def on_reset(dbapi_connection: Any, record: ConnectionPoolEntry | None, state: object) -> None:
-        is_open = getattr(dbapi_connection, "server_status", _SERVER_STATUS_IN_TRANS) & _SERVER_STATUS_IN_TRANS
+        is_open = getattr(dbapi_connection, "server_status", IN_TRANSACTION) & IN_TRANSACTION
         if is_open or record is None or not record.info.get(_ENDED):
             dbapi_connection.rollback()
 

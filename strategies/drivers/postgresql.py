@@ -30,19 +30,19 @@ REFUSES = 3  # libpq's PQTRANS_INERROR
 _UNCOUNTED = -1_000_000
 BY_STATEMENT = Ended("COMMIT or ROLLBACK was executed")
 #: A lock on rows, or a value of a sequence, changes nothing that a COMMIT would keep.
-_HAS_WRITTEN = (
+HAS_WRITTEN = (
     "SELECT txid_current_if_assigned() IS NOT NULL AND EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND "
     "locktype = 'relation' AND mode NOT IN ('AccessShareLock', 'RowShareLock'))"
 )
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _FEATURE_NOT_SUPPORTED = "0A000"
-_DEFAULT = "default_transaction_read_only"
-_DEFAULT_NAME = _DEFAULT.encode()
+DEFAULT_READ_ONLY = "default_transaction_read_only"
+_DEFAULT_NAME = DEFAULT_READ_ONLY.encode()
 #: The server reports each change of these, from PostgreSQL 14 on.
 _STANDBY = "in_hot_standby"
 
 
-class _PostgreSQL(Driver):
+class PostgreSQLDriver(Driver):
     """What all drivers of PostgreSQL have in common."""
 
     def became_read_only(self, error: BaseException, dbapi_connection: Any, *, behind_pooler: bool) -> bool:
@@ -50,9 +50,9 @@ class _PostgreSQL(Driver):
         if code == _FEATURE_NOT_SUPPORTED:
             # BEGIN READ WRITE, which SQLAlchemy lets a connection say that has said BEGIN READ ONLY before.
             return self.parameter(dbapi_connection, _STANDBY) == "on"
-        if code != _READ_ONLY_SQL_TRANSACTION or _DEFAULT in self.startup_options(dbapi_connection):
+        if code != _READ_ONLY_SQL_TRANSACTION or DEFAULT_READ_ONLY in self.startup_options(dbapi_connection):
             return False
-        known = {self.parameter(dbapi_connection, name) for name in (_STANDBY, _DEFAULT)}
+        known = {self.parameter(dbapi_connection, name) for name in (_STANDBY, DEFAULT_READ_ONLY)}
         # Both off: it is this transaction that was begun read-only, by whatever statement.
         return behind_pooler or known == {None} or "on" in known
 
@@ -66,7 +66,7 @@ class _PostgreSQL(Driver):
         return dbapi_connection.info.options or ""
 
 
-class Libpq(_PostgreSQL):
+class Libpq(PostgreSQLDriver):
     """What psycopg and psycopg2 have in common."""
 
     cooperative: bool = True
@@ -87,13 +87,13 @@ class Libpq(_PostgreSQL):
     def left_on_reading(self, dbapi_connection: Any) -> str | None:
         if self.status_of(dbapi_connection) != IDLE:  # psycopg2 does not know it as one of its own, in autocommit
             return "a transaction is open"
-        return f"{_DEFAULT} is off" if self.parameter(dbapi_connection, _DEFAULT) == "off" else None
+        return f"{DEFAULT_READ_ONLY} is off" if self.parameter(dbapi_connection, DEFAULT_READ_ONLY) == "off" else None
 
     def is_executing(self, dbapi_connection: Any) -> bool:
         return dbapi_connection is not None and self.status_of(dbapi_connection) == _ACTIVE
 
     def has_written(self, connection: Connection) -> bool | None:
-        return bool(connection.exec_driver_sql(_HAS_WRITTEN).scalar())
+        return bool(connection.exec_driver_sql(HAS_WRITTEN).scalar())
 
     def same_state(self, dialect: Dialect, before: Any, after: Any) -> bool:
         # SQLAlchemy sets back what it has set, None to the server's default by name, False where nothing was.
@@ -127,7 +127,7 @@ class Psycopg(Libpq):
         pgconn = dbapi_connection.pgconn  # each task looks: the driver's own `info` costs it ten times as much
         if pgconn.transaction_status != IDLE:
             return "a transaction is open"
-        return f"{_DEFAULT} is off" if pgconn.parameter_status(_DEFAULT_NAME) == b"off" else None
+        return f"{DEFAULT_READ_ONLY} is off" if pgconn.parameter_status(_DEFAULT_NAME) == b"off" else None
 
     def follow_transactions(self, engine: Engine) -> None:
         # Made as one of ours, each statement costs what it does without; one that is changed later costs 3 % more.
@@ -271,7 +271,7 @@ class Psycopg(Libpq):
             waiting.DefaultSelector = selectors.DefaultSelector  # type: ignore[attr-defined]
 
 
-class Pg8000(_PostgreSQL):
+class Pg8000(PostgreSQLDriver):
     """pg8000, which is written in Python."""
 
     cooperative: bool = True

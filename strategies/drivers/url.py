@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -56,10 +57,14 @@ def _splits_password(text: str, url: URL) -> bool:
     return "@" in f"{url.host}{url.database}{text[start:].partition('=')[0]}"
 
 
-def parse_url(value: str | URL, setting: str) -> URL:
+def parse_url(value: str | URL, setting: str, *, may_await: Callable[[], bool] = lambda: False) -> URL:
     """Return the URL in `value`, checked: SQLAlchemy can parse it, its driver is installed and is not async.
 
-    Connects to nothing. Raises:
+    Connects to nothing.
+
+    Args:
+        may_await: Tells whether there are coroutines to use it: then an async driver is no mistake.
+    Raises:
         InvalidSetting: names `setting` and the remedy; the message holds no password, not even a part of a broken URL.
     """
     try:
@@ -81,7 +86,7 @@ def parse_url(value: str | URL, setting: str) -> URL:
         dialect = url.get_dialect()
     except NoSuchModuleError:
         raise InvalidSetting(f"{setting}={shown(url)!r}: {spelling.unknown(url)}") from None
-    if dialect.is_async:
+    if dialect.is_async and not may_await():
         sync = url.set(drivername=f"{url.get_backend_name()}+{_SYNC.get(url.get_driver_name(), 'DRIVER')}")
         raise InvalidSetting(
             f"{setting}={shown(url)!r} names the async driver {dialect.driver!r}, but Celery tasks are ordinary "

@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeGuard
 
 import sqlalchemy
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, Pool, QueuePool
 
 from .. import _sqlalchemy_pools
 from .. import scope as scope_module
 from ..drivers import sqlite
+from ..drivers.awaited_urls import awaited_dialect, refuse_what_blocks
 from ..drivers.base import driver_of
 from ..drivers.url import shown
 from ..errors import InvalidSetting
@@ -181,12 +182,8 @@ class EngineFactory:
         """
         if self.user_engine is not None:
             return self._take_over(self.user_engine)
-        if (
-            self.engine_options.get("poolclass", QueuePool) is not QueuePool
-            or "pool" in self.engine_options
-            or sqlite.in_memory(self.url)
-        ):
-            return self._make(self.options, {})  # the user chose, or the database lives in one connection
+        if self.keeps_own_pool or self.engine_options.get("poolclass", QueuePool) is not QueuePool:
+            return self._make(self.options, {})
         return self._make(self.options, self._queue(size), reserve=size.reserve)
 
     def unpooled(self) -> Engine:
@@ -196,6 +193,28 @@ class EngineFactory:
         if sqlite.in_memory(self.url):
             return self._make(self.options, {})
         return self._make(self.options, {"poolclass": NullPool}, leave_out=_POOL_OPTIONS)
+
+    def awaited(self, size: PoolSize) -> Engine:
+        """Return a new Engine whose connections are awaited, the `sync_engine` of an AsyncEngine; its connection pool
+        is of this `size`, and belongs to the event loop that runs.
+
+        Connects to nothing. Raises:
+            InvalidSetting: its driver cannot be awaited; or the options are none that `create_async_engine` takes.
+        """
+        refuse_what_blocks(self.url, "alchemy_database_url")
+        from .awaited_pool import AwaitedQueuePool, MeteredAwaitedPool  # not imported by those who have no use for it
+
+        kind = self.engine_options.get("poolclass", QueuePool)
+        if self.keeps_own_pool or kind not in {QueuePool, AsyncAdaptedQueuePool}:
+            return self._make(self.options, {}, create=_create_awaited)
+        kind = MeteredAwaitedPool if issubclass(self.pool_class, pool.MeteredQueuePool) else AwaitedQueuePool
+        decided = {**self._queue(size), "poolclass": kind}
+        return self._make(self.options, decided, reserve=size.reserve, create=_create_awaited)
+
+    @property
+    def keeps_own_pool(self) -> bool:
+        """The user brings a connection pool, or the database lives in one connection."""
+        return "pool" in self.engine_options or sqlite.in_memory(self.url)
 
     def reading(self, main: Engine) -> Engine:
         """Return an Engine on which each statement commits itself, as big as `main`.
@@ -208,13 +227,15 @@ class EngineFactory:
             return main  # the database lives in its connection
         options = replace(self.options, reads=True)
         decided: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-        watch = _served.get(main)
+        watch, create = _served.get(main), _create_awaited if main.dialect.is_async else None
         if isinstance(main.pool, pool.ReservedQueuePool):
             size = pool.size_of(main.pool)
-            return self._make(options, {**decided, **self._queue(size)}, reserve=size.reserve, like=watch)
+            decided |= {**self._queue(size), "poolclass": type(main.pool)}
+            return self._make(options, decided, reserve=size.reserve, like=watch, create=create)
         if isinstance(main.pool, NullPool):
-            return self._make(options, {**decided, "poolclass": NullPool}, leave_out=_POOL_OPTIONS, like=watch)
-        return self._make(options, decided, like=watch)
+            decided["poolclass"] = NullPool
+            return self._make(options, decided, leave_out=_POOL_OPTIONS, like=watch, create=create)
+        return self._make(options, decided, like=watch, create=create)
 
     def guard_others(self, engines: Iterable[Engine]) -> None:
         """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
@@ -235,6 +256,7 @@ class EngineFactory:
         leave_out: Iterable[str] = (),
         reserve: int = 0,
         like: HoldingWatch | None = None,
+        create: Callable[..., Engine] | None = None,
     ) -> Engine:
         """Return a new Engine.
 
@@ -243,16 +265,17 @@ class EngineFactory:
             leave_out: Those of the user's that have no meaning here.
             like: Of the Engine beside which this one reads: who holds a connection of one must not queue for one of
                 the other, for they could wait for each other.
+            create: Makes an Engine whose connections are awaited.
         """
         url = (options.replica_url or self.url) if options.reads else self.url
-        driver = driver_of(url.get_dialect())
+        driver = driver_of(url.get_dialect() if create is None else awaited_dialect(url))
         given = self.engine_options
         arguments = driver.engine_arguments(options)
         arguments |= {name: value for name, value in given.items() if name not in leave_out} | decided
         arguments["connect_args"] = {**driver.connect_args(url, options), **given.get("connect_args", {})}
         try:
             # Looked up now: tracing tools put their own in its place, in a worker's signal at the earliest.
-            engine = sqlalchemy.create_engine(url, **arguments)
+            engine = (create or sqlalchemy.create_engine)(url, **arguments)
         except Exception as error:
             if is_interrupt(error):
                 raise
@@ -314,6 +337,12 @@ class EngineFactory:
         watch.scarce = self.tasks_may_queue
         new.describe_holder, new.watch = self._scope.describe_holder, watch
         new.waits_in_line = self._scope.waits_in_line
+
+
+def _create_awaited(url: URL, **arguments: Any) -> Engine:
+    from sqlalchemy.ext import asyncio  # not imported by those who have no use for it
+
+    return asyncio.create_async_engine(url, **arguments).sync_engine
 
 
 def _becomes_ours(found: Pool) -> TypeGuard[QueuePool]:

@@ -173,7 +173,7 @@ def _sever(pins: list[_Pin]) -> None:
     theirs.close()
     try:
         for connection in inherited.values():
-            _keep_for_good(connection)
+            keep_for_good(connection)
             try:
                 descriptor = socket_descriptor(connection)
                 if descriptor is not None:
@@ -224,7 +224,7 @@ def _renew(pins: list[_Pin]) -> None:
             _log("The connection pool %r cannot begin anew in the child of a fork, pid %s", pool, os.getpid())
 
 
-def _keep_for_good(connection: object) -> None:
+def keep_for_good(connection: object) -> None:
     """Let nothing free `connection`, not even the interpreter at its exit: mysqlclient would say goodbye on the
     parent's socket, SQLite would roll the parent's transaction back in the file they share."""
     _graveyard.append(connection)

@@ -150,7 +150,7 @@ class HoldingWatch:
 
     def _on_connect(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         holding = holding_of(record) or self._hold(record)
-        holding.poll = self._poll_of(dbapi_connection)
+        holding.poll = self._look_of(dbapi_connection)
         holding.number = self.driver.number_of(dbapi_connection)
         holding.idle_since = time.monotonic()
         self._begin_anew(holding, dbapi_connection)
@@ -169,6 +169,11 @@ class HoldingWatch:
 
     def _on_detach(self, dbapi_connection: object, record: ConnectionPoolEntry) -> None:
         self.give_back(record, detached=True)
+
+    def is_dead(self, record: ConnectionPoolEntry) -> bool:
+        """Tell whether the server has closed the connection of `record`, which is idle."""
+        holding = holding_of(record)
+        return holding is not None and self._is_dead(holding)
 
     def _is_dead(self, holding: Holding) -> bool:
         connection = holding.record.dbapi_connection
@@ -191,7 +196,7 @@ class HoldingWatch:
         info: Any = record.record_info
         holding: Holding = info.setdefault(_KEY, Holding(self, record))
         if record.dbapi_connection is not None:  # made before anybody looked
-            holding.poll = self._poll_of(record.dbapi_connection)
+            holding.poll = self._look_of(record.dbapi_connection)
             holding.number = self.driver.number_of(record.dbapi_connection)
             holding.idle_since = time.monotonic()
             self._begin_anew(holding, record.dbapi_connection)
@@ -202,15 +207,14 @@ class HoldingWatch:
         holding.state, holding.is_new = self._state_of(dbapi_connection), True
         self.driver.leave_uncounted(dbapi_connection)  # what listeners do to it is nobody's transaction
 
-    def _poll_of(self, dbapi_connection: Any) -> Callable[[int], list[Any]] | None:
+    def _look_of(self, dbapi_connection: Any) -> Callable[[int], object] | None:
         descriptor = self.driver.descriptor(dbapi_connection)
         poll = _original_poll()
         if descriptor is None or poll is None:
-            return None
+            return self.driver.look_of(dbapi_connection, None)
         poller = poll()
         poller.register(descriptor, _POLLIN)
-        found: Callable[[int], list[Any]] = poller.poll
-        return found
+        return self.driver.look_of(dbapi_connection, poller.poll)
 
 
 def _unknown(dbapi_connection: object) -> None:
@@ -330,6 +334,7 @@ class WatchedQueuePool(QueuePool):
     _queue_class: Any = RecordQueue
     watch: HoldingWatch | None = None
     """What all connection pools of one Engine have in common; None: nobody looks."""
+    record_class: Any = ReturningRecord
     nests = False
     """A thread or greenlet that holds a connection gets its next one elsewhere."""
 

@@ -28,8 +28,8 @@ class Holding:
     def __init__(self, watch: Any, record: ConnectionPoolEntry) -> None:
         self.watch: Any = watch
         self.record: Any = record
-        self.poll: Callable[[int], list[Any]] | None = None
-        """Looks whether there is something to read; None for a driver that shows no socket."""
+        self.poll: Callable[[int], object] | None = None
+        """Looks whether there is something to read, or it was closed; None for a driver that shows no socket."""
         self.number: int | None = None
         """By what the server knows it; None for a driver that needs no number to stop a statement."""
         self.stack: list[ConnectionPoolEntry] | None = None

@@ -41,6 +41,8 @@ class ReservedQueuePool(WatchedQueuePool):
     may have none in reserve; set by the unit-of-work layer."""
     reserve: int = 0
     """Connections that only a nested checkout, or a helper thread, may open."""
+    extra_class: type[WatchedQueuePool] = WatchedQueuePool
+    """Of the second queue."""
     _extra: WatchedQueuePool | None = None
     _unused = 0
 
@@ -101,17 +103,21 @@ class ReservedQueuePool(WatchedQueuePool):
                 return record
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise NoConnectionFree(
-                    f"{self.describe_holder()}: no connection became free within {self.timeout():g} s (pool_timeout), "
-                    f"neither of the {self.size() + max(max_overflow(self), 0)} that tasks queue for, nor of the "
-                    f"{self.reserve} in reserve. They are in use by {self._describe_holders()}.",
-                    code="3o7r",
-                )
+                raise self.none_free()
             # Waiting there is a place in a queue; the other queue is that of the tasks, and is only looked at.
             if self._extra is not None:
                 record = get_within(self._extra, min(left_s, _LOOK_EVERY_S))
                 if record is not None:
                     return record
+
+    def none_free(self) -> NoConnectionFree:
+        """Return the error for who has waited for both queues."""
+        return NoConnectionFree(
+            f"{self.describe_holder()}: no connection became free within {self.timeout():g} s (pool_timeout), "
+            f"neither of the {self.size() + max(max_overflow(self), 0)} that tasks queue for, nor of the "
+            f"{self.reserve} in reserve. They are in use by {self._describe_holders()}.",
+            code="3o7r",
+        )
 
     def _describe_holders(self) -> str:
         """Name whatever holds a connection of this Engine, for a message."""
@@ -134,7 +140,7 @@ class ReservedQueuePool(WatchedQueuePool):
         """Return a record of the reserve; None when all of it is in use. It goes back there by itself."""
         extra = self._extra
         if extra is None:
-            made = queue_like(self, WatchedQueuePool, pool_size=self.reserve, max_overflow=0)
+            made = queue_like(self, self.extra_class, pool_size=self.reserve, max_overflow=0)
             made.watch = self.watch
             # Two threads may come here at once, and with two such pools twice the reserve would be opened.
             extra = self.__dict__.setdefault("_extra", made)

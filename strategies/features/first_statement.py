@@ -38,7 +38,7 @@ def begin_with_first_statement(engine: Engine, options: DatabaseOptions) -> None
     With "auto", where a round trip is worth it. Does nothing where it cannot be right: `why_not` says why.
     """
     mode = options.begin_with_first_statement
-    if options.reads or not mode or why_not(engine.url, mode) is not None:
+    if options.reads or not mode or engine.dialect.is_async or why_not(engine.url, mode) is not None:
         return
     # Not a `do_connect` listener: the first one that returns a connection is the last one asked, and users have theirs.
     engine.dialect.connect = _Connect(engine.dialect, mode, shown(engine.url))  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from .._sqlalchemy import held_by, joined_by
 from ..core_transactions import follow, open_transactions
 from ..on_commit import Callback, CommitCallbacks, End, Entry
 from ..place import current_coroutine
-from ..scope import here
+from ..scope import here, runs_in_greenlet
 from . import on_event_loop
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class ForeignCallbacks(CommitCallbacks):
 
     def run_ready(self) -> None:
         """Run, in order, what a COMMIT has set free; on an event loop in a thread, for the loop is to go on."""
-        if not self._ready or self.held_back or not on_event_loop.runs_in_greenlet():
+        if not self._ready or self.held_back or not runs_in_greenlet():
             super().run_ready()
             return
         batch, self._ready = self._ready, []

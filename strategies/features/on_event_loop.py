@@ -10,13 +10,12 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy.util import await_only, concurrency
+from sqlalchemy.util import await_only
 
 from ..engines import forks
 from ..interrupts import is_interrupt
@@ -158,11 +157,3 @@ def _look_at(done: asyncio.Future[None]) -> None:
     """Take note of its error, which is logged where it happened: the coroutine that waited may have been cancelled."""
     if not done.cancelled():
         done.exception()
-
-
-def runs_in_greenlet() -> bool:
-    """Tell whether a coroutine can be awaited here: an AsyncSession or AsyncConnection has called, at some depth.
-
-    Without it, a callback could not tell an event loop's thread from another.
-    """
-    return "sqlalchemy.ext.asyncio" in sys.modules and concurrency.in_greenlet()

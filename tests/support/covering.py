@@ -15,11 +15,12 @@ import pytest
 #: Pairs of strategy and worker pool whose workers the covering set starts: those `auto` chooses among them, and
 #: prefork, the default of Celery, with every strategy. One pair of each worker pool holds every strategy.
 PAIRS = {
-    "prefork": ("per_process", "local", "scoped"),
-    "threads": ("scoped",),
+    "prefork": ("per_process", "local", "scoped", "per_loop"),
+    "threads": ("scoped", "per_loop"),
+    "asyncio": ("per_loop",),
     "gevent": ("scoped",),
     "eventlet": ("local",),
-    "solo": ("per_process",),
+    "solo": ("per_process", "per_loop"),
 }
 
 #: Tests and modules that only the full run has: they take long, and what they prove breaks seldom, or shows elsewhere.

@@ -28,7 +28,7 @@ TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
 END_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 45
-CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+CONCURRENCY = {"prefork": 2, "asyncio": 8, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
 KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated", "TaskRevokedError"}
 T = TypeVar("T")
@@ -70,11 +70,14 @@ class Worker:
     strategy: str | None = None
     concurrency: int | None = None
     broker_url: str = ""
+    result_backend: str = ""  # instead of the site's Redis
+    own_broker_url: str = ""  # by which the worker reaches the broker, and the test does not
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     own: bool = False  # in an interpreter of its own, which sees `environment` before it imports anything
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
+    awaits: bool = False  # the tasks are `async def`: the same source in its other spelling
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
     silent: bool = False  # no result backend, no signal handlers: a greenlet killed from its hub may not wait for Redis
@@ -95,11 +98,12 @@ class Worker:
             "queue": self.queue,
             "prefix": self.site.prefix,
             "redis_url": self.site.urls.client,
-            "result_backend": "disabled://" if self.silent else self.site.urls.celery,
-            "broker_url": self.broker_url,
+            "result_backend": "disabled://" if self.silent else self.result_backend or self.site.urls.celery,
+            "broker_url": self.own_broker_url or self.broker_url,
             "broker_transport_options": options,
             "database_url": self.database_url,
             "brings_engine": self.brings_engine,
+            "awaits": self.awaits,
             "modules": list(self.modules),
             "writes_when_ready": self.writes_when_ready,
             "silent": self.silent,
@@ -168,6 +172,11 @@ class Worker:
             )
         assert answers, f"{name} does not answer {command!r}"
         return answers[0][name]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process, and wait for nothing."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def end(self, number: int) -> int:
         """Send a signal to the main process, and return the exit code it ends with."""

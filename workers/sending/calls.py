@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from ...strategies._sqlalchemy import is_preparing, listen_to
 from ...strategies.features.foreign_sessions import plain_session
-from ...strategies.features.on_event_loop import run_in_thread, runs_in_greenlet
+from ...strategies.features.on_event_loop import run_in_thread
 from ...strategies.interrupts import is_interrupt
 from ...strategies.on_commit import Callback, CommitCallbacks
+from ...strategies.scope import runs_in_greenlet
 from ...strategies.sessions import waiting_of
 from .. import apps
 from .._celery import pydantic_dump

@@ -10,6 +10,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
 from ...strategies.interrupts import register_interrupt
+from ..asyncio_pool.registering import register as register_asyncio_pool
 from ..secrecy import mask_reports
 from ..selection import OPTION
 from ..sending.attach import attach as attach_sending
@@ -37,5 +38,6 @@ def attach(app: Celery) -> None:
                 "Overrides the setting alchemy_session_strategy.",
             )
         )
+    register_asyncio_pool()
     register_interrupt(SoftTimeLimitExceeded)
     signals.connect()

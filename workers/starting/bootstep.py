@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, as_configuration_error
 from ..sending.outbox import RELAY
 from ..watching import control, growth, processes  # `control` registers the remote-control commands
 from ..watching.idle_watch import IdleWatch
-from . import checks, detection, signals
+from . import asynchronous, checks, detection, signals
 
 __all__ = ["SessionStrategyStep", "control"]
 
@@ -75,6 +75,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         for name, strategy in strategies.items():
             which = f"database {name!r}: " if len(strategies) > 1 else ""
             logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
+        asynchronous.start(worker.app, databases, worker_pool)
         if len(strategies) > 1:
             logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
         if db.settings.outbox:

@@ -13,13 +13,14 @@ from ...strategies.worker_pool import WorkerPool
 #: Hands what the main process found to spawned pool processes, which inherit nothing but the environment.
 ENVIRONMENT = "CELERY_ALCHEMY_WORKER_POOL"
 
-#: The defining module of each of Celery's pools; a custom pool is known by the one it is built on.
+#: The defining module of each of Celery's pools, and of ours; a custom pool is known by the one it is built on.
 _MODULES = {
     "celery.concurrency.prefork": "prefork",
     "celery.concurrency.thread": "threads",
     "celery.concurrency.gevent": "gevent",
     "celery.concurrency.eventlet": "eventlet",
     "celery.concurrency.solo": "solo",
+    "celery_alchemy.workers.asyncio_pool.pool": "asyncio",
 }
 
 

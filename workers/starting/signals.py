@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from ...strategies.asynchronous import loop_thread
 from .. import apps
 from .._celery import is_spawned
 from ..plain_tasks import explain_failure
@@ -56,6 +57,7 @@ def _on_process_shutdown(**_: Any) -> None:
     # atexit never runs in a pool process.
     for db in apps.every():
         db.stop()
+    loop_thread.stop()
 
 
 def _on_worker_shutdown(sender: Any = None, **_: Any) -> None:
@@ -70,3 +72,4 @@ def stop(app: Celery) -> None:
         processes.end()
     for db in apps.databases(app).values():
         db.stop()
+    loop_thread.stop()

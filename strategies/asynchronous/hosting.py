@@ -1,0 +1,219 @@
+"""Coroutines inside synchronous code, and what stops them from outside.
+
+`host` steps a coroutine inside a greenlet of SQLAlchemy's `greenlet_spawn`, so that the synchronous code around it and
+inside it is that of one thread: the unit of work, its hooks, a ROLLBACK before a retry, a lazy load. `drive` awaits
+that greenlet, and turns the cancellations that its `Interruption` has asked for into exceptions of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from sqlalchemy.util import await_only
+
+Result = TypeVar("Result")
+
+REPEAT_S = 1.0
+"""A kill that code has swallowed is repeated after this time."""
+
+
+class Killed(asyncio.CancelledError):
+    """What `Interruption.kill` raises at an `await`: a hard time limit, a revoked task, the end of the worker."""
+
+
+def host(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run `coroutine` inside the current greenlet, and return its result; whatever it waits for, the event loop does.
+
+    Synchronous code that it calls may wait too, for it runs in the same greenlet: `Session.execute`, a lazy load.
+
+    Raises:
+        sqlalchemy.exc.MissingGreenlet: this is no greenlet of `greenlet_spawn`, and the coroutine waits for something.
+    """
+    error: BaseException | None = None
+    sent: Any = None
+    while True:
+        try:
+            waits = coroutine.send(sent) if error is None else coroutine.throw(error)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        finally:
+            error = None  # no cycle: exception -> traceback -> this frame -> exception
+        try:
+            sent = await_only(_handed_on(waits))
+        except BaseException as raised:
+            error, sent = raised, None
+
+
+@types.coroutine
+def _handed_on(waits: Any) -> Generator[Any, Any, Any]:
+    """Hand to the event loop what a coroutine waits for."""
+    return (yield waits)
+
+
+def drive(coroutine: Coroutine[Any, Any, Result], interruption: Interruption) -> Awaitable[Result]:
+    """Await `coroutine` in the current asyncio task, which `interruption` may stop from now on.
+
+    The exceptions that it asks for are raised at the innermost `await`. Inside, it is `current_interruption`.
+
+    Raises:
+        Killed: `interruption` has been killed before; the coroutine has not begun.
+    """
+    return _drive(coroutine, interruption)
+
+
+@types.coroutine
+def _drive(coroutine: Coroutine[Any, Any, Result], interruption: Interruption) -> Generator[Any, Any, Result]:
+    if interruption.killed:
+        coroutine.close()
+        raise Killed
+    interruption.task = asyncio.current_task()
+    token = current_interruption.set(interruption)
+    error: BaseException | None = None
+    sent: Any = None
+    try:
+        while True:
+            try:
+                waits = coroutine.send(sent) if error is None else coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                error = None
+            try:
+                sent = yield waits
+                error = interruption.take()  # a child that was awaited may have swallowed the cancellation
+            except asyncio.CancelledError as raised:
+                error, sent = interruption.take() or raised, None
+            except BaseException as raised:
+                error, sent = raised, None
+    finally:
+        interruption.take()
+        interruption.task = None
+        current_interruption.reset(token)
+
+
+class Interruption:
+    """What may stop one task request on an event loop. All but the constructor is called in the thread of that loop.
+
+    The body is the task's own code. Around it `arm` and `disarm` are called, more than once where it runs again. A soft
+    limit that comes before the body is raised when that begins; one that comes after it has no effect: the transaction
+    has ended one way, and the result is stored that way. Nothing cuts what is inside `held()`, a COMMIT.
+
+    Args:
+        soft_limit: Makes the exception of a soft time limit from its seconds, which is also a CancelledError:
+            libraries take it for a cancellation, and the task's code catches it as what it is.
+    """
+
+    __slots__ = ("__weakref__", "_armed", "_asked", "_cancels", "_held", "_kept", "_soft_limit", "killed", "task")
+
+    def __init__(self, soft_limit: Callable[[float | None], BaseException]) -> None:
+        self._soft_limit = soft_limit
+        self._armed = False
+        self._held = 0
+        self._kept: BaseException | None = None  # A soft limit that waits for the body, or for the end of a COMMIT
+        self._asked: BaseException | None = None  # What is to be raised instead of the CancelledError on its way
+        self._cancels = 0
+        self.task: asyncio.Task[Any] | None = None
+        """The asyncio task that drives the request; None before and after."""
+        self.killed: bool = False
+        """It is to end, whatever it does."""
+
+    def arm(self) -> None:
+        """The body begins.
+
+        Raises:
+            BaseException: the soft limit that has come before.
+        """
+        self._armed = True
+        self.check()
+
+    def disarm(self) -> None:
+        """The body has ended."""
+        self._armed = False
+        if not isinstance(self._asked, Killed):
+            self.take()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold back what would interrupt the block: a COMMIT. A kill that comes meanwhile strikes at the next `await`
+        after it, a soft limit at the next `check`."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            if self.killed and not self._held:
+                self._ask(Killed())
+
+    def check(self) -> None:
+        """Raise the soft limit that was held back, where the body is running and nothing holds it back any more."""
+        if self._armed and not self._held:
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                raise kept
+
+    def soft(self, seconds: float | None = None) -> None:
+        """A soft time limit has passed."""
+        if self.killed:
+            return
+        error = self._soft_limit(seconds)
+        if self._armed and not self._held:
+            self._ask(error)
+        else:
+            self._kept = error
+
+    def kill(self, *, shutdown: bool = False) -> None:
+        """End the request. Whatever it awaits is cancelled, again and again while the code around it goes on.
+
+        Args:
+            shutdown: Not even a COMMIT is waited for: the process is about to end.
+        """
+        self.killed = True
+        task = self.task
+        if task is None or task.done():
+            return
+        if shutdown or not self._held:
+            self._ask(Killed())
+        task.get_loop().call_later(REPEAT_S, self.kill)
+
+    def take(self) -> BaseException | None:
+        """Return what is to be raised now instead of a CancelledError; None where the cancellation is another's."""
+        asked, self._asked = self._asked, None
+        task = self.task
+        for _ in range(self._cancels if task is not None else 0):
+            task.uncancel()  # type: ignore[union-attr]  # else asyncio.timeout and TaskGroup would take it for theirs
+        self._cancels = 0
+        return asked
+
+    def _ask(self, error: BaseException) -> None:
+        if self.task is not None:
+            self._asked = error
+            self._cancels += 1
+            self.task.cancel()
+
+
+current_interruption: ContextVar[Interruption | None] = ContextVar("celery_alchemy_interruption", default=None)
+"""Of the task request that runs here; its child coroutines and threads see it too."""
+
+
+def held() -> AbstractContextManager[None]:
+    """Hold back what would interrupt the task request that runs here. In a child coroutine of it there is nothing to
+    be held back: it is the request that is interrupted."""
+    interruption = _own()
+    return interruption.held() if interruption is not None else nullcontext()
+
+
+def check() -> None:
+    """Raise the soft limit that was held back."""
+    interruption = _own()
+    if interruption is not None:
+        interruption.check()
+
+
+def _own() -> Interruption | None:
+    interruption = current_interruption.get()
+    return interruption if interruption is not None and interruption.task is asyncio.current_task() else None

@@ -1,0 +1,134 @@
+"""The event loop of a process whose worker pool has none: in a thread of its own, made after the fork."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.util import concurrency
+
+from ..engines import forks
+from .hosting import Interruption, drive
+
+Result = TypeVar("Result")
+
+UNWIND_S = 5.0
+"""A coroutine has so long to roll back where the thread that waits for it is to end."""
+STOP_S = 5.0
+
+
+class LoopThread:
+    """An event loop that runs in a daemon thread until it is stopped."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="celery-alchemy-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        stopped = False
+        while not stopped:
+            try:
+                self.loop.run_forever()
+                stopped = True
+            except (SystemExit, KeyboardInterrupt):  # of a child coroutine; the others go on
+                continue
+        self.loop.close()
+
+    def run(self, function: Callable[[], Result], interruption: Interruption | None = None) -> Result:
+        """Call `function` in a greenlet on the loop, where it can await, and wait for its end.
+
+        The context variables are those of the caller. Raises what `function` raises.
+        """
+        interruption = interruption or Interruption(lambda seconds: asyncio.CancelledError())
+        outcome: list[Any] = []
+        done = threading.Lock()
+        done.acquire()
+        context = contextvars.copy_context()
+
+        async def whole() -> None:
+            # What ends a thread must not end the loop, so nothing is raised out of here.
+            try:
+                outcome[:] = (True, await drive(concurrency.greenlet_spawn(function), interruption))
+            except BaseException as error:
+                outcome[:] = (False, error)
+            finally:
+                done.release()
+
+        self.loop.call_soon_threadsafe(lambda: self.loop.create_task(whole(), context=context))
+        try:
+            done.acquire()
+        except BaseException:
+            self.loop.call_soon_threadsafe(lambda: interruption.kill(shutdown=True))
+            done.acquire(timeout=UNWIND_S)
+            raise
+        returned, result = outcome
+        outcome.clear()
+        if returned:
+            return result  # type: ignore[no-any-return]
+        try:
+            raise result
+        finally:
+            del result  # no cycle: exception -> traceback -> this frame -> exception
+
+    def stop(self) -> None:
+        """End the loop, and its thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(STOP_S)
+
+
+class _OfProcess:
+    """The event loop of this process."""
+
+    def __init__(self) -> None:
+        self.thread: LoopThread | None = None
+        self.lock = threading.Lock()
+        self.inherited: list[LoopThread] = []
+        """Of parent processes: collected as garbage, a loop would close what the parent uses."""
+        forks.on_fork(self.after_fork)
+
+    def after_fork(self) -> None:
+        """Begin anew in the child, which has none of the parent's threads."""
+        self.lock = threading.Lock()
+        if self.thread is not None:
+            self.inherited.append(self.thread)
+            self.thread = None
+
+
+_process: _OfProcess | None = None
+
+
+def current() -> LoopThread | None:
+    """Return that of this process; None where it has none."""
+    return _process.thread if _process is not None else None
+
+
+def started() -> LoopThread:
+    """Return that of this process, made now where it has none."""
+    global _process  # noqa: PLW0603 - once for all of the process
+    _process = _process or _OfProcess()
+    with _process.lock:
+        if _process.thread is None:
+            _process.thread = LoopThread()
+        return _process.thread
+
+
+def use(thread: LoopThread | None) -> None:
+    """Let `thread` be that of this process: the worker pool has one of its own."""
+    global _process  # noqa: PLW0603 - once for all of the process
+    _process = _process or _OfProcess()
+    with _process.lock:
+        _process.thread = thread
+
+
+def stop() -> None:
+    """End the event loop of this process: the worker is over."""
+    if _process is not None:
+        with _process.lock:
+            thread, _process.thread = _process.thread, None
+        if thread is not None:
+            thread.stop()

@@ -1,0 +1,84 @@
+"""The strategy of coroutines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import literal, select
+from sqlalchemy.engine import Engine
+
+from ..base import SessionStrategy
+from ..engines import pool
+from ..errors import InvalidSetting, refused_as
+from ..scope import runs_in_greenlet
+from ..worker_pool import WorkerPool
+from . import loop_thread
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class PerLoopStrategy(SessionStrategy):
+    """One AsyncSession per task request, on an AsyncEngine of the event loop.
+
+    **Made for** `async def` tasks under asyncio, prefork, threads and solo.
+    **Not made for** ordinary tasks, nor for gevent and eventlet, where no event loop runs.
+    """
+
+    name = "per_loop"
+    engine_lives = "the event loop of the process: made on it, disposed on it at the end; after a fork made anew"
+    keyed_on = "the task request; in a coroutine that a task starts, the asyncio task"
+    released = "at the request's end"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        from ..engines.awaited_engines import AwaitedEngines
+
+        self._awaited = AwaitedEngines(self.engines, lambda: self.size)
+
+    @classmethod
+    def refuses(cls, worker_pool: WorkerPool) -> str | None:
+        if worker_pool.is_green:
+            return "no event loop runs beside its greenlets; run a worker with --pool=asyncio for the async tasks"
+        return None
+
+    @property
+    def async_engine(self) -> AsyncEngine:
+        """The AsyncEngine of the running event loop; made on first use, connected by its first statement."""
+        return self._awaited.engine
+
+    @property
+    def engine(self) -> Engine:
+        """The Engine inside it."""
+        return self._awaited.engine.sync_engine
+
+    @property
+    def read_engine(self) -> Engine:
+        """The same for what only reads."""
+        return self._awaited.reader.sync_engine
+
+    def make_engine(self) -> Engine:
+        return self.engines.awaited(self.size)
+
+    def start(self) -> None:
+        """Look whether an Engine and Sessions can be made; connects to nothing."""
+        options = self.engines.options
+        with refused_as(InvalidSetting, f"{options.options_setting} cannot be used", options.engine_options):
+            engine = self.make_engine()
+            self._probe = engine.pool
+            pool.max_connections(self._probe)
+            str(select(literal(1)).compile(dialect=engine.dialect))
+        self.sessions.check(engine)
+
+    def engines_made(self) -> list[Engine]:
+        return [engine.sync_engine for engine in self._awaited.made()]
+
+    def dispose(self) -> None:
+        """Close the idle connections of this process, each on its event loop where that can be reached."""
+        from sqlalchemy.util import await_only
+
+        thread = loop_thread.current()
+        if runs_in_greenlet():
+            await_only(self._awaited.dispose())
+        elif thread is not None:
+            thread.run(lambda: await_only(self._awaited.dispose()))
