@@ -38,7 +38,7 @@ WORKER_POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
 
 
 class Pair(NamedTuple):
-    """A strategy under a worker pool."""
+    """A strategy under a worker pool; "per_loop" is that of `async def` tasks."""
 
     strategy: str
     pool: str
@@ -48,6 +48,8 @@ class Pair(NamedTuple):
 
 
 PAIRS = [Pair(strategy, pool) for pool in WORKER_POOLS for strategy in STRATEGIES]
+AWAITING = "per_loop"
+AWAITING_PAIRS = [Pair(AWAITING, pool) for pool in ("prefork", "threads", "solo")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -223,7 +225,7 @@ def lockable(watched_key: str, database: databases.Database) -> str:
     return watched_key
 
 
-@pytest.fixture(scope="session", params=PAIRS, ids=str)
+@pytest.fixture(scope="session", params=[*PAIRS, *AWAITING_PAIRS], ids=str)
 def worker(
     request: pytest.FixtureRequest, site: workers.Site, database: databases.PostgreSQL
 ) -> Iterator[workers.Worker]:
@@ -231,7 +233,14 @@ def worker(
     pair: Pair = request.param
     name = f"{site.prefix[:-1]}-{pair}"
     with workers.running(
-        workers.Worker(site, name, pair.pool, database_url=database.url(name), strategy=pair.strategy)
+        workers.Worker(
+            site,
+            name,
+            pair.pool,
+            database_url=database.url(name),
+            strategy=pair.strategy if pair.strategy != AWAITING else None,
+            awaits=pair.strategy == AWAITING,
+        )
     ) as worker:
         assert worker.call("untouched").state == "SUCCESS"
         worker.connections_when_untouched = database.connections(name)

@@ -17,6 +17,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from celery.app.task import Context
+
 from ..strategies.asynchronous import loop_thread
 from ..strategies.asynchronous.hosting import current_interruption, host
 from ..strategies.asynchronous.units import AsyncUnits
@@ -81,7 +83,7 @@ class AsyncRunner(RequestRunner):
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         request = request_of(task)
-        if not is_traced(request):
+        if not is_traced(request) and not is_error_callback(args):
             return self._awaited(call, task, args, kwargs, request)
         return self._on_loop(lambda: self._runner.run(call, task, args, kwargs), task, request)
 
@@ -131,6 +133,12 @@ class AsyncRunner(RequestRunner):
             if entry.scope.units[-1] is not entry:
                 leave_inner(self.registry, entry)
             self.registry.leave(entry)
+
+
+def is_error_callback(args: Any) -> bool:
+    """Tell whether Celery calls a task as an error callback: like a function, with the request that has failed. It
+    awaits nothing, so the task runs now."""
+    return any(isinstance(argument, Context) for argument in args[:2])
 
 
 class DeferringAsyncRunner(AsyncRunner):

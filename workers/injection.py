@@ -81,12 +81,15 @@ def places_of(signature: inspect.Signature, names: dict[str, str]) -> list[Injec
     return places
 
 
-def injecting(call: Callable[..., Any], places: list[InjectedParameter]) -> Callable[..., Any]:
-    """Return `call`, a function that takes the task first, with the task's Session passed at `places`."""
+def injecting(
+    call: Callable[..., Any], places: list[InjectedParameter], kinds: tuple[type, ...] = (Session, scoped_session)
+) -> Callable[..., Any]:
+    """Return `call`, a function that takes the task first, with the task's Session passed at `places`, where none of
+    these `kinds` is passed by hand."""
 
     def call_with_session(task: Any, /, *args: Any, **kwargs: Any) -> Any:
         for place in places:
-            if not _is_passed(place, args, kwargs):
+            if not _is_passed(place, args, kwargs, kinds):
                 session = task.db if place.database == DEFAULT else task.session_for(place.database)
                 args, kwargs = _filled(place, args, kwargs, session)
         return call(task, *args, **kwargs)
@@ -94,10 +97,12 @@ def injecting(call: Callable[..., Any], places: list[InjectedParameter]) -> Call
     return call_with_session
 
 
-def _is_passed(place: InjectedParameter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_passed(
+    place: InjectedParameter, args: tuple[Any, ...], kwargs: dict[str, Any], kinds: tuple[type, ...]
+) -> bool:
     """Tell whether a caller has passed it by hand: by name, or a Session at its place."""
     at_place = args[place.index] if place.index is not None and place.index < len(args) else None
-    return place.name in kwargs or isinstance(at_place, Session | scoped_session)
+    return place.name in kwargs or isinstance(at_place, kinds)
 
 
 def _filled(

@@ -26,7 +26,7 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
     if names:
         signature = inspect.signature(_like(lambda: None, raw))
         places = places_of(signature, names)
-        call = injecting(call, places)
+        call = injecting(call, places, *_kinds_of_session(raw))
     elif isinstance(raw, staticmethod):
         call, takes_task = raw.__func__, False
 
@@ -45,6 +45,15 @@ def wrap_run(raw: Any) -> Callable[..., Any]:
         wrapper.__annotations__ = {name: one for name, one in wrapper.__annotations__.items() if name not in names}
         setattr(wrapper, _PLACES, places)
     return wrapper
+
+
+def _kinds_of_session(raw: Any) -> tuple[Any, ...]:
+    """Return what kinds of Session a caller may pass to `raw` by hand, where these are not the ordinary ones."""
+    if not inspect.iscoroutinefunction(inspect.unwrap(getattr(raw, "__func__", raw))):
+        return ()
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+    return ((AsyncSession, async_scoped_session),)
 
 
 def injected_places(run: Callable[..., Any]) -> list[InjectedParameter]:

@@ -7,12 +7,11 @@ hosts the coroutine (a child of a task's, a script), one is made for its end.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy.util import await_only, concurrency
+from sqlalchemy.util import concurrency
 
 from ..entry import Label, UnitOptions, move_here
 from ..features.on_event_loop import is_coroutine_function
@@ -20,7 +19,7 @@ from ..on_commit import Callback
 from ..registry import UnitOfWorkRegistry
 from ..scope import here, own_scope, runs_in_greenlet
 from ..unit_of_work import UnitOfWork
-from .hosting import held
+from .hosting import held, host
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -104,8 +103,7 @@ class _Awaiting:
         self.func = func
 
     def __call__(self) -> object:
-        found = self.func()
-        return await_only(found) if inspect.isawaitable(found) else found
+        return host(self.func())
 
 
 async def in_greenlet(function: Callable[[], Result]) -> Result:

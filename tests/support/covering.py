@@ -15,8 +15,8 @@ import pytest
 #: Pairs of strategy and worker pool whose workers the covering set starts: those `auto` chooses among them, and
 #: prefork, the default of Celery, with every strategy. One pair of each worker pool holds every strategy.
 PAIRS = {
-    "prefork": ("per_process", "local", "scoped"),
-    "threads": ("scoped",),
+    "prefork": ("per_process", "local", "scoped", "per_loop"),
+    "threads": ("scoped", "per_loop"),
     "gevent": ("scoped",),
     "eventlet": ("local",),
     "solo": ("per_process",),

@@ -77,6 +77,7 @@ class Worker:
     environment: dict[str, str] = field(default_factory=dict)
     own: bool = False  # in an interpreter of its own, which sees `environment` before it imports anything
     pool_arguments: Sequence[str] | None = None  # instead of --pool and --concurrency
+    awaits: bool = False  # the tasks are `async def`: the same source in its other spelling
     brings_engine: bool = False  # Alchemy(app, engine=...)
     writes_when_ready: bool = False
     silent: bool = False  # no result backend, no signal handlers: a greenlet killed from its hub may not wait for Redis
@@ -102,6 +103,7 @@ class Worker:
             "broker_transport_options": options,
             "database_url": self.database_url,
             "brings_engine": self.brings_engine,
+            "awaits": self.awaits,
             "modules": list(self.modules),
             "writes_when_ready": self.writes_when_ready,
             "silent": self.silent,

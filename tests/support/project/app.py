@@ -17,9 +17,9 @@ from celery.signals import (
 )
 from sqlalchemy import Engine, create_engine, event
 
-from celery_alchemy import Alchemy, DatabaseTask
+from celery_alchemy import Alchemy, AsyncDatabaseTask, DatabaseTask
 from celery_alchemy.strategies.interrupts import shield
-from support.project import tools
+from support.project import spelling, tools
 from support.project.models import Row
 
 config: dict[str, Any] = json.loads(os.environ["CONTRACT_PROJECT"])
@@ -49,7 +49,9 @@ user_engine = create_engine(config["database_url"]) if config["brings_engine"] e
 if user_engine is not None:
     tools.use(user_engine)  # as code at import time does: a connection is in the parent's pool when it forks
 db = Alchemy(app, engine=user_engine)
-task = functools.partial(app.task, base=DatabaseTask, bind=True)
+task = functools.partial(app.task, base=AsyncDatabaseTask if config["awaits"] else DatabaseTask, bind=True)
+if config["awaits"]:
+    spelling.install(app.conf.include)
 
 
 listened: list[Engine] = []
@@ -124,8 +126,8 @@ def say_published(sender: str, body: Any, **_: Any) -> None:
 
 
 def checked_out() -> int:
-    connection_pool = db.engine.pool
-    return connection_pool.checkedout() if hasattr(connection_pool, "checkedout") else 0
+    awaited = db.coroutines.strategy.engines_made() if config["awaits"] else ()
+    return sum(one.pool.checkedout() for one in (db.engine, *awaited) if hasattr(one.pool, "checkedout"))  # type: ignore[attr-defined]
 
 
 @app.task
