@@ -4,8 +4,10 @@ It sends BEGIN where SQLAlchemy asks for it, and nothing after a COMMIT that was
 committed statement by statement. And it knows that a transaction is open, not that the server refuses all but
 ROLLBACK. So a transaction in which the server has refused a statement is asked about before its COMMIT.
 
-Tried with asyncpg 0.32.0 and SQLAlchemy 2.1.9. Private of SQLAlchemy's adapted connection are `_transaction`,
-`_isolation_setting` and `_handle_exception`, through which each error of the driver goes.
+Tried with asyncpg 0.32.0 and SQLAlchemy 2.1.9. Private of SQLAlchemy's adapted connection are `_transaction`, and
+`_handle_exception`, through which each error of the driver goes. Private of asyncpg is `connect_utils.TLSUpgradeProto`:
+where it is cancelled while it connects, asyncio logs "Future exception was never retrieved", about a future that none
+waits for any more.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Asyncpg(Awaited, PostgreSQLDriver):
         return {} if leave else {"pool_reset_on_return": None}  # `settle` does it
 
     def listen(self, engine: Engine, options: DatabaseOptions) -> None:
+        _retrieve_what_was_cancelled()
         keep_alive(engine)
         if options.external_pooler or not may_ask(engine):
             return
@@ -170,6 +173,24 @@ class Asyncpg(Awaited, PostgreSQLDriver):
 
     def startup_options(self, dbapi_connection: Any) -> str:
         return ""  # it keeps none
+
+
+def _retrieve_what_was_cancelled() -> None:
+    """Let asyncio not log that an upgrade to TLS was lost: who waits for it, if any, is told by an exception."""
+    from asyncpg import connect_utils
+
+    upgrade: Any = getattr(connect_utils, "TLSUpgradeProto", None)
+    lost = getattr(upgrade, "connection_lost", None)
+    if lost is None or hasattr(lost, "celery_alchemy_retrieves"):
+        return
+
+    def connection_lost(self: Any, exc: Exception | None) -> None:
+        lost(self, exc)
+        if self.on_data.done() and not self.on_data.cancelled():
+            self.on_data.exception()
+
+    connection_lost.celery_alchemy_retrieves = True  # type: ignore[attr-defined]
+    upgrade.connection_lost = connection_lost
 
 
 DRIVERS: dict[str, Driver] = {"asyncpg": Asyncpg()}
