@@ -93,6 +93,8 @@ class UnitOfWorkRegistry:
     """Of the app's default database: its units of work are over this database too. None: this is the default."""
     position = 0
     """The place of this database in the order of COMMITs."""
+    twin: UnitOfWorkRegistry | None = None
+    """The registry of the same database for coroutines."""
     twin_of: UnitOfWorkRegistry | None = None
     """Of the registry of coroutines: that of the same database for ordinary code, which finds its units of work too."""
 

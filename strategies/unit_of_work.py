@@ -67,8 +67,7 @@ class UnitOfWork(Entry):
     """What its thread or greenlet had checked out when it began."""
     outermost = True
     """No other is open in this thread or greenlet."""
-    awaits = False
-    """It is one of a coroutine's: callbacks may be `async def`."""
+    awaits = False  # It is a coroutine's: callbacks may be `async def`
     activity: Any = None
     """What `watching` has seen of its statements; None where it does not look."""
     closed_early: str | None = None

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 
 GREEN_POOLS = frozenset({"gevent", "eventlet"})
+ASYNCIO = "asyncio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +14,8 @@ class WorkerPool:
     """The worker pool in force, as read off the running worker, never off a setting."""
 
     name: str
-    """`prefork`, `threads`, `gevent`, `eventlet`, `solo`; `custom` for a class unrelated to these; `none` outside a
-    worker (a script, a web process)."""
+    """`prefork`, `threads`, `gevent`, `eventlet`, `solo`, `asyncio`; `custom` for a class unrelated to these; `none`
+    outside a worker (a script, a web process)."""
     implementation: str = ""
     """Module and qualified name of the pool class, with a colon between them; empty outside a worker."""
     concurrency: int = 1
@@ -28,6 +29,11 @@ class WorkerPool:
     def is_green(self) -> bool:
         """True for gevent and eventlet, and for a custom pool built on one of them."""
         return self.name in GREEN_POOLS
+
+    @property
+    def takes_turns(self) -> bool:
+        """True where one thread runs all tasks of a process: they are many, and queue for fewer connections."""
+        return self.is_green or self.name == ASYNCIO
 
     @property
     def forks(self) -> bool:

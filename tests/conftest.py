@@ -49,7 +49,9 @@ class Pair(NamedTuple):
 
 PAIRS = [Pair(strategy, pool) for pool in WORKER_POOLS for strategy in STRATEGIES]
 AWAITING = "per_loop"
-AWAITING_PAIRS = [Pair(AWAITING, pool) for pool in ("prefork", "threads", "solo")]
+AWAITING_PAIRS = [Pair(AWAITING, pool) for pool in ("prefork", "threads", "solo", "asyncio")]
+IN_THREADS = [Pair("scoped", "asyncio")]
+"""Ordinary tasks under --pool=asyncio."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "def_only(*values): the contract test, or its cases with one of these values, needs `def` tasks"
+    )
     config.addinivalue_line("markers", "worker_pools(*names): the contract test runs under these worker pools only")
     again.configure(config)
     preloaded.enabled = config.getoption("tests") == "covering"
@@ -117,9 +122,17 @@ def is_whole(config: pytest.Config, cases: Sequence[covering.Case]) -> bool:
 
 
 def is_meant_for_its_pair(item: pytest.Item) -> bool:
+    if needs_def(item) and any(getattr(value, "strategy", "") == AWAITING for value in parameters_of(item).values()):
+        return False
     marker = item.get_closest_marker("worker_pools")
     pools = {value.pool for value in parameters_of(item).values() if hasattr(value, "pool")}
     return marker is None or pools <= set(marker.args)
+
+
+def needs_def(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("def_only")
+    values = [value for value in parameters_of(item).values() if isinstance(value, str)]
+    return marker is not None and (not marker.args or bool({*marker.args} & {*values}))
 
 
 def parameters_of(item: pytest.Item) -> dict[str, Any]:
@@ -225,7 +238,7 @@ def lockable(watched_key: str, database: databases.Database) -> str:
     return watched_key
 
 
-@pytest.fixture(scope="session", params=[*PAIRS, *AWAITING_PAIRS], ids=str)
+@pytest.fixture(scope="session", params=[*PAIRS, *AWAITING_PAIRS, *IN_THREADS], ids=str)
 def worker(
     request: pytest.FixtureRequest, site: workers.Site, database: databases.PostgreSQL
 ) -> Iterator[workers.Worker]:

@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from support.databases import PostgreSQL
 from support.project.models import Row
@@ -350,3 +351,55 @@ def test_an_engine_of_ones_own_cannot_be_awaited(run_database: PostgreSQL) -> No
     with pytest.raises(ConfigurationError, match="alchemy_database_url"):
         task.apply(throw=True)
     app.close()
+
+
+@pytest.mark.parametrize("mode", [True, "transaction"])
+def test_a_task_that_only_reads_cannot_write(shop: Shop, run_database: PostgreSQL, key: str, mode: Any) -> None:
+    async def body(task: Any) -> Any:
+        found = await task.db.scalar(text("SELECT current_setting('transaction_read_only')"))
+        with pytest.raises(DBAPIError, match="read-only"):
+            await task.db.execute(text("INSERT INTO rows_ (key_, note) VALUES (:key, '')"), {"key": key})
+        await task.db.rollback()
+        return found
+
+    assert shop.run(body, read_only=mode) == "on"
+    assert run_database.rows(key) == []
+
+
+def test_a_lost_conflict_runs_the_coroutine_again_and_the_pause_is_awaited(
+    shop: Shop, run_database: PostgreSQL, key: str
+) -> None:
+    attempts: list[int] = []
+
+    async def body(task: Any) -> int:
+        attempts.append(len(attempts))
+        await add(task, key, f"attempt {attempts[-1]}")
+        if len(attempts) < 3:
+            await task.db.execute(text("DO $$ BEGIN RAISE EXCEPTION 'of two' USING ERRCODE = '40001'; END $$"))
+        return len(attempts)
+
+    assert shop.run(body, isolation_retries=3) == 3
+    assert run_database.rows(key) == ["attempt 2"]
+
+
+def test_several_databases_are_one_unit_of_work(
+    run_database: PostgreSQL, there: PostgreSQL, shop: Shop, key: str
+) -> None:
+    if "asyncpg" in shop.app.conf.alchemy_database_url:
+        pytest.skip("one driver will do: what several databases have is above the drivers")
+    shop.app.conf.alchemy_databases = {"there": there.url("async-tasks")}
+
+    async def body(task: Any, fails: bool) -> None:
+        await add(task, key)
+        task.session_for("there").add(Row(key=key, note="there"))
+        await task.session_for("there").flush()
+        if fails:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        shop.run(body, True)
+    assert (run_database.rows(key), there.rows(key)) == ([], [])
+    shop.run(body, False)
+    assert (run_database.rows(key), there.rows(key)) == (["added"], ["there"])
+    for db in shop.db.databases.values():
+        db.coroutines.stop()

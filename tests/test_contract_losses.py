@@ -6,6 +6,7 @@ from support.waiting import eventually
 from support.worker import Worker
 
 
+@pytest.mark.def_only("close_by_remove")  # an AsyncSession has no such method
 @pytest.mark.parametrize("how", ["close_in_finally", "close_with_a_block", "close_by_remove", "close_and_go_on"])
 def test_a_session_that_is_closed_with_work_in_it_fails_the_task(
     worker: Worker, key: str, database: Database, how: str

@@ -40,6 +40,7 @@ def test_a_task_called_like_a_function_joins(
     assert database.rows(key) == rows
 
 
+@pytest.mark.def_only  # a task that is no coroutine cannot await another
 @pytest.mark.parametrize(("callee_fails", "rows"), [(False, ["callee"]), (True, [])])
 def test_called_where_no_unit_of_work_is_open_it_opens_its_own(
     worker: Worker, key: str, database: Database, callee_fails: bool, rows: list[str]

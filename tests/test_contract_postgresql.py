@@ -58,6 +58,7 @@ def test_a_caught_soft_limit_leaves_a_session_that_rollback_mends(
     assert not sleeping(database, worker)
 
 
+@pytest.mark.def_only  # a coroutine that does not await stops its event loop
 @pytest.mark.worker_pools("prefork")
 def test_a_soft_limit_between_statements_rolls_back(worker: Worker, key: str, database: PostgreSQL) -> None:
     outcome = worker.call("busy", key, False, soft_time_limit=SOFT_LIMIT_S)
@@ -65,6 +66,7 @@ def test_a_soft_limit_between_statements_rolls_back(worker: Worker, key: str, da
     assert database.rows(key) == []
 
 
+@pytest.mark.def_only
 @pytest.mark.worker_pools("prefork")
 def test_a_soft_limit_caught_between_statements_is_an_ordinary_return(
     worker: Worker, key: str, database: PostgreSQL

@@ -10,6 +10,7 @@ def test_a_task_that_touches_no_database_opens_nothing(worker: Worker) -> None:
     assert worker.connections_when_untouched == []
 
 
+@pytest.mark.def_only  # of coroutines there is one
 def test_the_strategy_in_force_is_the_configured_one(worker: Worker) -> None:
     """In every process; and `db.strategy` says who chose it, and for which worker pool."""
     for report in worker.probe():
@@ -64,6 +65,7 @@ def test_outside_any_unit_of_work_there_is_no_session(worker: Worker, key: str, 
     assert database.rows(key) == ["unit of a plain task"]
 
 
+@pytest.mark.def_only("to_thread")  # by asyncio.run(), which no coroutine can call
 @pytest.mark.parametrize("kind", ["thread", "executor", "context_thread", "to_thread", "greenlet"])
 def test_what_a_task_starts_has_no_session(worker: Worker, key: str, database: Database, kind: str) -> None:
     """In a thread, executor, copied context, asyncio.to_thread or greenlet `self.db` and `db.session` raise."""
@@ -80,6 +82,7 @@ def test_a_greenlet_of_the_worker_pools_library_has_no_session(worker: Worker, k
     test_what_a_task_starts_has_no_session(worker, key, database, worker.pool)
 
 
+@pytest.mark.def_only  # test_async_tasks has the children of coroutines
 @pytest.mark.parametrize("kind", ["thread", "context_thread", "to_thread"])
 def test_what_a_task_starts_may_open_a_unit_of_work(worker: Worker, key: str, database: Database, kind: str) -> None:
     outcome = worker.call("helper_with_unit", key, kind)

@@ -18,6 +18,7 @@ from support.worker import Site
 
 from celery_alchemy import Alchemy, ConfigurationError, CurrentSession, DatabaseTask, NoUnitOfWork, UseDatabase
 from celery_alchemy.workers.attributes import NAMES
+from celery_alchemy.workers.task import BaseDatabaseTask
 
 
 @pytest.fixture
@@ -176,8 +177,10 @@ def test_what_only_looks_like_an_attribute_of_ours_is_let_be() -> None:
 
 
 def test_the_names_are_those_of_the_class() -> None:
-    values = {name for name, value in vars(DatabaseTask).items() if not name.startswith("_") and not callable(value)}
-    assert values - {"abstract", "db", "on_bound"} == set(NAMES)
+    values = {
+        name for name, value in vars(BaseDatabaseTask).items() if not name.startswith("_") and not callable(value)
+    }
+    assert values - {"abstract", "is_async", "on_bound", "refuse_function"} == set(NAMES)
 
 
 def test_an_optional_session_is_passed(app: Celery) -> None:

@@ -98,6 +98,8 @@ SHARED = {
     "strategies/place.py": {"_place"},
     "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
+    "strategies/asynchronous/hosting.py": {"current_interruption"},
+    "strategies/asynchronous/loop_thread.py": {"_process"},
     "strategies/drivers/awaited_mysql.py": {"_places"},
     "strategies/drivers/awaited_psycopg.py": {"_making"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},

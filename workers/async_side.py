@@ -6,13 +6,13 @@ from typing import Any
 
 from ..strategies import SessionStrategy
 from ..strategies.asynchronous.strategy import PerLoopStrategy
-from ..strategies.asynchronous.units import AsyncUnitOfWork, AsyncUnits
+from ..strategies.asynchronous.units import AsyncSeveralUnits, AsyncUnitOfWork, AsyncUnits
 from ..strategies.entry import UnitOptions
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
 from ..strategies.worker_pool import WorkerPool
 from .async_request import AsyncRunner, DeferringAsyncRunner, HostingRunner
-from .errors import as_configuration_error
+from .errors import ConfigurationError, as_configuration_error
 from .isolation import IsolatingRunner
 from .request import RequestRunner
 
@@ -53,7 +53,12 @@ class AsyncSide:
             reason = "auto: an AsyncEngine belongs to one event loop"
             strategy = self._strategy = PerLoopStrategy(engines, sessions, worker_pool, reason)
             strategy.start()
-        self.units.use(strategy, AsyncUnitOfWork)
+        if engines.options.two_phase:
+            raise ConfigurationError(
+                "alchemy_two_phase is for ordinary tasks; `async def` tasks commit in several databases one after the "
+                "other. Leave it out, or make the tasks that need it DatabaseTasks of an app of their own."
+            )
+        self.units.use(strategy, AsyncSeveralUnits if self._db.count_databases() > 1 else AsyncUnitOfWork)
         return strategy
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
-from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.engine import URL, Engine
 
 from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.asynchronous.strategy import PerLoopStrategy
@@ -17,16 +17,13 @@ from ..strategies.deferring_sessions import DeferringSession
 from ..strategies.drivers import green
 from ..strategies.drivers.awaited_urls import has_sync_side, sync_url
 from ..strategies.drivers.url import parse_url, shown, shown_text
-from ..strategies.engines import statement_timeout
 from ..strategies.engines.factory import EngineFactory, EngineHook, EngineListener
 from ..strategies.engines.pool import DeferringQueuePool, MeteredQueuePool, ReservedQueuePool
 from ..strategies.engines.succession import Succession
 from ..strategies.entry import UnitOptions
-from ..strategies.features import reset_on_return
 from ..strategies.features.choice import ENGINE_HOOKS, phrases, unit_options
 from ..strategies.features.read_only import ReadOnly
 from ..strategies.hooks import UnitHook
-from ..strategies.names import type_of
 from ..strategies.options import DatabaseOptions
 from ..strategies.registry import UnitOfWorkRegistry, observe_error
 from ..strategies.session_factory import MakeSession, SessionFactory
@@ -38,6 +35,7 @@ from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
 from .async_side import AsyncSide
+from .database_refusals import refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
 from .isolation import IsolatingRunner
 from .request import RequestRunner
@@ -284,7 +282,7 @@ class Database:
             spelled = self._spelled("url", "alchemy_database_url")
             url = parse_url(settings.database_url, spelled, may_await=may_await)
         else:
-            _refuse_async(engine)
+            refuse_async(engine)
             self._refuse_without_effect(settings, engine)
         replica = settings.replica_database_url
         replica_url = (
@@ -306,7 +304,7 @@ class Database:
             engine_options=settings.engine_options,
             replica_url=replica_url,
         )
-        self._refuse_what_it_cannot(settings, options, dialect)
+        refuse_what_it_cannot(settings, options, dialect)
         return options, url, engine
 
     def _engine_factory(
@@ -334,26 +332,6 @@ class Database:
 
     def _engine_hooks(self) -> tuple[EngineHook, ...]:
         return (*ENGINE_HOOKS, *observers.engine_hooks(self.settings))
-
-    def _refuse_what_it_cannot(self, settings: Settings, options: DatabaseOptions, dialect: type[Dialect]) -> None:
-        limit_s = settings.statement_timeout_s
-        if limit_s is not None and not statement_timeout.supports(dialect):
-            raise ConfigurationError(
-                f"alchemy_statement_timeout_s={limit_s!r}, but the database {self.database!r} is "
-                f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
-                f"Leave it out."
-            )
-        if settings.external_pooler and dialect.name != "postgresql":
-            raise ConfigurationError(
-                f"alchemy_external_pooler={settings.external_pooler!r}, but the database {self.database!r} is "
-                f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
-            )
-        refusal = reset_on_return.why_not(dialect, options) if options.reset_on_return else None
-        if refusal is not None:
-            raise ConfigurationError(
-                f"alchemy_reset_on_return=True, but the sessions of the database {self.database!r} cannot be reset: "
-                f"{refusal}. Leave it out; 'reset_on_return' in alchemy_databases says it for one database."
-            )
 
     def _refuse_without_effect(self, settings: Settings, engine: Engine) -> None:
         """Refuse settings that say how an Engine is made, where the user has brought one."""
@@ -410,16 +388,3 @@ def _session_options(
         kinds.append(DeferringSession)
     given = {**settings.session_options, "twophase": True} if options.two_phase else settings.session_options
     return given, tuple(kinds) or (UnitSession,)
-
-
-def _refuse_async(engine: object) -> None:
-    if not isinstance(engine, Engine):
-        raise ConfigurationError(
-            f"Alchemy(engine=...) got {type_of(engine)}, but tasks are ordinary functions and need a "
-            f"sqlalchemy.Engine, made by create_engine() with a sync driver."
-        )
-    if engine.dialect.is_async:
-        raise ConfigurationError(
-            "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
-            "Engine made by create_engine() with a sync driver."
-        )

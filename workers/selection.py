@@ -26,6 +26,7 @@ _AUTO: dict[str, tuple[type[SessionStrategy], str]] = {
     "threads": (ScopedStrategy, "threads share one process, and a Session must not be shared"),
     "gevent": (ScopedStrategy, "greenlets share one process, and a Session must not be shared"),
     "eventlet": (ScopedStrategy, "greenlets share one process, and a Session must not be shared"),
+    "asyncio": (ScopedStrategy, "its `def` tasks run in threads, and a Session must not be shared"),
     "solo": (LocalStrategy, "solo runs one task at a time in one process"),
 }
 _AUTO_OTHER = (LocalStrategy, "a Session per task request is right wherever it runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import literal, select
@@ -36,7 +35,6 @@ class PerLoopStrategy(SessionStrategy):
         from ..engines.awaited_engines import AwaitedEngines
 
         self._awaited = AwaitedEngines(self.engines, lambda: self.size)
-        self._readers: weakref.WeakKeyDictionary[Engine, Engine] = weakref.WeakKeyDictionary()
 
     @classmethod
     def refuses(cls, worker_pool: WorkerPool) -> str | None:
@@ -57,12 +55,7 @@ class PerLoopStrategy(SessionStrategy):
     @property
     def read_engine(self) -> Engine:
         """The same for what only reads."""
-        main = self.engine
-        found = self._readers.get(main)
-        if found is None:
-            found = self._readers[main] = self.engines.reading(main)
-            self.engines.notify(found)
-        return found
+        return self._awaited.reader.sync_engine
 
     def make_engine(self) -> Engine:
         return self.engines.awaited(self.size)
@@ -78,8 +71,7 @@ class PerLoopStrategy(SessionStrategy):
         self.sessions.check(engine)
 
     def engines_made(self) -> list[Engine]:
-        made = [engine.sync_engine for engine in self._awaited.made()]
-        return [*made, *(self._readers[engine] for engine in made if engine in self._readers)]
+        return [engine.sync_engine for engine in self._awaited.made()]
 
     def dispose(self) -> None:
         """Close the idle connections of this process, each on its event loop where that can be reached."""

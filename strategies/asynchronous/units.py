@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.util import concurrency
 
+from ..base import SessionStrategy
 from ..entry import Label, UnitOptions, move_here
 from ..features.on_event_loop import is_coroutine_function
 from ..on_commit import Callback
 from ..registry import UnitOfWorkRegistry
 from ..scope import here, own_scope, runs_in_greenlet
+from ..several.several_units import Part, SeveralUnits
 from ..unit_of_work import UnitOfWork
 from .hosting import held, host
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class AsyncUnitOfWork(UnitOfWork):
-    """What one coroutine does in the database."""
+class AwaitingUnit(UnitOfWork):
+    """A unit of work of one coroutine; mixed in before the class that ends it."""
 
     awaits = True
     task: asyncio.Task[Any] | None = None
@@ -60,6 +62,30 @@ class AsyncUnitOfWork(UnitOfWork):
         self._async_session = None  # no cycle: it knows its Session, which knows this
 
 
+class AsyncUnitOfWork(AwaitingUnit):
+    """What one coroutine does in the database."""
+
+
+class AsyncPart(AwaitingUnit, Part):
+    """What it does in another one."""
+
+
+class AsyncSeveralUnits(AwaitingUnit, SeveralUnits):
+    """What one coroutine does in several databases."""
+
+    part_class: type[Part] = AsyncPart
+
+    def part_of(self, registry: Any, strategy: Callable[[], SessionStrategy], position: int) -> UnitOfWork:
+        there = registry.twin or registry  # the Sessions of a coroutine are all its own kind
+        part: Any = super().part_of(there, there.started, position)
+        part.task = self.task
+        return part  # type: ignore[no-any-return]
+
+    def succeed(self, *, final: bool) -> None:
+        with held():  # between two COMMITs too
+            super().succeed(final=final)
+
+
 class AsyncUnits(UnitOfWorkRegistry):
     """Opens the units of work of coroutines on one database.
 
@@ -74,13 +100,14 @@ class AsyncUnits(UnitOfWorkRegistry):
     ) -> None:
         super().__init__(start, options)
         self.twin_of = twin_of
+        twin_of.twin = self
 
     def begin(
         self, options: UnitOptions, label: Label, kind: str, holder: object = None, request: object = None
     ) -> UnitOfWork:
         """Open a unit of work of its own; no Session yet."""
         unit = super().begin(options, label, kind, holder, request)
-        assert isinstance(unit, AsyncUnitOfWork)
+        assert isinstance(unit, AwaitingUnit)
         unit.task = asyncio.current_task()
         return unit
 
@@ -125,7 +152,7 @@ class AsyncBlock(AbstractAsyncContextManager["AsyncSession"]):
     ) -> None:
         self._registry = registry
         self._how = (options, label, kind, holder, request)
-        self._open: list[AsyncUnitOfWork] = []
+        self._open: list[AwaitingUnit] = []
 
     async def __aenter__(self) -> AsyncSession:
         import sqlalchemy.ext.asyncio  # noqa: F401 - by which a greenlet knows that it may await
@@ -144,7 +171,7 @@ class AsyncBlock(AbstractAsyncContextManager["AsyncSession"]):
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         await self._end(self._open.pop(), error)
 
-    async def _end(self, unit: AsyncUnitOfWork, error: BaseException | None) -> None:
+    async def _end(self, unit: AwaitingUnit, error: BaseException | None) -> None:
         """End `unit` here: it may have been opened in another asyncio task."""
         own_scope()
         move_here(unit)

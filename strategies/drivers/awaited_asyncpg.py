@@ -13,6 +13,7 @@ waits for any more.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import event
@@ -20,6 +21,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from .._sqlalchemy_pools import wrap_creator
 from ..options import DatabaseOptions
 from .awaiting import Adapted, Awaited
 from .base import Driver, Ended
@@ -79,6 +81,21 @@ class Asyncpg(Awaited, PostgreSQLDriver):
         given = options.engine_options
         leave = "pool_reset_on_return" in given or {"poolclass", "pool"} & given.keys()
         return {} if leave else {"pool_reset_on_return": None}  # `settle` does it
+
+    def follow_transactions(self, engine: Engine) -> None:
+        super().follow_transactions(engine)
+        dbapi: Any = engine.dialect.loaded_dbapi
+
+        def wrap(create: Callable[..., Any]) -> Callable[..., Any]:
+            def creator(connection_record: Any = None) -> Any:
+                try:
+                    return create(connection_record)
+                except OSError as error:  # refused, timed out, no such host: no error of a driver for SQLAlchemy
+                    raise dbapi.OperationalError(f"{type(error).__name__}: {error}", error) from error
+
+            return creator
+
+        wrap_creator(engine.pool, wrap)
 
     def listen(self, engine: Engine, options: DatabaseOptions) -> None:
         _retrieve_what_was_cancelled()

@@ -6,7 +6,8 @@ from sqlalchemy.engine import URL, Dialect
 
 from ..errors import InvalidSetting
 
-_INSTEAD = {
+#: Of each kind of database, what can be awaited.
+AWAITED = {
     "postgresql": ("postgresql+asyncpg", "postgresql+psycopg"),
     "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
     "mariadb": ("mariadb+asyncmy", "mariadb+aiomysql"),
@@ -52,8 +53,8 @@ def refuse_what_blocks(url: URL, setting: str) -> None:
 def what_to_write(url: URL) -> str:
     """Return why `url` cannot be awaited, and what it should begin with; the rest of it stays as it is."""
     driver = url.get_dialect().driver
-    known = _INSTEAD.get(url.get_backend_name())
+    known = AWAITED.get(url.get_backend_name())
     if known is None:
-        names = ", ".join(name for names in _INSTEAD.values() for name in names)
+        names = ", ".join(name for names in AWAITED.values() for name in names)
         return f"{driver} cannot be awaited. Known to be: {names}."
     return f"{driver} cannot be awaited; write {' or '.join(known)}."

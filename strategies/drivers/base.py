@@ -318,4 +318,6 @@ def code_of(error: BaseException) -> int | str | None:
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg, psycopg2
     if sqlstate is None and isinstance(first, dict):
         sqlstate = first.get("C")  # pg8000
+    if sqlstate is None and hasattr(error.__cause__, "server_source_function"):
+        sqlstate = getattr(error.__cause__, "sqlstate", None)  # asyncpg, where SQLAlchemy's own has lost it
     return sqlstate if isinstance(sqlstate, str) else None

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import NoSuchModuleError
 
+from .awaited_urls import AWAITED
+
 _DRIVERS = {
     "postgresql": ("postgresql+psycopg", "postgresql+psycopg2"),
     "mysql": ("mysql+pymysql", "mysql+mysqldb"),
@@ -19,6 +21,10 @@ _INSTALL = {
     "psycopg2": "pip install psycopg2-binary",
     "pymysql": "pip install PyMySQL",
     "mysqldb": "pip install mysqlclient",
+    "asyncpg": "pip install asyncpg",
+    "asyncmy": "pip install asyncmy",
+    "aiomysql": "pip install aiomysql",
+    "aiosqlite": "pip install aiosqlite",
 }
 
 
@@ -53,7 +59,8 @@ def missing(url: URL, driver: str, package: str) -> str:
 
 def _instead(url: URL, backend: str, driver: str) -> str | None:
     """Say what the URL can begin with, of the drivers that are installed here; None where none is."""
-    names = sorted(_DRIVERS.get(backend, ()), key=lambda name: name != f"{backend}+{driver}")
+    drivers = AWAITED if _is_awaited(url) else _DRIVERS
+    names = sorted(drivers.get(backend, ()), key=lambda name: name != f"{backend}+{driver}")
     found = next((name for name in names if _is_installed(url.set(drivername=name))), None)
     if found is None:
         return None
@@ -63,6 +70,10 @@ def _instead(url: URL, backend: str, driver: str) -> str | None:
 def _first_of(backend: str) -> str:
     name = _DRIVERS[backend][0]
     return f"Begin the URL with {name}://, and install this driver: {_INSTALL[name.partition('+')[2]]}."
+
+
+def _is_awaited(url: URL) -> bool:
+    return _is_known(url) and bool(url.get_dialect().is_async)
 
 
 def _is_known(url: URL) -> bool:

@@ -46,5 +46,6 @@ def is_stale(error: BaseException, statement: str | None = None) -> bool:
 def _function_of(error: BaseException) -> str | None:
     """Return the function of the server that has raised `error`; None where the driver does not tell."""
     told: Any = getattr(getattr(error, "diag", None), "source_function", None)  # psycopg, psycopg2
+    told = told or getattr(error.__cause__, "server_source_function", None)  # asyncpg, in SQLAlchemy's own
     first = error.args[0] if error.args else None
     return told or (first.get("R") if isinstance(first, dict) else None)  # pg8000

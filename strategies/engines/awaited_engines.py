@@ -32,6 +32,7 @@ class AwaitedEngines:
         self._factory = factory
         self._size = size
         self._made: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = weakref.WeakKeyDictionary()
+        self._readers: weakref.WeakKeyDictionary[AsyncEngine, AsyncEngine] = weakref.WeakKeyDictionary()
         forks.on_fork(self.after_fork)
 
     @property
@@ -59,24 +60,39 @@ class AwaitedEngines:
                 raise
         return found
 
+    @property
+    def reader(self) -> AsyncEngine:
+        """The AsyncEngine of the running event loop for what only reads; each statement commits itself."""
+        main = self.engine
+        found = self._readers.get(main)
+        if found is None:
+            engine = self._factory.reading(main.sync_engine)
+            found = self._readers[main] = AsyncEngine(engine)
+            self._factory.notify(engine)
+        return found
+
     def made(self) -> list[AsyncEngine]:
         """Return those that this process has made so far."""
-        return list(self._made.values())
+        return [*self._made.values(), *self._readers.values()]
 
     async def dispose(self) -> None:
         """Close the idle connections of the running loop; what is in use is closed when it comes back."""
-        engine = self._made.pop(asyncio.get_running_loop(), None)
-        if engine is None:
+        main = self._made.pop(asyncio.get_running_loop(), None)
+        if main is None:
             return
-        pool: Any = engine.sync_engine.pool
-        self._factory.leave([engine.sync_engine])
-        await engine.dispose()
-        if isinstance(pool, AwaitedQueuePool):
-            await pool.closed()
+        for engine in filter(None, (main, self._readers.pop(main, None))):
+            pool: Any = engine.sync_engine.pool
+            self._factory.leave([engine.sync_engine])
+            await engine.dispose()
+            if isinstance(pool, AwaitedQueuePool):
+                await pool.closed()
 
     def after_fork(self) -> None:
         """Drop what was inherited, and close nothing: to close a loop here would take the parent's loop its wake-up."""
         for loop, engine in list(self._made.items()):
             forks.keep_for_good(loop)
             forks.keep_for_good(engine)
+        for engine in self._readers.values():
+            forks.keep_for_good(engine)
+        self._readers = weakref.WeakKeyDictionary()
         self._made = weakref.WeakKeyDictionary()

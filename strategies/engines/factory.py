@@ -202,19 +202,14 @@ class EngineFactory:
             InvalidSetting: its driver cannot be awaited; or the options are none that `create_async_engine` takes.
         """
         refuse_what_blocks(self.url, "alchemy_database_url")
-        # Not imported by those who have no use for it.
-        from sqlalchemy.ext import asyncio
-
-        from .awaited_pool import AwaitedQueuePool, MeteredAwaitedPool
-
-        def create(url: URL, **arguments: Any) -> Engine:
-            return asyncio.create_async_engine(url, **arguments).sync_engine
+        from .awaited_pool import AwaitedQueuePool, MeteredAwaitedPool  # not imported by those who have no use for it
 
         kind = self.engine_options.get("poolclass", QueuePool)
         if self.keeps_own_pool or kind not in {QueuePool, AsyncAdaptedQueuePool}:
-            return self._make(self.options, {}, create=create)
+            return self._make(self.options, {}, create=_create_awaited)
         kind = MeteredAwaitedPool if issubclass(self.pool_class, pool.MeteredQueuePool) else AwaitedQueuePool
-        return self._make(self.options, {**self._queue(size), "poolclass": kind}, reserve=size.reserve, create=create)
+        decided = {**self._queue(size), "poolclass": kind}
+        return self._make(self.options, decided, reserve=size.reserve, create=_create_awaited)
 
     @property
     def keeps_own_pool(self) -> bool:
@@ -232,13 +227,15 @@ class EngineFactory:
             return main  # the database lives in its connection
         options = replace(self.options, reads=True)
         decided: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-        watch = _served.get(main)
+        watch, create = _served.get(main), _create_awaited if main.dialect.is_async else None
         if isinstance(main.pool, pool.ReservedQueuePool):
             size = pool.size_of(main.pool)
-            return self._make(options, {**decided, **self._queue(size)}, reserve=size.reserve, like=watch)
+            decided |= {**self._queue(size), "poolclass": type(main.pool)}
+            return self._make(options, decided, reserve=size.reserve, like=watch, create=create)
         if isinstance(main.pool, NullPool):
-            return self._make(options, {**decided, "poolclass": NullPool}, leave_out=_POOL_OPTIONS, like=watch)
-        return self._make(options, decided, like=watch)
+            decided["poolclass"] = NullPool
+            return self._make(options, decided, leave_out=_POOL_OPTIONS, like=watch, create=create)
+        return self._make(options, decided, like=watch, create=create)
 
     def guard_others(self, engines: Iterable[Engine]) -> None:
         """Guard the Engines that the user's Sessions are bound to beside the main one (`binds`)."""
@@ -340,6 +337,12 @@ class EngineFactory:
         watch.scarce = self.tasks_may_queue
         new.describe_holder, new.watch = self._scope.describe_holder, watch
         new.waits_in_line = self._scope.waits_in_line
+
+
+def _create_awaited(url: URL, **arguments: Any) -> Engine:
+    from sqlalchemy.ext import asyncio  # not imported by those who have no use for it
+
+    return asyncio.create_async_engine(url, **arguments).sync_engine
 
 
 def _becomes_ours(found: Pool) -> TypeGuard[QueuePool]:

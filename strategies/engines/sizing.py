@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 
 from ..worker_pool import NO_WORKER, WorkerPool
 
-#: Greenlets are many and cheap, connections are neither: greenlets queue for these.
+#: Greenlets and coroutines are many and cheap, connections are neither: they queue for these.
 GREEN_CONNECTIONS = 20
 
 
@@ -48,7 +48,7 @@ def tasks_may_queue(worker_pool: WorkerPool, size: PoolSize) -> bool:
 def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any], databases: int = 1) -> PoolSize:
     """Return the size of one process's connection pool; what the user set in `engine_options` wins.
 
-    prefork and solo run one task at a time per process, threads one per thread; gevent and eventlet share
+    prefork and solo run one task at a time per process, threads one per thread; gevent, eventlet and asyncio share
     `min(concurrency, 20)`. Each gets as many slots again in reserve, so that every task can open one nested unit of
     work. Who sets `max_overflow` has said what may come on top, and there is no reserve. A process outside a worker
     gets SQLAlchemy's own defaults (5 + 10).
@@ -59,12 +59,13 @@ def size_for(worker_pool: WorkerPool, url: URL, engine_options: dict[str, Any], 
     """
     if worker_pool.name == NO_WORKER:
         default = PoolSize(pool_size=5, max_overflow=10)
-    elif worker_pool.is_green and url.get_backend_name() == "sqlite":
-        # Waiting for a lock of SQLite blocks the whole process, its holder included: let greenlets queue here.
-        default = PoolSize(pool_size=1)
+    elif worker_pool.takes_turns and url.get_backend_name() == "sqlite":
+        # Waiting for a lock of SQLite blocks all greenlets, its holder included, and is no queue: let them queue here.
+        # A coroutine does not block the others, so it may have a second connection.
+        default = PoolSize(pool_size=1, reserve=0 if worker_pool.is_green else 1)
     else:
         tasks = worker_pool.tasks_per_process
-        busy = min(tasks, GREEN_CONNECTIONS) if worker_pool.is_green else tasks
+        busy = min(tasks, GREEN_CONNECTIONS) if worker_pool.takes_turns else tasks
         default = PoolSize(pool_size=busy, reserve=busy)
     pool_size = engine_options.get("pool_size", default.pool_size)
     if "max_overflow" in engine_options or pool_size == 0:

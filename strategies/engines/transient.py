@@ -56,6 +56,10 @@ class TransientDriverError(_FromMessage, TransientDatabaseError, sa_exc.Database
     """A DatabaseError of no narrower class that passes by itself: the connection is lost."""
 
 
+class TransientDBAPIError(_FromMessage, TransientDatabaseError, sa_exc.DBAPIError):
+    """A DBAPIError of no class that the DB-API knows, and that passes by itself: asyncpg has many."""
+
+
 class TransientlyBrokenTransaction(TransientDatabaseError, BrokenTransaction):
     """A BrokenTransaction whose cause passes by itself."""
 
@@ -67,6 +71,7 @@ _NARROWED: dict[type[sa_exc.DBAPIError], type[TransientDatabaseError]] = {
     sa_exc.NotSupportedError: TransientNotSupportedError,
     sa_exc.ProgrammingError: TransientProgrammingError,
     sa_exc.DatabaseError: TransientDriverError,
+    sa_exc.DBAPIError: TransientDBAPIError,
 }
 
 #: SQLSTATE. Source: PostgreSQL, appendix A, "PostgreSQL Error Codes". Not among them: 57014, a statement's timeout,
@@ -216,5 +221,8 @@ def _sqlite_code_of(error: BaseException) -> int | None:
 
 
 def _is_drivers(error: BaseException) -> bool:
-    """Tell whether `error` is of a database driver, whose classes have the names that the DB-API fixes."""
+    """Tell whether `error` is of a database driver, whose classes have the names that the DB-API fixes. Where it has no
+    name for one of asyncpg's, that has a SQLSTATE."""
+    if hasattr(error, "sqlstate") and any(kind.__name__ == "Error" for kind in type(error).__mro__):
+        return True
     return any(kind.__name__ in {"OperationalError", "InterfaceError", "DatabaseError"} for kind in type(error).__mro__)

@@ -16,6 +16,8 @@ from ..options import DatabaseOptions
 LONGEST_NAME = 63
 """Bytes of an application_name; the server cuts off the rest."""
 _ID_LENGTH = 8
+_DOLLARS = "numeric_dollar"
+"""How asyncpg writes parameters."""
 
 
 class TransactionSettings(UnitHook):
@@ -31,10 +33,16 @@ class TransactionSettings(UnitHook):
             if transaction.parent is not None or connection.dialect.name != "postgresql":
                 return
             settings = list(_settings(self._options, unit.label))
-            calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
+            calls = _calls(len(settings), dollars=connection.dialect.paramstyle == _DOLLARS)
             connection.exec_driver_sql(f"SELECT {calls}", tuple(part for setting in settings for part in setting))
 
         event.listen(session, "after_begin", after_begin)
+
+
+def _calls(count: int, *, dollars: bool) -> str:
+    if not dollars:
+        return ", ".join(["set_config(%s, %s, true)"] * count)
+    return ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, true)" for n in range(count))
 
 
 def _settings(options: DatabaseOptions, label: str) -> Iterable[tuple[str, str]]:

@@ -45,6 +45,8 @@ class Server:
     def __init__(self, driver: str, database: databases.Database, name: str) -> None:
         self.driver, self.database, self.name = driver, database, name
         self.connects = 0
+        self.port: int | None = None
+        """In place of the server's."""
         self.errors: list[BaseException] = []
         self.noises: list[dict[str, Any]] = []
         self.listeners: list[Callable[[Engine], object]] = []
@@ -55,7 +57,8 @@ class Server:
         query = {
             key: value for key, value in url.query.items() if key != "application_name" or self.driver == "psycopg"
         }
-        return url.set(drivername=f"{url.get_backend_name()}+{self.driver}", query=query)
+        port = self.port or url.port
+        return url.set(drivername=f"{url.get_backend_name()}+{self.driver}", query=query, port=port)
 
     @property
     def slow(self) -> str:

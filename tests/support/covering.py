@@ -17,9 +17,10 @@ import pytest
 PAIRS = {
     "prefork": ("per_process", "local", "scoped", "per_loop"),
     "threads": ("scoped", "per_loop"),
+    "asyncio": ("per_loop",),
     "gevent": ("scoped",),
     "eventlet": ("local",),
-    "solo": ("per_process",),
+    "solo": ("per_process", "per_loop"),
 }
 
 #: Tests and modules that only the full run has: they take long, and what they prove breaks seldom, or shows elsewhere.

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-_PAIR = re.compile(r"[\[-]((?:local|scoped|per_process|per_loop)-(?:prefork|threads|gevent|eventlet|solo))[\]-]")
+_PAIR = re.compile(
+    r"[\[-]((?:local|scoped|per_process|per_loop)-(?:prefork|threads|gevent|eventlet|solo|asyncio))[\]-]"
+)
 
 
 def group_of(nodeid: str) -> str:

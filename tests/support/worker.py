@@ -28,7 +28,7 @@ TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
 END_TIMEOUT_S = 40
 TASK_TIMEOUT_S = 45
-CONCURRENCY = {"prefork": 2, "asyncio": 50, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+CONCURRENCY = {"prefork": 2, "asyncio": 8, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
 # Nothing comes after these: the attempt does not end.
 KILLED = {"TimeLimitExceeded", "WorkerLostError", "Terminated", "TaskRevokedError"}
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from celery.backends.base import Backend
 from sqlalchemy.util import await_only, concurrency
 
 from ...strategies.asynchronous.hosting import current_interruption
+from .._celery import has_free_connection
 from .threads import Threads
 
 #: Methods of a result backend that talk to its server.
@@ -98,10 +99,15 @@ class OffloadedProducer:
 
 
 class OffloadedProducers:
-    """Stands for the app's `producer_pool`: a task request that finds all producers in use lets the loop go on."""
+    """Stands for the app's `producer_pool`: a task request that finds all producers in use lets the loop go on.
 
-    def __init__(self, producers: Any, threads: Threads) -> None:
-        self._producers, self._threads = producers, threads
+    Args:
+        threads: Those that publish.
+        waiting: One that waits for a connection, where other code has them all.
+    """
+
+    def __init__(self, producers: Any, threads: Threads, waiting: Threads) -> None:
+        self._producers, self._threads, self._waiting = producers, threads, waiting
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producers, name)
@@ -111,8 +117,13 @@ class OffloadedProducers:
             return self._producers.acquire(block=block, timeout=timeout)
         while True:
             try:
-                return OffloadedProducer(self._producers.acquire(block=False), self._threads)
+                return OffloadedProducer(self._acquired(), self._threads)
             except self._producers.LimitExceeded:
                 if not block:
                     raise
             await_only(asyncio.sleep(RETRY_S))
+
+    def _acquired(self) -> Any:
+        acquire = functools.partial(self._producers.acquire, block=False)
+        # In a thread that publishes nothing: who has the connection may need one of those.
+        return acquire() if has_free_connection(self._producers) else await_only(self._waiting.run(acquire))

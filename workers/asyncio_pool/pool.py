@@ -54,6 +54,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     results: Threads
     requests: Threads
     messages: Threads
+    connections: Threads
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -100,9 +101,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.requests = Threads(loop, "requests", REQUESTS, limit)
         senders = app.conf.broker_pool_limit or MESSAGES
         self.messages = Threads(loop, "messages", senders, senders)
+        self.connections = Threads(loop, "connections", 1, 1)
         self._undo = [
             _celery.put_backend(app, self._offloaded),
-            _celery.put_producer_pool(app, lambda pool: offloading.OffloadedProducers(pool, self.messages)),
+            _celery.put_producer_pool(
+                app, lambda pool: offloading.OffloadedProducers(pool, self.messages, self.connections)
+            ),
         ]
         limit_s = app.conf.get(BLOCKED_SETTING) or BLOCKED_S
         self._watchdog = Watchdog(loop, limit_s, self._identity_of, self._beat)
@@ -112,6 +116,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         # With `result_backend_thread_safe` all threads have this one.
         of_thread = (lambda: backend) if backend.thread_safe else (lambda: self.app.backend)
         return offloading.OffloadedBackend(backend, of_thread, self.results)
+
+    def _offloaded_producers(self, producers: Any) -> Any:
+        return offloading.OffloadedProducers(producers, self.messages, self.connections)
 
     async def _dispose(self) -> None:
         """Close the database connections of the loop; called on it, last."""
@@ -306,7 +313,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._undo = []
         if self._watchdog is not None:
             self._watchdog.stop()
-        for threads in (self.bodies, self.results, self.requests, self.messages):
+        for threads in (self.bodies, self.results, self.requests, self.messages, self.connections):
             threads.close()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")

@@ -77,13 +77,13 @@ def _queues(
     Greenlets queue by design: those that wait for something else need no connection. `GREEN_CONNECTIONS` are enough.
     """
     tasks = worker_pool.tasks_per_process
-    needed = min(tasks, GREEN_CONNECTIONS) if worker_pool.is_green else tasks
+    needed = min(tasks, GREEN_CONNECTIONS) if worker_pool.takes_turns else tasks
     setting = strategy.engines.options.options_setting
     given = strategy.engines.user_engine
     found: list[tuple[str, int | None, str]] = []
     if given is not None:
         found.append(("the Engine", max_connections(given.pool), "Make the Engine"))
-    elif "poolclass" not in options and not worker_pool.is_green:
+    elif "poolclass" not in options and not worker_pool.takes_turns:
         size = strategy.size
         limit = None if size.max_overflow < 0 else size.pool_size + size.max_overflow
         found.append(("the connection pool", limit, ""))

@@ -28,7 +28,7 @@ def look() -> None:
 
 
 def _look_at(db: Any, worker: Any) -> None:
-    if not (db.strategy.worker_pool.forks or db.strategy.worker_pool.is_green):
+    if not (db.strategy.worker_pool.forks or db.strategy.worker_pool.takes_turns):
         return
     now, before = concurrency_now(worker), db.strategy.worker_pool
     if not now or now == before.concurrency or os.getpid() != before.main_pid:

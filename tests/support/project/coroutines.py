@@ -206,3 +206,13 @@ async def exit_itself() -> None:
 @app.task
 async def cancel_itself() -> None:
     raise asyncio.CancelledError
+
+
+@app.task
+async def send_when_told(key: str, times: int) -> int:
+    """Publish from a coroutine, once the test says so."""
+    while not await asyncio.to_thread(tools.client().exists, tools.name("go", key)):
+        await asyncio.sleep(0.05)
+    for number in range(times):
+        add.apply_async((number, 1), ignore_result=True)
+    return times

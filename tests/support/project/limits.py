@@ -1,6 +1,7 @@
 """Tasks that meet their soft time limit."""
 
 import io
+import time
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -126,3 +127,13 @@ def copy_and_large_object(self: Any, key: str) -> list[Any]:
 def tell_session_id(self: Any, key: str) -> int:
     self.db.add(Row(key=key, note="next task"))
     return session_id(self.db)
+
+
+@task()
+def insert_slowly(self: Any, key: str, seconds: float) -> None:
+    """Two statements, and a pause between them; any moment is one in which a limit may come."""
+    self.db.add(Row(key=key, note="slowly"))
+    self.db.flush()
+    self.db.execute(nap(seconds / 3))
+    time.sleep(seconds / 3)
+    self.db.execute(nap(seconds / 3))

@@ -97,6 +97,11 @@ class Spelling(ast.NodeTransformer):
             inner = ast.copy_location(ast.With(items=rest, body=node.body), node)
             return ast.copy_location(ast.With(items=[self.visit(first)], body=[self.visit(inner)]), node)
         if not self._is_ours(first.context_expr):
+            if self._is_session(first.context_expr):
+                self._awaits[-1] = True
+                self._sessions[-1].add(ast.unparse(first.optional_vars) if first.optional_vars else "")
+                body = [self.visit(statement) for statement in ast.parse(ast.unparse(node)).body[0].body]  # type: ignore[attr-defined]
+                return ast.copy_location(ast.AsyncWith(items=[first], body=body), node)
             return ast.copy_location(ast.With(items=[self.visit(first)], body=body), node)
         self._awaits[-1] = True
         if isinstance(first.optional_vars, ast.Name):
@@ -117,6 +122,8 @@ class Spelling(ast.NodeTransformer):
         if function.attr in OPERATIONS and self._is_session(function.value):
             return self._awaited(node)
         name = ast.unparse(function)
+        if name == "event.listen" and self._is_session(node.args[0]):
+            node.args[0] = ast.Attribute(value=node.args[0], attr="sync_session", ctx=ast.Load())
         if name in {"tools.barrier", "tools.use"}:
             node.args.insert(0, function)
             node.func = ast.parse("__import__('asyncio').to_thread", mode="eval").body

@@ -1,0 +1,52 @@
+"""What a database is asked for and cannot do."""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Dialect, Engine
+
+from ..strategies.engines import statement_timeout
+from ..strategies.features import reset_on_return
+from ..strategies.names import type_of
+from ..strategies.options import DatabaseOptions
+from .errors import ConfigurationError
+from .settings import Settings
+
+
+def refuse_what_it_cannot(settings: Settings, options: DatabaseOptions, dialect: type[Dialect]) -> None:
+    """Refuse settings that this database, or its driver, cannot do.
+
+    Raises:
+        ConfigurationError: names the setting and the remedy.
+    """
+    limit_s = settings.statement_timeout_s
+    if limit_s is not None and not statement_timeout.supports(dialect):
+        raise ConfigurationError(
+            f"alchemy_statement_timeout_s={limit_s!r}, but the database {options.database!r} is "
+            f"{dialect.name}, which stops no statement by itself; {', '.join(statement_timeout.SUPPORTED)} do. "
+            f"Leave it out."
+        )
+    if settings.external_pooler and dialect.name != "postgresql":
+        raise ConfigurationError(
+            f"alchemy_external_pooler={settings.external_pooler!r}, but the database {options.database!r} is "
+            f"{dialect.name}: PgBouncer is for PostgreSQL. Leave it out."
+        )
+    refusal = reset_on_return.why_not(dialect, options) if options.reset_on_return else None
+    if refusal is not None:
+        raise ConfigurationError(
+            f"alchemy_reset_on_return=True, but the sessions of the database {options.database!r} cannot be reset: "
+            f"{refusal}. Leave it out; 'reset_on_return' in alchemy_databases says it for one database."
+        )
+
+
+def refuse_async(engine: object) -> None:
+    """Refuse an Engine of the user's that is none for ordinary functions."""
+    if not isinstance(engine, Engine):
+        raise ConfigurationError(
+            f"Alchemy(engine=...) got {type_of(engine)}, but tasks are ordinary functions and need a "
+            f"sqlalchemy.Engine, made by create_engine() with a sync driver."
+        )
+    if engine.dialect.is_async:
+        raise ConfigurationError(
+            "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
+            "Engine made by create_engine() with a sync driver."
+        )
