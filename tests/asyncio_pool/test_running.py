@@ -39,6 +39,11 @@ def test_no_task_sees_the_request_or_the_context_of_another(coroutines: Worker) 
     assert [outcome for outcome in outcomes if outcome.state != "SUCCESS" or outcome.value] == []
 
 
+def test_as_many_threads_as_tasks_want(coroutines: Worker, key: str) -> None:
+    outcomes = coroutines.call_together("meet_in_threads", [(key, 40)] * 40)
+    assert {outcome.value for outcome in outcomes} == {"met"}
+
+
 def test_a_chain_and_many_messages_from_a_coroutine(coroutines: Worker) -> None:
     assert coroutines.call("send", 30).value == 30
     first, second = coroutines.send_chain(

@@ -158,6 +158,14 @@ def test_a_task_that_blocks_the_loop_does_not_hold_up_a_cold_shutdown(make: Make
         worker.end(signal.SIGQUIT)
 
 
+def test_a_thread_that_a_task_waits_for_does_not_hold_up_a_cold_shutdown(make: Make, key: str) -> None:
+    with running(make(4)) as worker:
+        worker.send("wait_in_thread_of_loop", 100)
+        worker.send("wait_in_thread", 100)
+        eventually(lambda: len(worker.inspect("active")) == 2, "both run")
+        worker.end(signal.SIGQUIT)
+
+
 @pytest.fixture
 def cuttable() -> Iterator[Proxy]:
     with Proxy(make_url(servers.rabbitmq())) as proxy:

@@ -19,6 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 from .. import _celery, apps
 from ..errors import ConfigurationError
 from . import identity, offloading
+from .executor import DaemonExecutor
 from .hub import HubThread
 from .job import Job
 from .loop import END_S, WorkerLoop
@@ -35,6 +36,8 @@ RESULTS, REQUESTS = 8, 4
 """Threads that store results, and that tell requests of failures, where none is stuck."""
 MESSAGES = 10
 """Threads that publish, where `broker_pool_limit` is unlimited."""
+TO_THREAD = 32
+"""Threads of `asyncio.to_thread`, where fewer tasks run."""
 BLOCKED_SETTING, BLOCKED_S = "alchemy_warn_blocked_s", 1.0
 
 
@@ -50,6 +53,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     is_green = False
     acknowledges_elsewhere = False
     limit: int
+    executor: DaemonExecutor
     bodies: Threads
     results: Threads
     requests: Threads
@@ -96,6 +100,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def _begin(self) -> None:
         """Called on the loop, before any task."""
         app, loop, limit = self.app, self.loop, max(self.limit or 0, 1)
+        self.executor = DaemonExecutor(max(limit, TO_THREAD))
+        loop.set_default_executor(self.executor)
         self.bodies = Threads(loop, "body", limit, limit)
         self.results = Threads(loop, "results", min(RESULTS, limit), limit)
         self.requests = Threads(loop, "requests", REQUESTS, limit)
@@ -247,6 +253,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         for threads in (self.bodies, self.results, self.requests):
             threads.most = max(threads.most, self.limit)
         self.bodies.eager = self.bodies.most
+        self.executor.most = max(self.executor.most, self.limit)
         self._fill()
 
     def _drop_waiting(self) -> None:
@@ -315,6 +322,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
             self._watchdog.stop()
         for threads in (self.bodies, self.results, self.requests, self.messages, self.connections):
             threads.close()
+        self.executor.shutdown()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
 

@@ -216,3 +216,16 @@ async def send_when_told(key: str, times: int) -> int:
     for number in range(times):
         add.apply_async((number, 1), ignore_result=True)
     return times
+
+
+@app.task
+async def wait_in_thread_of_loop(seconds: float) -> str:
+    await asyncio.to_thread(time.sleep, seconds)
+    return "waited"
+
+
+@app.task
+async def meet_in_threads(key: str, parties: int) -> str:
+    """Each waits for all others, in a thread of the loop's."""
+    await asyncio.to_thread(tools.barrier, key, parties)
+    return "met"
