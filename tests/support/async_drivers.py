@@ -30,6 +30,15 @@ THREE = PoolSize(3)
 Body = Callable[[AsyncEngine], Awaitable[Any]]
 
 
+def url_for(driver: str, database: databases.Database, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the URL by which a worker called `name` reaches `database`, and the arguments for the driver."""
+    url = make_url(database.url(name))
+    query = {key: value for key, value in url.query.items() if key != "application_name" or driver == "psycopg"}
+    url = url.set(drivername=f"{url.get_backend_name()}+{driver}", query=query)
+    arguments = {"server_settings": {"application_name": name}} if driver == "asyncpg" else {}
+    return url.render_as_string(hide_password=False), arguments
+
+
 class Server:
     """A database and an Engine of ours that awaits one of the drivers."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from celery.backends.base import Backend
+from kombu.pools import ProducerPool
 from sqlalchemy.util import await_only, concurrency
 
 from ...strategies.asynchronous.hosting import current_interruption
@@ -29,6 +31,8 @@ BLOCKING = frozenset(
         *("fail_from_current_stack", "get", "set", "mget", "delete", "incr", "expire"),
     )
 )
+CHILDREN = 8
+"""Publishes of child coroutines, each of which is inside the one before: in a signal handler, for example."""
 RETRY_S = 0.01
 """A coroutine that finds all producers in use asks again after this time."""
 
@@ -104,17 +108,31 @@ class OffloadedProducers:
     Args:
         threads: Those that publish.
         waiting: One that waits for a connection, where other code has them all.
+
+    A child coroutine cannot wait: it calls `delay()` outside of any greenlet. Were it to block until a producer is free,
+    none would ever be, for requests give them back on the loop. So children have producers of their own, on connections
+    of their own, of which more than one is in use only where a publish publishes.
     """
 
     def __init__(self, producers: Any, threads: Threads, waiting: Threads) -> None:
         self._producers, self._threads, self._waiting = producers, threads, waiting
+        self._loops_thread = threading.get_ident()
+        self._connections = producers.connections.connection.clone().Pool(CHILDREN)
+        self._of_children = ProducerPool(self._connections, limit=CHILDREN)
+
+    def close(self) -> None:
+        """Close the connections of child coroutines."""
+        for resources in (self._of_children, self._connections):
+            resources.force_close_all()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producers, name)
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
         if not may_wait():
-            return self._producers.acquire(block=block, timeout=timeout)
+            in_child = threading.get_ident() == self._loops_thread
+            producers = self._of_children if in_child else self._producers
+            return producers.acquire(block=block and not in_child, timeout=timeout)
         while True:
             try:
                 return OffloadedProducer(self._acquired(), self._threads)

