@@ -24,7 +24,7 @@ class Generator(LineProcess):
     """One long-lived gevent process."""
 
     def __init__(self, run: RunDirectory) -> None:
-        super().__init__("The load generator", *COMMAND, log=run.path / "generator.log")
+        super().__init__("The load generator", "-m", *COMMAND, log=run.path / "generator.log")
 
     def slice(self, *, within_s: float, **command: Any) -> tuple[dict[str, Any], list[TaskRow]]:
         """Put an arm under load, and return the summary and a row for each task.

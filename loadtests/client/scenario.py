@@ -98,7 +98,7 @@ def _prepare(environment: Any, web_ui: Any, **_: Any) -> None:
         return
     try:
         options.check(chosen)
-        helper = LineProcess("The process with the worker", "celery_alchemy.loadtests.client.serve")
+        helper = LineProcess("The process with the worker", "-m", "celery_alchemy.loadtests.client.serve")
         environment.events.quit.add_listener(lambda **_: helper.stop())
         ready = _start(helper, chosen)
     except (options.OptionError, LoadTestError) as error:

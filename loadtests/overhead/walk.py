@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 import celery_alchemy
 
 from .child import Sides
 from .processes import database, started
 from .rows import WITH_LAYER, make_side
-from .tables import print_table
 
 WARM_UP_RUNS = 5
 RUNS = 30  # beside other processes, one run after the other may be the slowest so far, which is noted
@@ -168,6 +168,16 @@ def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
     return requests | {"a fork, in the child": record_fork(), "a worker's start": record_start(url, pool, strategy)}
 
 
+def print_table(console: Console, title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first column is text, and the others numbers."""
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
     """Print the calls of a scene in their order, each below its caller."""
     console.print(f"\n{name}", style="bold")
@@ -190,7 +200,7 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
     with database(url) as address, started(pool, strategy, address, WITH_LAYER) as process:
-        answer = process.ask(record_scenes, address, pool, strategy)
+        answer = process.call(record_scenes, address, pool, strategy)
     scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
     walks = {name: measure(steps) for name, steps in scenes.items()}
     console = Console(width=None if sys.stdout.isatty() else 130)
