@@ -23,9 +23,8 @@ from celery_alchemy.loadtests.bench.results import (
     read_batches,
     read_sweep,
 )
-from celery_alchemy.loadtests.bench.rows import TaskRow, read_rows
+from celery_alchemy.loadtests.bench.rows import Percentiles, TaskRow, read_rows
 from celery_alchemy.loadtests.bench.store import OtherRunError, Store, forget, writing
-from celery_alchemy.loadtests.client.percentiles import Percentiles
 
 ARM = Arm("threads", 4, "celery-alchemy", "auto")
 CONTEST = patterns_contest("select", ARM, [], ["recipe"])

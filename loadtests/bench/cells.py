@@ -6,20 +6,19 @@ import itertools
 import math
 import signal
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL
 
-from ..client.percentiles import Percentiles
 from ..errors import WorkerError
 from ..services.brokers import Broker, queue_of
 from ..services.databases import DatabaseServer, create_tables
 from ..services.environment import WorkerEnvironment
 from ..services.processes import StopStep
 from ..services.rundir import RunDirectory
-from ..services.sampler import Connections, Observer, Sampler
+from ..services.sampler import Connections, Sampler
 from ..services.worker import OWN_APP, Worker, running_worker
 from ..tasks.patterns import OURS
 from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
@@ -28,7 +27,7 @@ from .arguments import GREEN
 from .generator import ANSWER_S, Generator
 from .measure import CpuClock, Spent, memory_bytes, spent
 from .results import Arm, Cell, Counted, Verdict
-from .rows import UNANSWERED, TaskRow
+from .rows import UNANSWERED, Percentiles, TaskRow
 from .user_task import UserTask
 
 START_S = 90.0
@@ -183,11 +182,11 @@ class RunningCell:
 
     def left(self, *, total: float = math.inf, idle_in_transaction: float = math.inf) -> tuple[int, int]:
         """Wait for connections to be given back or closed; return those idle in transaction, and all that are left."""
-        if not self.connections_name or self.bench.server is None:
+        if not self.connections_name or self.sampler is None:
             return 0, 0
-        name, within_s = self.connections_name, END_S if total < math.inf else SETTLE_S
-        with closing(Observer(self.bench.server.url, name, by=self.bench.counted_by)) as observer:
-            seen = observer.settle(name, total=total, idle_in_transaction=idle_in_transaction, within_s=within_s)
+        limits = {"total": total, "idle_in_transaction": idle_in_transaction}
+        within_s = END_S if total < math.inf else SETTLE_S
+        seen = self.sampler.settle(self.connections_name, **limits, within_s=within_s)
         return seen.idle_in_transaction, seen.total
 
     def abandon(self) -> None:

@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import click
 
-from ..client.percentiles import Percentiles
 from ..errors import LoadTestError
+from .rows import Percentiles
 
 RUN_FILE, TASKS_DIRECTORY = "run.sqlite", "tasks"
 

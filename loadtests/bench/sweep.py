@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..client.percentiles import Percentiles
 from .batches import Tell, checked_load, finish, running_cells
 from .cells import Bench, RunningCell
 from .results import Arm, Objective, SweepStep, knee_of
-from .rows import TaskRow
+from .rows import Percentiles, TaskRow
 
 FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
@@ -78,7 +77,7 @@ def _rates(cell: RunningCell, options: SweepOptions, number: int) -> Iterator[fl
 def _step(cell: RunningCell, workload: str, rate: float, options: SweepOptions, number: int) -> SweepStep:
     answer, kept, cost = cell.measure(
         number=number, within_s=options.step_s + RAMP_S, seconds=options.step_s, ramp_s=RAMP_S, rate_per_s=rate,
-        arrival="poisson", limit_ms=options.objective.limit_ms,
+        limit_ms=options.objective.limit_ms,
     )  # fmt: skip
     uncorrected = answer["uncorrected_ms"]
     clean = not answer["failed"] and not answer["unanswered"] and not answer["skipped"]

@@ -12,11 +12,10 @@ from ..bench import arguments
 from ..bench.arguments import OneOf, Value, for_argparse, json_of
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
-from .hub import ARRIVALS
 
 REPLIES = ("events", "list")
 POSITIVE, RATIO, SLOTS = click.FloatRange(min=0, min_open=True), click.FloatRange(0, 1), click.IntRange(1, 256)
-WAY, ARRIVAL = OneOf("way to reply", REPLIES), OneOf("kind of arrival", ARRIVALS)
+WAY = OneOf("way to reply", REPLIES)
 TEXT = click.STRING
 
 # By the name of the attribute: what an option takes, its default, and its help. One line each, to be read as a table.
@@ -50,7 +49,6 @@ THEIRS: dict[str, tuple[Any, Any, str]] = {
 }
 LOAD: dict[str, tuple[Any, Any, str]] = {
     "rate": (POSITIVE, None, "Open model: N arrivals per second, shared by the users, whatever the worker does."),
-    "arrival": (ARRIVAL, ARRIVALS[0], "poisson or constant."),
     "reply_timeout": (POSITIVE, 60.0, "Seconds; a later answer is none."),
 }
 # fmt: on

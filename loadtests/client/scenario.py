@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -17,20 +16,15 @@ from ..services.their_workers import find_app
 from ..tasks.replies import redis_url
 from ..tasks.workloads import WORKLOADS, Workload
 from . import options
-from .event_replies import EventReplies
-from .hub import ListReplies, ReplyHub
+from .hub import EventReplies, ListReplies, ReplyHub
 from .lines import LineProcess
-from .run import PERCENTILES, goodput_per_s, merged, phases, run_of
+from .run import run_of
 from .users import CeleryUser
 
 EXIT_USAGE, EXIT_BROKEN = 2, 1
 START_S, FINISH_S = 120.0, 90.0
 TARGET = "celery_target"
 """Options that are no Locust options reach the Locust workers when users are spawned: this one is set on the master."""
-
-KEY, SAMPLE_S = "sessions", 5.0
-COLUMNS = {"name": "What", "value": "Value", "n": "n", **{one: f"{one} (ms)" for one in (*PERCENTILES, "max")}}
-"""Of the tab of the web page."""
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -43,14 +37,12 @@ class Load(CeleryUser):
     task_args: Sequence[Any]
     task_kwargs: Mapping[str, Any]
     workload: Workload | None
-    arrival: str
 
     def __init__(self, environment: Any) -> None:
         self.options: Any = environment.parsed_options
         self.target: dict[str, str] = getattr(self.options, TARGET)
         self.reply_timeout_s: float = self.options.reply_timeout
         self.rate: float | None = self.options.rate_per_user
-        self.arrival = self.options.arrival
         if self.options.app:
             self.task_name, self.task_args, self.task_kwargs = (
                 self.options.task, self.options.args, self.options.kwargs,
@@ -92,7 +84,7 @@ def register() -> None:
     hooks.init.add_listener(_prepare)
 
 
-def _prepare(environment: Any, web_ui: Any, **_: Any) -> None:
+def _prepare(environment: Any, **_: Any) -> None:
     chosen = environment.parsed_options
     if isinstance(environment.runner, WorkerRunner):
         return
@@ -111,8 +103,6 @@ def _prepare(environment: Any, web_ui: Any, **_: Any) -> None:
         logger.info(line)
     environment.events.test_start.add_listener(lambda **_: _share_rate(environment))
     environment.events.quitting.add_listener(lambda **_: _verdict(environment, helper))
-    if web_ui:
-        add_sessions_tab(web_ui, environment.stats, helper)
 
 
 def _start(helper: LineProcess, chosen: Any) -> dict[str, Any]:
@@ -144,49 +134,8 @@ def _verdict(environment: Any, helper: LineProcess) -> None:
     try:
         end = helper.ask(FINISH_S, finish={"tasks": run.tasks})
     except LoadTestError as error:
-        end = {"sample": {}, "verdicts": [["the worker could be checked", False, str(error)]]}
+        end = {"lines": [f"BROKEN the worker could not be checked: {error}"], "right": False}
     helper.stop()
-    if peak := end["sample"].get("Connections, at most"):
-        promised = end["sample"].get("Connections, promised")
-        bound = f" of {promised} promised" if promised is not None else ""
-        run.conclusions.append(f"Connections: {peak} at most{bound}.")
-    for name, passed, detail in end["verdicts"]:
-        run.conclusions.append(f"{'ok    ' if passed else 'BROKEN'} {name}{': ' if detail else ''}{detail}")
-        if not passed:
-            environment.process_exit_code = EXIT_BROKEN
-
-
-# The web page
-
-
-def add_sessions_tab(web_ui: Any, statistics: Any, helper: LineProcess) -> None:
-    """Show connections, tasks and phases, refreshed with the statistics."""
-    from flask import Response, request
-
-    table = {"key": KEY, "structure": [{"key": key, "title": title} for key, title in COLUMNS.items()]}
-    web_ui.template_args |= {"extended_tabs": [{"title": "Sessions", "key": KEY}], "extended_tables": [table]}
-
-    def extend(response: Response) -> Response:
-        if request.path.endswith("/stats/requests") and response.is_json:
-            try:
-                sample = helper.ask(SAMPLE_S, sample=True)
-            except LoadTestError as error:
-                sample = {"Worker": str(error)}
-            extended = [{"key": KEY, "data": sessions_table(statistics, sample)}]
-            response.set_data(json.dumps({**response.get_json(), "extended_stats": extended}))
-        return response
-
-    web_ui.app.after_request(extend)
-
-
-def sessions_table(statistics: Any, sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the tab."""
-    tasks = merged(statistics)
-    facts = {
-        **sample,
-        "Tasks succeeded": tasks.num_requests - tasks.num_failures,
-        "Tasks failed": tasks.num_failures,
-        "Successful tasks per second": round(goodput_per_s(tasks), 1),
-    }
-    rows = [*({"name": name, "value": value} for name, value in facts.items()), *phases(statistics)]
-    return [{**dict.fromkeys(COLUMNS, ""), **row, "safe_name": row["name"]} for row in rows]
+    run.conclusions += end["lines"]
+    if not end["right"]:
+        environment.process_exit_code = EXIT_BROKEN

@@ -5,8 +5,7 @@ it started, when its stdin closes: also if Locust is killed.
 
     {"start": {"workload": ..., "worker_pool": ..., ...}}    services and a worker; answered with where they are
     {"start": {"app": ..., "task": ..., "events": true}}     the worker of somebody else's app, which stays as it was
-    {"sample": true}                                         what can be seen of the connections, by title
-    {"finish": {"tasks": N}}                                 the end: sample and verdicts, [name, passed, detail]
+    {"finish": {"tasks": N}}                                 the end: what to say, and whether all is well
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import contextlib
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from sqlalchemy import URL
 
 from ..bench import checks
 from ..bench.cells import Bench, RunningCell
@@ -29,7 +26,7 @@ from ..errors import LoadTestError
 from ..services.brokers import broker
 from ..services.databases import connect_server, database_server, parse_database_url
 from ..services.rundir import run_directory
-from ..services.sampler import Observer, Sampler
+from ..services.sampler import Sampler
 from .lines import answer_lines, leave_on_signals
 
 SETTLE_S = 2.0
@@ -48,9 +45,7 @@ class Helper:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._cell: RunningCell | None = None
-        self._database = ""  # The database whose connections are counted
-        self._sampler: Sampler | None = None
-        self._observer: Observer | None = None
+        self._sampler: Sampler | None = None  # Of the one database whose connections are counted
 
     def execute(self, command: dict[str, Any]) -> dict[str, Any]:
         """Execute one command, and return its answer.
@@ -62,9 +57,12 @@ class Helper:
             case {"start": wanted}:
                 return self._watch(**wanted) if "app" in wanted else self._start(**wanted)
             case {"finish": {"tasks": tasks}}:
-                sample, verdicts = self._sample(), self._finish(tasks)
-                return {"sample": sample, "verdicts": [[one.name, one.passed, one.detail] for one in verdicts]}
-        return self._sample()
+                lines, verdicts = self._seen(), self._finish(tasks)
+                for one in verdicts:
+                    detail = f": {one.detail}" if one.detail else ""
+                    lines.append(f"{'ok    ' if one.passed else 'BROKEN'} {one.name}{detail}")
+                return {"lines": lines, "right": all(one.passed for one in verdicts)}
+        raise ValueError("The command is none of: start, finish.")
 
     def _start(
         self, workload: str, worker_pool: str, concurrency: int, strategy: str | None, pattern: str,
@@ -80,7 +78,7 @@ class Helper:
         cell.start()
         if cell.worker is None:
             raise LoadTestError(cell.failed_start)
-        self._count_connections(server.url, cell.connections_name)
+        cell.sampler = self._sampler = self._stack.enter_context(Sampler(server.url, [cell.connections_name]))
         ready = cell.worker.ready
         why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
         described = (
@@ -97,41 +95,28 @@ class Helper:
         require_task(found, app, task)
         switched = self._stack.enter_context(task_events(found)) if events else []
         if database_url:
-            url = parse_database_url(database_url)
-            self._count_connections(connect_server(url, "--database-url").url, str(url.database))
+            url = connect_server(parse_database_url(database_url), "--database-url").url
+            self._sampler = self._stack.enter_context(Sampler(url, [str(url.database)]))
         said = f" Task events were switched on for this run: {', '.join(switched)}." if switched else ""
         return {"described": [f"Sending {task} to the running worker of {app}.{said}"]}
 
-    def _count_connections(self, server_url: URL, database: str) -> None:
-        self._database = database
-        self._sampler = self._stack.enter_context(Sampler(server_url, [database]))
-        self._observer = self._stack.enter_context(closing(Observer(server_url, database)))
-
-    def _sample(self) -> dict[str, Any]:
-        """Return what can be seen now, by what the web page calls it."""
-        if self._observer is None or self._sampler is None:
-            return {}
-        now, peak = self._observer.snapshots()[self._database], self._sampler.peaks[self._database]
-        worker = self._cell.worker if self._cell else None
-        return {
-            "Connections": now.total,
-            "Connections, at most": max(now.total, peak.total),
-            **({"Connections, promised": worker.ready.max_connections} if worker else {}),
-            "Idle in transaction": now.idle_in_transaction,
-            "Idle in transaction, at most": max(now.idle_in_transaction, peak.idle_in_transaction),
-            **({"Worker is running": worker.alive} if worker else {}),
-        }
+    def _seen(self) -> list[str]:
+        """Return what was seen of the connections."""
+        peak = max((one.total for one in self._sampler.peaks.values()), default=0) if self._sampler else 0
+        promised = self._cell.worker.ready.max_connections if self._cell and self._cell.worker else None
+        bound = f" of {promised} promised" if promised is not None else ""
+        return [f"Connections: {peak} at most{bound}."] if peak else []
 
     def _finish(self, tasks: int) -> list[Verdict]:
         """Check the connections, and of a worker of ours the tasks, if this machine knows them all; stop it."""
         cell = self._cell
         if cell is None:
-            if self._observer is None:
+            if self._sampler is None:
                 return []
-            left = self._observer.settle(self._database, idle_in_transaction=0, within_s=SETTLE_S)
+            (database,) = self._sampler.peaks
+            left = self._sampler.settle(database, idle_in_transaction=0, within_s=SETTLE_S)
             return checks.check_connections(0, None, left.idle_in_transaction, None)[:1]
         cell.rows = list(_rows(cell.bench.run.path))
-        cell.sampler = self._sampler
         verdicts = cell.check()
         if len(cell.rows) != tasks:
             # Load generators on other machines keep their rows: what the database says by itself can be checked.

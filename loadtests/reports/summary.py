@@ -22,7 +22,7 @@ from ..bench.results import (
     read_batches,
     read_sweep,
 )
-from ..client.percentiles import Percentiles
+from ..bench.rows import Percentiles
 from ..tasks.workloads import HubBlocked
 from .statistics import METRICS, Groups, Ratio, estimate, judged, middle_of, noise_floor, paired_ratios
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..bench.results import Counted
-from ..client.percentiles import Percentiles
+from ..bench.rows import Percentiles
 from ..tasks.patterns import OURS
 from .recommendation import NO_EVIDENCE, Choice
 from .statistics import METRICS, Ratio, middle_of

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 from sqlalchemy import URL, create_engine, text
@@ -27,7 +27,6 @@ POSTGRESQL = """
     GROUP BY {by}
 """
 INNODB_PAUSE_S = 0.12  # InnoDB shows the transactions of a moment ago to those that look more often than every 0.1 s
-_innodb = threading.Lock()
 
 
 class Connections(NamedTuple):
@@ -37,61 +36,25 @@ class Connections(NamedTuple):
     idle_in_transaction: int = 0
 
 
-class Observer:
-    """Counts connections to databases over a connection of its own, which it leaves out."""
-
-    def __init__(self, server_url: URL, *databases: str, by: str = "datname") -> None:
-        """Connect.
-
-        Args:
-            by: `application_name` counts by what programs call themselves, on PostgreSQL only.
-        """
-        self._engine = create_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._connection = self._engine.connect()
-        self._databases = databases
-        self._patient = self._engine.dialect.name != "postgresql"
-        self._query = text(MYSQL if self._patient else POSTGRESQL.format(by=by))
-
-    def snapshots(self) -> dict[str, Connections]:
-        """Return the present counts, by database; on MySQL and MariaDB one call of all at a time, and not at once."""
-        with _innodb if self._patient else nullcontext():
-            if self._patient:
-                time.sleep(INNODB_PAUSE_S)
-            databases = ",".join(self._databases) if self._patient else list(self._databases)
-            rows = self._connection.execute(self._query, {"databases": databases})
-        found = {name: Connections(int(total), int(idle)) for name, total, idle in rows}
-        return {name: found.get(name, Connections()) for name in self._databases}
-
-    def settle(
-        self, database: str, *, total: float = math.inf, idle_in_transaction: float = math.inf, within_s: float
-    ) -> Connections:
-        """Wait until no more than the given counts are left, or the time is over; return what is left."""
-        deadline = time.monotonic() + within_s
-        while True:
-            seen = self.snapshots()[database]
-            calm = seen.total <= total and seen.idle_in_transaction <= idle_in_transaction
-            if calm or time.monotonic() > deadline:
-                return seen
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        """Close the observing connection."""
-        self._connection.close()
-        self._engine.dispose()
-
-
 class Sampler:
-    """Takes snapshots every `interval_s` in a thread, while its block runs.
+    """Takes snapshots every `interval_s` in a thread, while its block runs, over a connection that it leaves out.
 
     Between two samples a connection can open and close unseen.
     """
 
     def __init__(self, server_url: URL, databases: Sequence[str], interval_s: float = 0.1, by: str = "datname") -> None:
-        self.peaks: dict[str, Connections] = dict.fromkeys(
-            databases, Connections()
-        )  # The most seen at once, by database
+        """Connect.
+
+        Args:
+            by: `application_name` counts by what programs call themselves, on PostgreSQL only.
+        """
+        self.peaks: dict[str, Connections] = dict.fromkeys(databases, Connections())
+        """The most seen at once, by database."""
         self.error: str | None = None  # Why sampling ended early; None if it did not
-        self._observer = Observer(server_url, *databases, by=by)
+        self._engine = create_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._connection, self._lock = self._engine.connect(), threading.Lock()
+        self._patient = self._engine.dialect.name != "postgresql"
+        self._query = text(MYSQL if self._patient else POSTGRESQL.format(by=by))
         self._interval_s = interval_s
         self._blind_until = 0.0
         self._stopped = threading.Event()
@@ -104,7 +67,29 @@ class Sampler:
     def __exit__(self, *exc_info: object) -> None:
         self._stopped.set()
         self._thread.join()
-        self._observer.close()
+        self._connection.close()
+
+    def snapshots(self) -> dict[str, Connections]:
+        """Return the present counts, by database; on MySQL and MariaDB not at once."""
+        names = list(self.peaks)
+        with self._lock:
+            if self._patient:
+                time.sleep(INNODB_PAUSE_S)
+            rows = self._connection.execute(self._query, {"databases": ",".join(names) if self._patient else names})
+        found = {name: Connections(int(total), int(idle)) for name, total, idle in rows}
+        return {name: found.get(name, Connections()) for name in names}
+
+    def settle(
+        self, database: str, *, total: float = math.inf, idle_in_transaction: float = math.inf, within_s: float
+    ) -> Connections:
+        """Wait until no more than the given counts are left, or the time is over; return what is left."""
+        deadline = time.monotonic() + within_s
+        while True:
+            seen = self.snapshots()[database]
+            calm = seen.total <= total and seen.idle_in_transaction <= idle_in_transaction
+            if calm or time.monotonic() > deadline:
+                return seen
+            time.sleep(0.02)
 
     def forget(self) -> None:
         """Begin anew: the most seen from now on."""
@@ -124,7 +109,7 @@ class Sampler:
         try:
             while not self._stopped.wait(self._interval_s):
                 if time.monotonic() >= self._blind_until:
-                    for name, seen in self._observer.snapshots().items():
+                    for name, seen in self.snapshots().items():
                         self.peaks[name] = Connections(*map(max, self.peaks[name], seen))
         except SQLAlchemyError as error:
             self.error = str(error)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
 from celery_alchemy.loadtests.bench.results import Arm, Batch, Cell, Counted, RunFacts, Slice, SweepStep, Verdict
+from celery_alchemy.loadtests.bench.rows import Percentiles
 from celery_alchemy.loadtests.bench.store import Store
-from celery_alchemy.loadtests.client.percentiles import Percentiles
 from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS, POOLS
 from celery_alchemy.loadtests.tasks.workloads import WORKLOADS
 
