@@ -13,22 +13,20 @@ from typing import Any
 from sqlalchemy import URL
 
 from ..errors import WorkerError
-from ..services.brokers import Broker, queue_of
 from ..services.databases import DatabaseServer, create_tables
-from ..services.environment import WorkerEnvironment
+from ..services.environment import Broker, WorkerEnvironment, queue_of
+from ..services.harness import OWN_APP, Worker, running_worker
 from ..services.processes import StopStep
 from ..services.rundir import RunDirectory
-from ..services.sampler import Connections, Sampler
-from ..services.worker import OWN_APP, Worker, running_worker
+from ..services.sampler import Connections, CpuClock, Sampler, Spent, memory_bytes, spent
 from ..tasks.patterns import OURS
 from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .arguments import GREEN
+from .contests import UserTask
 from .generator import ANSWER_S, Generator
-from .measure import CpuClock, Spent, memory_bytes, spent
 from .results import Arm, Cell, Counted, Verdict
 from .rows import UNANSWERED, Percentiles, TaskRow
-from .user_task import UserTask
 
 START_S = 90.0
 SETTLE_S, END_S = 1.0, 3.0

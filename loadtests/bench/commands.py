@@ -18,19 +18,13 @@ from ...workers.selection import automatic
 from ..overhead import round_trips
 from ..tasks.patterns import OURS, PATTERNS
 from . import arguments
-from .arguments import AUTO, OneOf, Value, json_of, missing, numbers, seconds
-from .batches import DEMO_WORKLOAD, Schedule, run_batch, run_demo
-from .contests import demo_contests, plan, remaining
+from .arguments import AUTO, OneOf, json_of, missing, numbers, option, seconds
+from .batches import DEMO_WORKLOAD, Schedule, SweepOptions, run_batch, run_demo, run_sweep
+from .contests import demo_contests, find_user_task, plan, remaining
 from .results import Batch, Objective, knee_of
 from .runs import console_of_run, running, write_report
-from .sweep import SweepOptions, run_sweep
-from .user_task import find_user_task
 
 CONTEST = OneOf("kind of contest", ("patterns", "pools", "round-trips"))
-
-
-def _option(name: str, default: Any, parse: Callable[[str], Any], text: str, kind: str = "names") -> Any:
-    return click.option(*name.split(), default=default, type=Value(kind, parse), help=text)
 
 
 def _whole(name: str, default: int, low: int, high: int, text: str) -> Any:
@@ -45,25 +39,24 @@ def _rates(value: str) -> tuple[float, ...]:
 # What every command that starts workers takes. One line each, to be read as a table.
 # fmt: off
 CONCURRENCIES = partial(numbers, 1, 256, int, "write one or more whole numbers from 1 to 256, such as 4 or 4,16.")
-POOLS = _option("--pools", "all", arguments.POOL.several, "Worker pools, separated by commas.")
-CONCURRENCY = _option("--concurrency", "4", CONCURRENCIES, "Pool processes, threads, greenlets; solo has 1.", "numbers")
+POOLS = option("--pools", "all", arguments.POOL.several, "Worker pools, separated by commas.")
+CONCURRENCY = option("--concurrency", "4", CONCURRENCIES, "Pool processes, threads, greenlets; solo has 1.", "numbers")
 SERVICES = (
-    click.option("--database-url", envvar="DATABASE_URL", help="Server to create databases on; default: embedded."),
-    click.option("--broker-url", envvar="BROKER_URL", help="Broker; default: an embedded Valkey."),
+    arguments.DATABASE_URL, arguments.BROKER_URL,
     click.option("--out", default="report", type=click.Path(file_okay=False, path_type=Path), help="Where results go."),
 )
 CHOSEN = (
     POOLS,
-    _option("--strategies", "all", arguments.STRATEGY.several, "Session strategies; auto is always there."),
-    _option("--baselines", "all", partial(arguments.BASELINE.several, none=True),
+    option("--strategies", "all", arguments.STRATEGY.several, "Session strategies; auto is always there."),
+    option("--baselines", "all", partial(arguments.BASELINE.several, none=True),
             "Hand-written patterns to compare with, all or none."),
-    _option("--workloads", "all", arguments.WORKLOAD.several, "What the tasks do."),
+    option("--workloads", "all", arguments.WORKLOAD.several, "What the tasks do."),
     CONCURRENCY,
     _whole("--tasks checked_tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
     _whole("--users users_per_slot", 2, 1, 100, "Tasks in flight per pool slot."),
     click.option("--task", help="Measure this task of the app given with `celery -A` instead of our workloads."),
-    _option("--args", "[]", partial(json_of, list), "Its arguments: a JSON list.", "json"),
-    _option("--kwargs", "{}", partial(json_of, dict), "Its keyword arguments: a JSON object.", "json"),
+    option("--args", "[]", partial(json_of, list), "Its arguments: a JSON list.", "json"),
+    option("--kwargs", "{}", partial(json_of, dict), "Its keyword arguments: a JSON object.", "json"),
 )
 FRESH = click.option("--fresh", is_flag=True, help="Remove the results in --out first, instead of going on with them.")
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -82,9 +75,9 @@ COMMON = options(*CHOSEN, *SERVICES, FRESH)
     invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @COMMON
-@_option("--contests", "all", CONTEST.several, "What to compare: see below.")
+@option("--contests", "all", CONTEST.several, "What to compare: see below.")
 @_whole("--rounds", 40, 1, 1000, "Slices for each arm, over all restarts.")
-@_option("--slice slice_s", "500ms", partial(seconds, 0.1, 60), "Of what length.", "duration")
+@option("--slice slice_s", "500ms", partial(seconds, 0.1, 60), "Of what length.", "duration")
 @_whole("--restarts", 10, 1, 50, "How often the workers start anew.")
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Of these contests, such as 'pools/*', now; the rest another time."
@@ -169,9 +162,9 @@ def demo(**given: Any) -> None:
 
 @bench.command()
 @COMMON
-@_option("--objective", "p95=100ms", Objective.parse, "The latency to keep.", "objective")
-@_option("--rates", "auto", _rates, "Tasks per second to offer, or auto.", "rates")
-@_option("--step step_s", "4s", partial(seconds, 0.5, 600), "Length of a step.", "duration")
+@option("--objective", "p95=100ms", Objective.parse, "The latency to keep.", "objective")
+@option("--rates", "auto", _rates, "Tasks per second to offer, or auto.", "rates")
+@option("--step step_s", "4s", partial(seconds, 0.5, 600), "Length of a step.", "duration")
 @_whole("--sweeps", 5, 1, 100, "How often each knee is measured.")
 @click.pass_context
 def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float, sweeps: int, **given: Any) -> None:

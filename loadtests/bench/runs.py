@@ -18,18 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
-from ..services.brokers import broker
 from ..services.databases import database_server
+from ..services.environment import broker
 from ..services.rundir import run_directory
 from ..tasks.patterns import PATTERNS
 from ..tasks.workloads import WORKLOADS
 from .batches import Tell
 from .cells import Bench
-from .contests import Contest
+from .contests import Contest, UserTask
 from .generator import Generator
 from .results import RUN_FILE, RunFacts
 from .store import Store, forget, machine, versions, writing
-from .user_task import UserTask
 
 WIDTH = 110  # Columns, where the output is no terminal that knows its own width
 Job = TypeVar("Job")

@@ -23,8 +23,8 @@ from ..bench.cells import Bench, RunningCell
 from ..bench.results import Arm, Verdict
 from ..bench.rows import TaskRow, parse_rows
 from ..errors import LoadTestError
-from ..services.brokers import broker
 from ..services.databases import connect_server, database_server, parse_database_url
+from ..services.environment import broker
 from ..services.rundir import run_directory
 from ..services.sampler import Sampler
 from .lines import answer_lines, leave_on_signals

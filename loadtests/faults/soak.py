@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..bench.measure import memory_bytes
+from ..bench import arguments
 from ..services.harness import Services, services
-from ..tasks.patterns import OURS, POOLS
+from ..services.sampler import memory_bytes
+from ..tasks.patterns import OURS
 from ..tasks.workloads import WORKLOADS, Workload
-from .commands import service_options, several
 from .place import Place, place
 from .tasks import COUNT, IGNORE, OBJECTS, RETRY, SESSIONS
 
@@ -140,11 +140,12 @@ def table(found: Sequence[Soak]) -> Table:
 
 
 @click.command(name="soak")
-@click.option("--pools", callback=several(POOLS), default=",".join(POOLS), show_default=True, help="Worker pools.")
+@arguments.option("--pools", "all", arguments.POOL.several, "Worker pools.")
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
 @click.option("--tasks", default=TASKS, show_default=True, help="Tasks for each worker pool.")
 @click.option("--out", type=click.Path(path_type=Path), help="A file for the samples, as JSON.")
-@service_options
+@arguments.DATABASE_URL
+@arguments.BROKER_URL
 def command(
     pools: list[str], strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
 ) -> None:

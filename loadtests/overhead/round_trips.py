@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..services.brokers import Broker
 from ..services.databases import DatabaseServer
+from ..services.environment import Broker
 from ..services.harness import LoadWorker, Services, load_worker
 from ..services.proxy import CountingProxy
 from ..services.rundir import RunDirectory
