@@ -126,6 +126,11 @@ def by_pool(summary: Summary, what: str) -> Table:
     return Table("", ["pattern", *pools], rows)
 
 
+def contests(summary: Summary, kind: str) -> list[Table]:
+    """Return the contests of a kind, arm by arm."""
+    return [made for one in summary.of_kind(kind) for made in contest(one)]
+
+
 def contest(one: ContestSummary) -> list[Table]:
     """Return one contest, arm by arm."""
     measured = f"{count(one.workers, 'restart')}, {count(one.rounds, 'round')}" if one.rounds else "checked only"
