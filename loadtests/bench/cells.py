@@ -13,14 +13,11 @@ from typing import Any
 from sqlalchemy import URL
 
 from ..errors import WorkerError
-from ..services.databases import DatabaseServer, create_tables
-from ..services.environment import Broker, WorkerEnvironment, queue_of
-from ..services.harness import OWN_APP, Worker, running_worker
+from ..services.harness import LoadWorker, Services, Worker, load_worker
 from ..services.processes import StopStep
-from ..services.rundir import RunDirectory
 from ..services.sampler import Connections, CpuClock, Sampler, Spent, memory_bytes, spent
 from ..tasks.patterns import OURS
-from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
+from ..tasks.workloads import PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .arguments import GREEN
 from .contests import UserTask
@@ -42,13 +39,10 @@ _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Bench(Services):
     """What all cells of a run share."""
 
-    run: RunDirectory
-    server: DatabaseServer | None  # None if the task is somebody else's and its database is not known
-    broker: Broker
-    generator: Generator | None  # None where the load comes from elsewhere
+    generator: Generator | None = None  # None where the load comes from elsewhere
     user_task: UserTask | None = None
 
     @property
@@ -70,15 +64,18 @@ class RunningCell:
         self.connections_name: str = ""  # What the server knows its connections by; empty if it does not
         self.counted: list[Spent] = []  # What each load of a demo has cost
         self.sampler: Sampler | None = None  # Counts its connections all the time; None if nobody does
-        self.worker: Worker | None = None
-        self.environment: WorkerEnvironment | None = None
-        self.database: URL | None = None
+        self.place: LoadWorker | None = None  # None until its worker is ready
         self._subject: dict[str, Any] = {"workload": workload}
         self._number = next(_numbers)
         self._stack = ExitStack()
         self._preflight: list[Verdict] = []
         self._memory = 0
         self._abandoned: list[Verdict] = []
+
+    @property
+    def worker(self) -> Worker | None:
+        """Its worker; None if it did not start."""
+        return self.place.worker if self.place else None
 
     @property
     def worker_pid(self) -> int:
@@ -93,40 +90,35 @@ class RunningCell:
     @property
     def target(self) -> dict[str, str]:
         """Where a load generator sends its tasks, and reads how they ended."""
-        return {name: getattr(self.environment, name) for name in ("broker_url", "reply_url", "queue")}
+        assert self.place is not None
+        return {name: getattr(self.place.environment, name) for name in ("broker_url", "reply_url", "queue")}
 
     def start(self) -> None:
         """Create the database and the queue, start the worker and wait until it is ready; remember if that fails."""
         bench, task = self.bench, self.bench.user_task
-        name = f"celery-alchemy-{bench.run.id}-{self._number}"
+        name, theirs = f"celery-alchemy-{bench.run.id}-{self._number}", dict[str, Any]()
         if task:
-            self.database, app, environ = task.database_url, task.app, {**task.environ, "PGAPPNAME": name}
+            theirs = {"app": task.app, "theirs": task.database_url, "app_environ": {**task.environ, "PGAPPNAME": name}}
             self._subject = {"task": task.task, "args": task.args, "kwargs": task.kwargs}
-            if self.database is not None and self.database.get_backend_name() == "postgresql":
-                self.connections_name = name
-        else:
-            assert bench.server is not None
-            self.database = self._stack.enter_context(bench.server.fresh_database(bench.run, f"c{self._number}"))
-            create_tables(self.database, ACCOUNTS)
-            self.connections_name, app, environ = str(self.database.database), OWN_APP, None
-        url, broker = self.database.render_as_string(hide_password=False) if self.database else "", bench.broker
-        self.environment = WorkerEnvironment(url, broker.url, broker.reply_url, name, self.arm.pattern)
-        self._stack.enter_context(queue_of(bench.run, self.environment))
         try:
             # All the workers of a contest start at once.
-            worker = running_worker(
-                bench.run, self.environment, pool=self.arm.pool, concurrency=self.arm.concurrency,
-                strategy=self.arm.strategy or None, name=f"{self._number}-{self.arm.name}", app=app,
-                app_environ=environ, start_timeout_s=START_S, stop_steps=STOP_STEPS,
+            worker = load_worker(
+                bench, kind=LoadWorker, pool=self.arm.pool, concurrency=self.arm.concurrency, pattern=self.arm.pattern,
+                strategy=self.arm.strategy or None, name=f"c{self._number}", queue=name, start_timeout_s=START_S,
+                stop_steps=STOP_STEPS, **theirs,
             )  # fmt: skip
-            self.worker = self._stack.enter_context(worker)
+            self.place = self._stack.enter_context(worker)
         except WorkerError as error:
             self.failed_start, self.out = str(error), True
+            return
+        database: URL | None = self.place.database
+        if database is not None and (not task or database.get_backend_name() == "postgresql"):
+            self.connections_name = name if task else str(database.database)
 
     def connect(self) -> None:
         """Let the load generator know this arm, and see to it that its driver does not block the green hub."""
         generator = self.bench.generator
-        if generator is None or self.environment is None or self.out:
+        if generator is None or self.out:
             return
         generator.ask(ANSWER_S, open={"arm": self.arm.name, **self.target})
         if self.arm.pool in GREEN and self.bench.user_task is None:
@@ -173,7 +165,9 @@ class RunningCell:
         promised = self.worker.ready.max_connections if self.worker else None
         connections = checks.check_connections(self.peak.total, promised, idle, unseen)
         # In a user's own database there are others, whose rows say nothing of this worker.
-        found = checks.check_tasks(self.rows, self.workload, self.database if self.workload else None)
+        found = checks.check_tasks(
+            self.rows, self.workload, self.place.database if self.workload and self.place else None
+        )
         verdicts = [*self._preflight, *found.verdicts, *connections]
         self.out = self.out or not all(verdict.passed for verdict in verdicts)
         return verdicts
@@ -238,7 +232,8 @@ class RunningCell:
 
     def _count(self) -> Counted:
         """Count the tasks of a demo one by one."""
-        wrong = len(checks.check_tasks(self.rows, self.workload, self.database).wrong)
+        assert self.place is not None
+        wrong = len(checks.check_tasks(self.rows, self.workload, self.place.database).wrong)
         unanswered = sum(row.outcome == UNANSWERED for row in self.rows)
         right, (idle, _) = len(self.rows) - wrong - unanswered, self.left(idle_in_transaction=0)
         seconds, cpu_s = (round(sum(getattr(one, what) for one in self.counted), 3) for what in ("wall_s", "worker_s"))

@@ -129,8 +129,7 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
             run.console.print(_line(batch, schedule.restarts), highlight=False)
         if "round-trips" in kinds and bench.server and not user_task and not store.facts.round_trips:
             for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
-                services = bench.run, bench.server, bench.broker
-                store.add_round_trips(round_trips.measure(*services, patterns, given["workloads"], progress=tell))
+                store.add_round_trips(round_trips.measure(bench, patterns, given["workloads"], progress=tell))
 
 
 def _line(batch: Batch, restarts: int) -> str:

@@ -23,9 +23,8 @@ from ..bench.cells import Bench, RunningCell
 from ..bench.results import Arm, Verdict
 from ..bench.rows import TaskRow, parse_rows
 from ..errors import LoadTestError
-from ..services.databases import connect_server, database_server, parse_database_url
-from ..services.environment import broker
-from ..services.rundir import run_directory
+from ..services.databases import connect_server, parse_database_url
+from ..services.harness import services
 from ..services.sampler import Sampler
 from .lines import answer_lines, leave_on_signals
 
@@ -69,23 +68,23 @@ class Helper:
         database_url: str | None, broker_url: str | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Start services and a worker: a cell of the benchmark whose load comes from elsewhere."""
-        run = self._stack.enter_context(run_directory())
-        server = self._stack.enter_context(database_server(run, database_url))
-        queue = self._stack.enter_context(broker(run, broker_url))
+        found = self._stack.enter_context(services(database_url, broker_url))
+        assert found.server is not None
         arm = Arm(worker_pool, concurrency, pattern, strategy or "")
-        self._cell = cell = RunningCell(Bench(run, server, queue, None), arm, workload)
+        self._cell = cell = RunningCell(Bench(found.run, found.server, found.broker), arm, workload)
         self._stack.callback(cell.close)
         cell.start()
         if cell.worker is None:
             raise LoadTestError(cell.failed_start)
-        cell.sampler = self._sampler = self._stack.enter_context(Sampler(server.url, [cell.connections_name]))
+        cell.sampler = self._sampler = self._stack.enter_context(Sampler(found.server.url, [cell.connections_name]))
         ready = cell.worker.ready
         why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
         described = (
             f"Worker {cell.worker_pid}: {worker_pool}, concurrency {concurrency}, pattern {pattern}{why}; "
             f"workload {workload}"
         )
-        return {**cell.target, "rows_directory": str(run.path), "described": [server.label, queue.label, described]}
+        labels = [found.server.label, found.broker.label]
+        return {**cell.target, "rows_directory": str(found.run.path), "described": [*labels, described]}
 
     def _watch(self, app: str, task: str, events: bool, database_url: str | None) -> dict[str, Any]:
         """Look at the worker of somebody else's app; switch the events on that it does not send."""

@@ -158,6 +158,7 @@ def faults(
     console = Console()
     chosen = list(cells(pools, faults))
     with services(database_url, broker_url) as found, Progress(console=console) as progress:
+        assert found.server is not None
         if found.server.url.get_backend_name() != "postgresql":
             raise click.UsageError("DATABASE_URL is no PostgreSQL server, whose sessions these faults look at.")
         bar = progress.add_task(f"{len(chosen)} cells", total=len(chosen))

@@ -2,7 +2,7 @@
 
 Everything here is computed from the file that `bench/results.py` describes, and from nothing else: `summary` sums the
 rows up, `statistics` says what may be claimed, `recommendation` applies one rule, `tables` makes every
-table once; `page` (with `charts`) and `terminal` draw them.
+table once; `terminal` (with `charts`) draws them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ def write_report(console: Console, directory: Path) -> list[Path]:
         NoRunError: There is no run in it.
     """
     from .histogram import write_histograms
-    from .page import PAGE_FILE, page
     from .recommendation import recommend
     from .summary import summarise
-    from .terminal import markdown, print_summary
+    from .terminal import PAGE_FILE, markdown, page, print_summary
 
     summary = summarise(directory)
     found = recommend(summary)

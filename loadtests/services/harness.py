@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from celery import Celery
-from sqlalchemy import URL, NullPool, create_engine, text
+from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from ..errors import WorkerError
 from ..reporting import user_environ
@@ -33,23 +34,28 @@ from .rundir import RunDirectory, run_directory
 ANSWER_S = 30.0
 
 
-class Services(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Services:
     """What the workers of a run share."""
 
     run: RunDirectory
-    server: DatabaseServer
+    server: DatabaseServer | None  # None if the tasks are somebody else's and their database is not known
     broker: Broker
 
 
 @contextmanager
-def services(database_url: str | None = None, broker_url: str | None = None) -> Iterator[Services]:
-    """Start what is not given, for the time of the block; see `database_server` and `broker`."""
-    with (
-        run_directory() as run,
-        database_server(run, database_url) as server,
-        broker(run, broker_url) as the_broker,
-    ):
-        yield Services(run, server, the_broker)
+def services(
+    database_url: str | None = None, broker_url: str | None = None, *, own_server: bool = True
+) -> Iterator[Services]:
+    """Start what is not given, for the time of the block; see `database_server` and `broker`.
+
+    Args:
+        own_server: Whether a database server is started if none is given.
+    """
+    with ExitStack() as stack:
+        run = stack.enter_context(run_directory())
+        server = stack.enter_context(database_server(run, database_url)) if database_url or own_server else None
+        yield Services(run, server, stack.enter_context(broker(run, broker_url)))
 
 
 @dataclass(slots=True)
@@ -72,28 +78,28 @@ AnySent = TypeVar("AnySent", bound=Sent)
 class LoadWorker:
     """A running worker with its database and its queue."""
 
-    worker: Worker
-    pool: str
-    environment: WorkerEnvironment
-    database: URL
-
     def __init__(
-        self, worker: Worker, pool: str, environment: WorkerEnvironment, database: URL, proxy: Proxy | None
+        self, worker: Worker, pool: str, environment: WorkerEnvironment, database: URL | None, proxy: Proxy | None
     ) -> None:
-        self.worker, self.pool, self.environment, self.database = worker, pool, environment, database
+        self.worker: Worker = worker
+        self.pool: str = pool
+        self.environment: WorkerEnvironment = environment
+        self.database: Any = database  # None if it is not known
         self.proxy: Any = proxy  # Between the worker and its database; None if there is none
         self.replies: ReplyList = ReplyList(environment.reply_url, environment.reply_key)
         self.sent: dict[str, Sent] = {}
         self.unknown: list[Reply] = []  # Replies to tasks that were not sent here
         self._client: Any = Celery("client", set_as_current=False)
         self._client.conf.update(environment.celery_settings())
-        self._engine = create_engine(database, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return create_engine(self.database, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:
-        """Close the connections to the broker and the database."""
+        """Close the connections to the broker."""
         self.replies.close()
         self._client.close()
-        self._engine.dispose()
 
     def post(self, name: str, task: AnySent, args: tuple[Any, ...] | None = None, **options: Any) -> AnySent:
         """Send a task by its name; its arguments are its number where no others are given."""
@@ -157,7 +163,7 @@ AnyLoadWorker = TypeVar("AnyLoadWorker", bound=LoadWorker)
 def load_worker(
     given: Services, *, pool: str, kind: type[AnyLoadWorker], pattern: str = OURS, concurrency: int = 1,
     name: str = "", queue: str = "", accounts: int = ACCOUNTS, proxied: Callable[[URL], Proxy] | None = None,
-    application_name: str = "", used_in_main: bool = False, **options: Any,
+    application_name: str = "", used_in_main: bool = False, theirs: URL | None = None, **options: Any,
 ) -> Iterator[AnyLoadWorker]:  # fmt: skip
     """Start a worker with a database and a queue of its own; all are gone when the block ends.
 
@@ -165,6 +171,7 @@ def load_worker(
         kind: LoadWorker, or a class derived from it.
         proxied: Makes the proxy through which the worker reaches its database.
         application_name: Of the worker's sessions on PostgreSQL.
+        theirs: The database of an app of somebody else's, if it is known: no other is made for one.
         options: Of `running_worker`.
     Raises:
         WorkerError: It ended, or was not ready in time.
@@ -172,13 +179,16 @@ def load_worker(
     run, broker = given.run, given.broker
     name = f"{name or f'{pool}-{pattern}'}-{uuid.uuid4().hex[:6]}"
     with ExitStack() as stack:
-        database = stack.enter_context(given.server.fresh_database(run, name.replace("-", "_")))
-        create_tables(database, accounts)
-        proxy = stack.enter_context(proxied(database)) if proxied else None
+        database, proxy = theirs, None
+        if "app" not in options and given.server:
+            database = stack.enter_context(given.server.fresh_database(run, name.replace("-", "_")))
+            create_tables(database, accounts)
+            proxy = stack.enter_context(proxied(database)) if proxied else None
         url = proxy.url if proxy else database
-        if application_name:
+        if url and application_name:
             url = url.update_query_dict({"application_name": application_name})
-        address, queue = url.render_as_string(hide_password=False), queue or f"celery-alchemy-{run.id}-{name}"
+        address = url.render_as_string(hide_password=False) if url else ""
+        queue = queue or f"celery-alchemy-{run.id}-{name}"
         environment = WorkerEnvironment(address, broker.url, broker.reply_url, queue, pattern, used_in_main)
         stack.enter_context(queue_of(run, environment))
         worker = stack.enter_context(
