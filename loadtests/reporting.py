@@ -32,16 +32,7 @@ from .tasks.replies import Outcome, Reply, ReplyList
 _LIMIT = getattr(signal, "SIGUSR1", None)
 ERROR_LENGTH = 300
 REPLY_URL, READY_KEY = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY"
-
-
-def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
-    """Return the variables that a user's worker with `-I celery_alchemy.loadtests.reporting` needs.
-
-    Args:
-        reply_url: redis-py URL of the server with the reply lists.
-        ready_key: The list on which the worker announces itself, once it consumes.
-    """
-    return {REPLY_URL: reply_url, READY_KEY: ready_key}
+"""What a user's worker is told: the redis-py URL of the reply lists, and the list on which it announces itself."""
 
 
 def connect(

@@ -106,7 +106,9 @@ def running_cells(bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell) 
             for cell in cells:
                 cell.connect()
             names = [cell.connections_name for cell in cells if cell.connections_name]
-            sampler = Sampler(bench.server.url, names, by=bench.counted_by) if bench.server and names else None
+            # A database of the user's is shared: there the name of the worker's program tells.
+            by = "application_name" if bench.user_task else "datname"
+            sampler = Sampler(bench.server.url, names, by=by) if bench.server and names else None
             with sampler or nullcontext():
                 for cell in cells:
                     cell.sampler = sampler

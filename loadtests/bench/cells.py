@@ -45,11 +45,6 @@ class Bench(Services):
     generator: Generator | None = None  # None where the load comes from elsewhere
     user_task: UserTask | None = None
 
-    @property
-    def counted_by(self) -> str:
-        """What tells the connections of a cell: its own database, or in the user's its program's name."""
-        return "application_name" if self.user_task else "datname"
-
 
 class RunningCell:
     """A cell whose worker is up, or was meant to be."""

@@ -66,12 +66,11 @@ def pools_contest(workload: str, arms: Sequence[Arm]) -> Contest:
 
 def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list[Contest]:
     """Return the recipe and ours, under each worker pool."""
-    contests = []
-    for pool in pools:
-        workers = 1 if pool in ALONE else concurrency
-        arms = (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO))
-        contests.append(Contest(f"demo/{pool}", workload, arms))
-    return contests
+    slots = {pool: 1 if pool in ALONE else concurrency for pool in pools}
+    return [
+        Contest(f"demo/{pool}", workload, (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO)))
+        for pool, workers in slots.items()
+    ]
 
 
 def plan(

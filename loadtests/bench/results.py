@@ -270,8 +270,6 @@ def read_sweep(directory: Path) -> Iterator[SweepStep]:
     yield from steps
 
 
-# The file
-
 TABLES: dict[str, type[Any]] = {"batches": Batch, "cells": Cell, "slices": Slice, "steps": SweepStep}
 PARTS = ("cells", "slices")  # Of a batch: tables of their own, whose rows begin with what they belong to
 MAKE: dict[Any, Any] = {
@@ -302,9 +300,8 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
         NoRunError: There is none, and it is only read.
     """
     path = (directory / RUN_FILE).resolve()
-    none_yet = NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
-    if not write and not path.exists():
-        raise none_yet
+    if not write and not (path.exists() and path.stat().st_size):  # One without tables is being made.
+        raise NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
     address = f"{path.as_uri()}?mode={'rwc' if write else 'ro'}"
     with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
@@ -312,8 +309,6 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
             connection.execute("BEGIN IMMEDIATE")
             for table in _schema():
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-        elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # Another process is making it.
-            raise none_yet
         with connection:
             yield connection
 

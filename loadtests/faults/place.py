@@ -91,8 +91,6 @@ class Place(LoadWorker):
         self.together: int = CONCURRENCY[self.pool]  # How many tasks run at one time
         self.pid: int = self.worker.ready.pid  # The worker's main process
 
-    # -- what faults do ----------------------------------------------------------------------------------------------
-
     def send(
         self, workload: Workload, count: int, number: int = 0, *, expected: bool = True, silent: bool = False,
         limits: Sequence[float] = (), **options: Any,
@@ -136,8 +134,6 @@ class Place(LoadWorker):
             for child in psutil.Process(self.pid).children():
                 os.kill(child.pid, signal.SIGKILL)
 
-    # -- what is read off --------------------------------------------------------------------------------------------
-
     def counts(self) -> dict[str, int]:
         """Return what the tasks of `COUNT` wrote down, by kind, and forget it: of each process the least, for there may
         be tasks beside the one that counts, and of the processes the most."""
@@ -176,8 +172,6 @@ class Place(LoadWorker):
             if self.pool != "prefork" or len(taken) == self.together:
                 break
         return sum(taken.values())
-
-    # -- a long load -------------------------------------------------------------------------------------------------
 
     def send_unwatched(self, workload: Workload) -> None:
         """Send a task that nobody waits for."""

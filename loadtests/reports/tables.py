@@ -285,9 +285,6 @@ def facts(summary: Summary) -> list[Table]:
     return table("What the numbers depend on", "what | which", [row for row in rows if row[1]])
 
 
-# Demo
-
-
 def demo(summary: Summary) -> list[Table]:
     """Return the recipe and celery-alchemy side by side, under each worker pool."""
     rows: list[list[Cell | str]] = []

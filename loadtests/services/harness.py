@@ -20,7 +20,7 @@ from celery import Celery
 from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from ..errors import WorkerError
-from ..reporting import user_environ
+from ..reporting import READY_KEY, REPLY_URL
 from ..tasks.patterns import OURS, PATTERNS
 from ..tasks.replies import Outcome, Reply, ReplyList
 from ..tasks.workloads import ACCOUNTS, Workload
@@ -259,7 +259,7 @@ def running_worker(
         own = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY", "LOADTEST"))}
         environ = {**own, **environment.to_environ()}
     else:
-        told = user_environ(environment.reply_url, environment.ready_key)
+        told = {REPLY_URL: environment.reply_url, READY_KEY: environment.ready_key}
         environ = {**os.environ, **(app_environ or {}), **told}
     # What a worker that is killed leaves behind is removed with the run.
     environ = with_package({**environ, "TMPDIR": str(run.path)})

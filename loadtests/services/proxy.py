@@ -94,8 +94,6 @@ class Proxy:
         """Return how long to wait for the sockets, in seconds; None: until there is something."""
         return None
 
-    # -- a network that fails ----------------------------------------------------------------------------------------
-
     def cut(self) -> int:
         """Reset every connection that is open now, on both sides; return how many there were."""
 
@@ -140,8 +138,6 @@ class Proxy:
                 self._listener.close()
 
         self._do(work)
-
-    # -- forwarding --------------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[], Any]) -> Any:
         """Have `work` done by the forwarding thread, which alone touches the sockets; return what it returns."""
