@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 
 from ..errors import LoadTestError
 from ..services.sampler import Sampler
-from .cells import Bench, RunningCell, phases
+from .cells import ANSWER_S, Bench, RunningCell, phases
 from .contests import Contest, orders
-from .generator import ANSWER_S
 from .results import Arm, Batch, Cell, Objective, Slice, SweepStep, knee_of
 from .rows import Percentiles, TaskRow
 

@@ -1,4 +1,4 @@
-"""One cell: a worker on a database, a queue and a reply list of its own, and what is wrong with what it did."""
+"""One cell: a worker with a database, a queue and a reply list of its own, its load, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import itertools
 import math
 import signal
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import URL
 
+from ..client.lines import LineProcess
 from ..errors import WorkerError
 from ..services.harness import LoadWorker, Services, Worker, load_worker
-from ..services.processes import StopStep
+from ..services.processes import StopStep, deferred_signals
+from ..services.rundir import RunDirectory
 from ..services.sampler import Connections, CpuClock, Sampler, Spent, memory_bytes, spent
 from ..tasks.patterns import OURS
 from ..tasks.workloads import PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .arguments import GREEN
 from .contests import UserTask
-from .generator import ANSWER_S, Generator
 from .results import Arm, Cell, Counted, Verdict
 from .rows import UNANSWERED, Percentiles, TaskRow
 
@@ -245,3 +247,38 @@ def phases(rows: list[TaskRow]) -> dict[str, Percentiles]:
     names = ("queue", "checkout", "database", "run", "latency")
     parts = {name: Percentiles.of(getattr(row, f"{name}_ms") for row in done) for name in names}
     return {name: found for name, found in parts.items() if found}
+
+
+# gevent has to patch the standard library before this package, Celery and SQLAlchemy have imported it.
+COMMAND = ("gevent.monkey", "--module", "celery_alchemy.loadtests.client.generator")
+ANSWER_S = 180.0  # On top of what a load is meant to take: a backlog is worked off for up to two minutes
+STOP_S = 10.0
+
+
+class Generator(LineProcess):
+    """One long-lived gevent process."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__("The load generator", "-m", *COMMAND, log=run.path / "generator.log")
+
+    def slice(self, *, within_s: float, **command: Any) -> tuple[dict[str, Any], list[TaskRow]]:
+        """Put an arm under load, and return the summary and a row for each task.
+
+        Args:
+            within_s: How long the load itself can take.
+        """
+        answer = self.ask(within_s + ANSWER_S, slice=command)
+        return answer, [TaskRow(*row) for row in answer.pop("rows")]
+
+    @classmethod
+    @contextmanager
+    def running(cls, run: RunDirectory) -> Iterator[Self]:
+        """Start it, and end it when the block ends."""
+        with deferred_signals():
+            generator = cls(run)
+            guarded = run.guard.watch_process(generator.pid)
+        try:
+            yield generator
+        finally:
+            generator.stop(STOP_S)
+            run.guard.forget(guarded)

@@ -22,9 +22,8 @@ from ..services.harness import services
 from ..tasks.patterns import PATTERNS
 from ..tasks.workloads import WORKLOADS
 from .batches import Tell
-from .cells import Bench
+from .cells import Bench, Generator
 from .contests import Contest, UserTask
-from .generator import Generator
 from .results import RUN_FILE, RunFacts
 from .store import Store, forget, machine, versions, writing
 

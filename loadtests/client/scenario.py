@@ -12,13 +12,13 @@ from locust import events
 from locust.runners import WorkerRunner
 
 from ..errors import LoadTestError
-from ..services.their_workers import find_app
 from ..tasks.replies import redis_url
 from ..tasks.workloads import WORKLOADS, Workload
 from . import options
 from .hub import EventReplies, ListReplies, ReplyHub
 from .lines import LineProcess
 from .run import run_of
+from .serve import find_app
 from .users import CeleryUser
 
 EXIT_USAGE, EXIT_BROKEN = 2, 1

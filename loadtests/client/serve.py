@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from celery import Celery
+from celery.app.utils import find_app as celery_find_app
+from celery.utils.imports import cwd_in_path
 
 from ..bench import checks
 from ..bench.cells import Bench, RunningCell
@@ -28,7 +33,7 @@ from ..services.harness import services
 from ..services.sampler import Sampler
 from .lines import answer_lines, leave_on_signals
 
-SETTLE_S = 2.0
+SETTLE_S, REPLY_S = 2.0, 3.0
 
 
 def _rows(directory: Path) -> Iterator[TaskRow]:
@@ -36,6 +41,60 @@ def _rows(directory: Path) -> Iterator[TaskRow]:
         # A Locust process that was killed leaves half a row at the end.
         with path.open(newline="") as file, contextlib.suppress(ValueError, csv.Error):
             yield from parse_rows(file)
+
+
+def find_app(name: str) -> Any:
+    """Return the Celery app, as `celery -A` finds it.
+
+    Raises:
+        LoadTestError: There is none of this name.
+    """
+    with cwd_in_path():
+        try:
+            app = celery_find_app(name)
+        except Exception as error:
+            # It runs the user's module.
+            raise LoadTestError(f"--app: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(app, Celery):
+        raise LoadTestError(f"--app: {name!r} is not a Celery app but a {type(app).__name__}.")
+    return app
+
+
+def require_task(app: Any, name: str, task: str) -> None:
+    """Ask the running workers for a task.
+
+    Raises:
+        LoadTestError: No worker answers, or none knows the task.
+    """
+    try:
+        answers: dict[str, list[str]] = app.control.inspect(timeout=REPLY_S).registered() or {}
+    except OSError as error:
+        raise LoadTestError(f"The broker of {name} cannot be reached: {error}") from error
+    if not answers:
+        raise LoadTestError(
+            f"No worker of {name} answered within {REPLY_S:g} s: start one with `celery -A {name} worker`, "
+            "with worker_enable_remote_control left on."
+        )
+    known = {entry.split()[0] for entries in answers.values() for entry in entries}
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It knows: {', '.join(sorted(known))}."
+        raise LoadTestError(f"--task: no worker of {name} knows {task!r}. {hint}")
+
+
+@contextmanager
+def task_events(app: Any) -> Iterator[list[str]]:
+    """Have the running workers send task events during the block; yield those that did not before."""
+    answers: list[dict[str, dict[str, str]]] = app.control.enable_events(reply=True, timeout=REPLY_S) or []
+    told = {worker: reply.get("ok") for answer in answers for worker, reply in answer.items()}
+    # A worker that sends them anyway answers "task events already enabled".
+    switched = [worker for worker, reply in told.items() if reply == "task events enabled"]
+    try:
+        yield switched
+    finally:
+        if switched:
+            with contextlib.suppress(OSError):
+                app.control.disable_events(destination=switched, reply=True, timeout=REPLY_S)
 
 
 class Helper:
@@ -88,8 +147,6 @@ class Helper:
 
     def _watch(self, app: str, task: str, events: bool, database_url: str | None) -> dict[str, Any]:
         """Look at the worker of somebody else's app; switch the events on that it does not send."""
-        from ..services.their_workers import find_app, require_task, task_events
-
         found = find_app(app)
         require_task(found, app, task)
         switched = self._stack.enter_context(task_events(found)) if events else []

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from celery_alchemy.loadtests.bench.generator import COMMAND
+from celery_alchemy.loadtests.bench.cells import COMMAND
 from celery_alchemy.loadtests.bench.rows import TaskRow
 from celery_alchemy.loadtests.services.databases import create_tables, database_server
 from celery_alchemy.loadtests.services.environment import Broker, WorkerEnvironment, broker, queue_of
