@@ -104,10 +104,10 @@ class Replies:
         measurement = getattr(request, "loadtest", None)
         known: phases.Measurement = measurement or phases.Measurement()
         key = getattr(request, "loadtest_reply", None) or self._reply_key
-        if key is None or (known.partial and outcome is Outcome.SUCCESS):
+        if key is None:
             return
         reply = Reply(
-            task_id=known.task_id or task_id,
+            task_id=task_id,
             outcome=outcome,
             started=known.started if measurement else ended,
             ended=ended,
@@ -120,10 +120,8 @@ class Replies:
             breach=known.breach,
             attempt=(getattr(request, "retries", 0) or 0) + 1,
         )
-        # Of a fan-out several parts can fail; whoever waits for its end wants to hear of it once.
-        shared = known.partial or reply.task_id != task_id
         with _undisturbed():
-            self._replies.push(reply.to_json(), key, once_for=reply.task_id if shared else None)
+            self._replies.push(reply.to_json(), key)
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def measure(
         patterns: Those that do not run under solo are left out.
         progress: Called with the name of each pattern before it is measured.
     Returns:
-        By name of the workload, then of the pattern: round trips per task that was sent, to 0.01. Those of `fan_out`
-        include its parts, those of `mix` its retries.
+        By name of the workload, then of the pattern: round trips per task that was sent, to 0.01. Those of
+        `mix` include its retries.
     Raises:
         WorkerError: A worker did not start, or a task failed.
     """

@@ -16,12 +16,11 @@ from kombu.entity import Exchange, Queue
 
 from ..errors import ServiceError
 from ..tasks.patterns import OURS
-from ..tasks.replies import kombu_url, redis_url
+from ..tasks.replies import redis_url
 from .rundir import RunDirectory
 from .servers import ValkeyServer
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
-RESULT_EXPIRES_S = 300
 VARIABLE = "LOADTEST_WORKER"
 
 
@@ -77,16 +76,6 @@ class WorkerEnvironment:
             # By default all queues of a Redis database share these three keys; ours are deleted after a run.
             settings["broker_transport_options"] = self._unacked_keys
         return settings
-
-    def result_settings(self) -> dict[str, Any]:
-        """Return the worker's settings for the few results it stores: those of the parts of a chord."""
-        return {
-            "result_backend": kombu_url(self.reply_url),
-            "result_backend_transport_options": {"global_keyprefix": f"{self.queue}.result."},
-            "result_expires": RESULT_EXPIRES_S,
-            # Else each greenlet and each thread connects for itself.
-            "result_backend_thread_safe": True,
-        }
 
     def to_environ(self) -> dict[str, str]:
         """Return the variable that `from_environ` reads."""

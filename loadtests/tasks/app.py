@@ -42,7 +42,7 @@ environment: WorkerEnvironment = WorkerEnvironment.from_environ()
 pattern: Pattern = PATTERNS[environment.pattern]
 
 app: Celery = Celery("celery-alchemy-loadtests")
-app.conf.update(environment.celery_settings() | environment.result_settings())
+app.conf.update(environment.celery_settings())
 app.steps["consumer"].add(Ticker)
 
 assert pattern.build, f"{pattern.name} has a worker of its own"

@@ -229,5 +229,5 @@ PATTERNS["taskiq"] = Pattern(
     build=None,
     pools=("gevent",),  # its peer: many tasks at one time in one process
     worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
-    without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
+    without=("slow_io",),  # a plain sleep stops its event loop
 )
