@@ -150,5 +150,5 @@ REGISTERED = sorted(point.name for point in entry_points(group="celery_alchemy.s
 POOL = OneOf("worker pool", POOLS)
 STRATEGY = OneOf("session strategy", (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *REGISTERED))), path=True)
 PATTERN = OneOf("pattern", PATTERNS)
-BASELINE = OneOf("hand-written pattern", [name for name in PATTERNS if name != OURS])
+BASELINE = OneOf("pattern to compare with", [name for name in PATTERNS if name != OURS])
 WORKLOAD = OneOf("workload", WORKLOADS)

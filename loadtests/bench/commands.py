@@ -49,7 +49,7 @@ CHOSEN = (
     POOLS,
     option("--strategies", "all", arguments.STRATEGY.several, "Session strategies; auto is always there."),
     option("--baselines", "all", partial(arguments.BASELINE.several, none=True),
-            "Hand-written patterns to compare with, all or none."),
+            "Patterns to compare with, all or none."),
     option("--workloads", "all", arguments.WORKLOAD.several, "What the tasks do."),
     CONCURRENCY,
     _whole("--tasks checked_tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
@@ -89,7 +89,7 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     Speed counts only where results are right: each worker is checked first. A run that was interrupted goes on where
     it stopped when the same command is given again.
 
-    Contests: `patterns` compares our strategies and the hand-written patterns under each worker pool; `pools` the
+    Contests: `patterns` compares our strategies and the other patterns under each worker pool; `pools` the
     worker pools and concurrencies, each with the strategy it gets by itself; `round-trips` counts how often a task
     waits for the database's answer.
     """
@@ -170,7 +170,7 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
     """Offer more and more, whatever the worker does, until the latency objective breaks.
 
     Five sweeps for each worker pool, concurrency and workload, in random order, with the strategy `auto` unless
-    --strategies names others; hand-written patterns only if --baselines names them.
+    --strategies names others; other patterns only if --baselines names them.
     """
     for name, usual in (("strategies", [AUTO]), ("baselines", [])):
         if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:

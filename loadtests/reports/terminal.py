@@ -76,9 +76,6 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-PAGE_FILE = "index.html"
-
-
 def page(summary: Summary, found: Sequence[Choice]) -> str:
     """Return the whole page; its sections are those of the template, without those that have nothing to show."""
     from jinja2 import Environment, PackageLoader
