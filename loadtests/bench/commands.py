@@ -21,7 +21,7 @@ from . import arguments
 from .arguments import AUTO, OneOf, json_of, missing, numbers, option, seconds
 from .batches import DEMO_WORKLOAD, Schedule, SweepOptions, run_batch, run_demo, run_sweep
 from .contests import demo_contests, find_user_task, plan, remaining
-from .results import Batch, Objective, knee_of
+from .results import Objective, knee_of
 from .runs import console_of_run, running, write_report
 
 CONTEST = OneOf("kind of contest", ("patterns", "pools", "round-trips"))
@@ -126,17 +126,14 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
             without = store.broken[contest.name]
             batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, tell)
             store.add_batch(batch, rows)
-            run.console.print(_line(batch, schedule.restarts), highlight=False)
+            broken = [f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in batch.cells if cell.broken]
+            said = f"[green]{len(batch.cells) - len(broken)} right[/]"
+            said += f", [red]broken: {', '.join(broken)}[/]" if broken else ""
+            turn = f"{number}/{schedule.restarts} {batch.seconds:5.0f} s"
+            run.console.print(f"{contest.name:32} {turn}  {said}", highlight=False)
         if "round-trips" in kinds and bench.server and not user_task and not store.facts.round_trips:
             for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
                 store.add_round_trips(round_trips.measure(bench, patterns, given["workloads"], progress=tell))
-
-
-def _line(batch: Batch, restarts: int) -> str:
-    broken = [f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in batch.cells if cell.broken]
-    right = f"[green]{len(batch.cells) - len(broken)} right[/]"
-    said = f"{right}, [red]broken: {', '.join(broken)}[/]" if broken else right
-    return f"{batch.contest:32} {batch.number}/{restarts} {batch.seconds:5.0f} s  {said}"
 
 
 @bench.command()

@@ -1,10 +1,5 @@
 """What a benchmark run keeps: plain facts in one SQLite file, from which every report is computed.
 
-The interface between `bench/`, which measures, and `reports/`, which reads:
-    writing: `store.Store`: add_batch, add_sweep, add_round_trips; done, broken, swept, next_slice; `writing`, `forget`
-    reading: `RunFacts.read`, `read_batches`, `read_sweep`; `knee_of` one sweep
-    reports: `reports.write_report`, `write_chart`; `reports.compare`: compare, parse_condition, print_comparison
-
 run.sqlite       tables `run`, `batches`, `cells`, `slices`, `steps`; what is not plain is JSON
 tasks/*.csv.gz   every task of every batch and sweep (`rows.TaskRow`)
 """

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
 from ..services.harness import services
-from ..tasks.patterns import PATTERNS
+from ..tasks.patterns import OURS, PATTERNS
 from ..tasks.workloads import WORKLOADS
 from .batches import Tell
 from .cells import Bench, Generator
@@ -98,7 +98,7 @@ def running(
             )
         raise
     write_report(console, out)
-    sys.exit(1 if store.ours_broken else 0)
+    sys.exit(any(OURS in name for names in store.broken.values() for name in names))
 
 
 def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, Any]) -> RunFacts:

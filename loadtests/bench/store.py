@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 
 from ..errors import LoadTestError
-from ..tasks.patterns import OURS
 from .results import (
     PARTS,
     RUN_FILE,
@@ -75,11 +74,6 @@ class Store:
     def resumed(self) -> bool:
         """Whether there were results already."""
         return bool(self.done or self.swept)
-
-    @property
-    def ours_broken(self) -> bool:
-        """Whether an arm of our own broke an invariant."""
-        return any(OURS in name for names in self.broken.values() for name in names)
 
     def add_batch(self, batch: Batch, rows: Iterable[TaskRow]) -> None:
         """Keep a finished batch and its tasks."""

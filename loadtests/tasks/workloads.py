@@ -81,11 +81,6 @@ class Workload:
         """The name the Celery task is sent by, whatever the pattern."""
         return PREFIX + self.name
 
-    @property
-    def writes(self) -> bool:
-        """Whether a successful task leaves ledger lines."""
-        return self.transactions > 0
-
     def ending(self, number: int) -> Ending:
         """Return how the task with this number ends."""
         return self.endings[number % len(self.endings)]
