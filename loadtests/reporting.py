@@ -76,7 +76,7 @@ def connect(
 
 
 def announce(reply_url: str, ready_key: str, **described: Any) -> None:
-    """Tell that a worker consumes; `described` are fields of its ReadyMessage."""
+    """Tell that a worker consumes; `described` are fields of `harness.Worker`."""
     with contextlib.closing(ReplyList(reply_url, ready_key)) as ready:
         ready.push(json.dumps({"pid": os.getpid(), "strategy": "", "reason": "", **described}))
 

@@ -134,8 +134,8 @@ def test_time_is_told_apart(ours: load.LoadWorker) -> None:
 def test_connections_are_promised_for_baselines_too(bench: load.Bench) -> None:
     for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2 * 2), ("tuned", 2, 2)):
         with load.load_worker(bench, "prefork", pattern, concurrency=concurrency) as worker:
-            assert worker.worker.ready.max_connections == promised
-            assert worker.worker.ready.strategy == ""
+            assert worker.worker.max_connections == promised
+            assert worker.worker.strategy == ""
     assert PATTERNS["tuned"].connections(100) == 20
 
 
@@ -173,7 +173,7 @@ def test_a_users_worker_answers_for_tasks_with_the_header_only(bench: load.Bench
     }
     options = {"app": "theirs", "app_environ": theirs, "queue": theirs["THEIR_QUEUE"], "concurrency": 1}
     with load.load_worker(bench, "prefork", **options) as worker:
-        assert worker.worker.ready.strategy == "per_process"
+        assert worker.worker.strategy == "per_process"
         elsewhere = f"{worker.environment.queue}.elsewhere"
         worker.send_named("theirs.look")
         sent = [worker.send_named("theirs.look", reply_to=elsewhere) for _ in range(4)]

@@ -141,7 +141,7 @@ def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locus
     assert {request[4]["who"] for request in seen.requests} == {"teller"}
     for _, name, _, exception, _ in seen.requests:
         assert (exception is None) == (name == "move money")
-        assert exception is None or exception.startswith("TaskFailed('TypeError: ")
+        assert exception is None or exception.startswith('TaskFailed("TypeError: ')
     assert f"{names['move money']} of {len(seen.requests)} tasks succeeded" in seen.output
     # One error, however many tasks: Locust keeps every different one. Not from its file, which it writes now and then.
     assert len({exception for *_, exception, _ in seen.requests if exception is not None}) == 1

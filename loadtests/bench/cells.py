@@ -159,7 +159,7 @@ class RunningCell:
         unseen = self.sampler.error if self.sampler else "nobody looked all the time"
         if self.bench.user_task and not self.peak.total:
             unseen = f"no connection of the application name {self.connections_name!r} was seen on a PostgreSQL"
-        promised = self.worker.ready.max_connections if self.worker else None
+        promised = self.worker.max_connections if self.worker else None
         connections = checks.check_connections(self.peak.total, promised, idle, unseen)
         # In a user's own database there are others, whose rows say nothing of this worker.
         found = checks.check_tasks(
@@ -208,10 +208,10 @@ class RunningCell:
         return Cell(
             self.arm,
             verdicts,
-            strategy=worker.ready.strategy if ours else "",
-            reason=worker.ready.reason if ours else "",
+            strategy=worker.strategy if ours else "",
+            reason=worker.reason if ours else "",
             start_s=round(worker.start_s, 2),
-            promised_connections=worker.ready.max_connections,
+            promised_connections=worker.max_connections,
             peak_connections=self.peak.total,
             peak_idle_in_transaction=self.peak.idle_in_transaction,
             pss_bytes=self._memory,

@@ -79,7 +79,6 @@ class ListReplies:
         key = f"{prefix or 'celery-alchemy'}.replies.{os.getpid()}-{secrets.token_hex(4)}"
         self.headers: dict[str, str] = {REPLY_HEADER: key}  # What a task has to carry so that it is answered
         self._list = ReplyList(reply_url, key)
-        self._client: Any = redis.Redis.from_url(reply_url)
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return up to some hundred."""
@@ -87,12 +86,9 @@ class ListReplies:
 
     def close(self) -> None:
         """Delete the list, and disconnect."""
-        try:
-            self._client.delete(self.headers[REPLY_HEADER])
-        except redis.RedisError:
-            logger.debug("The reply list was not deleted; it expires.", exc_info=True)
+        with contextlib.suppress(redis.RedisError):  # One that is left expires.
+            self._list.delete()
         self._list.close()
-        self._client.close()
 
 
 class EventReplies:

@@ -15,7 +15,7 @@ from ..errors import LoadTestError
 from ..tasks.replies import redis_url
 from ..tasks.workloads import WORKLOADS, Workload
 from . import options
-from .hub import EventReplies, ListReplies, ReplyHub
+from .hub import EventReplies, ReplyHub
 from .lines import LineProcess
 from .run import run_of
 from .serve import find_app
@@ -39,42 +39,25 @@ class Load(CeleryUser):
     workload: Workload | None
 
     def __init__(self, environment: Any) -> None:
-        self.options: Any = environment.parsed_options
-        self.target: dict[str, str] = getattr(self.options, TARGET)
-        self.reply_timeout_s: float = self.options.reply_timeout
-        self.rate: float | None = self.options.rate_per_user
-        if self.options.app:
-            self.task_name, self.task_args, self.task_kwargs = (
-                self.options.task, self.options.args, self.options.kwargs,
-            )  # fmt: skip
+        chosen = self.options = environment.parsed_options
+        target: dict[str, str] = getattr(chosen, TARGET)
+        self.broker_url, self.reply_url = target.get("broker_url", ""), target.get("reply_url", "")
+        self.queue = target.get("queue", chosen.queue)
+        self.reply_timeout_s, self.rate = chosen.reply_timeout, chosen.rate_per_user
+        if chosen.app:
+            self.app = find_app(chosen.app)
+            self.task_name, self.task_args, self.task_kwargs = chosen.task, chosen.args, chosen.kwargs
         else:
-            self.workload = WORKLOADS[self.options.workload]
+            self.workload = WORKLOADS[chosen.workload]
         super().__init__(environment)
-        if rows_directory := self.target.get("rows_directory"):
+        if rows_directory := target.get("rows_directory"):
             self.load_run.write_rows_to(rows_directory)
 
     def make_hub(self) -> ReplyHub:
         """Return a hub on the app of --app, or on the worker that was started."""
-        chosen, timeout_s = self.options, self.reply_timeout_s
-        if not chosen.app:
-            target = self.target
-            return ReplyHub.on(target["broker_url"], target["queue"], target["reply_url"], timeout_s)
-        app = find_app(chosen.app)
-        listed = chosen.replies == "list"
-        replies = ListReplies(_reply_url(app, chosen), chosen.queue) if listed else EventReplies(app)
-        return ReplyHub(app, replies, queue=chosen.queue, timeout_s=timeout_s)
-
-
-def _reply_url(app: Any, chosen: Any) -> str:
-    """Return the redis-py URL of the server with the reply lists.
-
-    Raises:
-        LoadTestError: The broker is neither Redis nor Valkey, and nothing else was given.
-    """
-    found = chosen.reply_url or redis_url(app.conf.broker_write_url or "")
-    if not found:
-        raise LoadTestError("--replies list needs --reply-url: the broker of --app is neither Redis nor Valkey.")
-    return str(found)
+        if self.app is None or self.options.replies == "list":
+            return super().make_hub()
+        return ReplyHub(self.app, EventReplies(self.app), queue=self.queue, timeout_s=self.reply_timeout_s)
 
 
 def register() -> None:
@@ -98,7 +81,7 @@ def _prepare(environment: Any, **_: Any) -> None:
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    setattr(chosen, TARGET, {} if chosen.app else ready)
+    setattr(chosen, TARGET, ready)
     for line in ready["described"]:
         logger.info(line)
     environment.events.test_start.add_listener(lambda **_: _share_rate(environment))
@@ -106,15 +89,19 @@ def _prepare(environment: Any, **_: Any) -> None:
 
 
 def _start(helper: LineProcess, chosen: Any) -> dict[str, Any]:
-    """Have the helper start what is asked for; stop it if it cannot."""
+    """Have the helper start what is asked for, and return where it is; stop the helper if it cannot."""
     names = ("workload", "worker_pool", "concurrency", "strategy", "pattern", "broker_url")
     wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    where: dict[str, Any] = {}
     try:
         if chosen.app:
             wanted = {"app": chosen.app, "task": chosen.task, "events": chosen.replies == "events"}
-            if chosen.replies == "list":
-                _reply_url(find_app(chosen.app), chosen)
-        return helper.ask(START_S, start={**wanted, "database_url": chosen.database_url})
+        if chosen.app and chosen.replies == "list":
+            where["reply_url"] = chosen.reply_url or redis_url(find_app(chosen.app).conf.broker_write_url or "")
+            if not where["reply_url"]:
+                message = "--replies list needs --reply-url: the broker of --app is neither Redis nor Valkey."
+                raise LoadTestError(message)
+        return helper.ask(START_S, start={**wanted, "database_url": chosen.database_url}) | where
     except BaseException:
         helper.stop()
         raise

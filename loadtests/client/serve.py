@@ -136,7 +136,7 @@ class Helper:
         if cell.worker is None:
             raise LoadTestError(cell.failed_start)
         cell.sampler = self._sampler = self._stack.enter_context(Sampler(found.server.url, [cell.connections_name]))
-        ready = cell.worker.ready
+        ready = cell.worker
         why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
         described = (
             f"Worker {cell.worker_pid}: {worker_pool}, concurrency {concurrency}, pattern {pattern}{why}; "
@@ -159,7 +159,7 @@ class Helper:
     def _seen(self) -> list[str]:
         """Return what was seen of the connections."""
         peak = max((one.total for one in self._sampler.peaks.values()), default=0) if self._sampler else 0
-        promised = self._cell.worker.ready.max_connections if self._cell and self._cell.worker else None
+        promised = self._cell.worker.max_connections if self._cell and self._cell.worker else None
         bound = f" of {promised} promised" if promised is not None else ""
         return [f"Connections: {peak} at most{bound}."] if peak else []
 

@@ -89,7 +89,7 @@ class Place(LoadWorker):
         super().__init__(*given)
         self.watched: list[Watched] = []
         self.together: int = CONCURRENCY[self.pool]  # How many tasks run at one time
-        self.pid: int = self.worker.ready.pid  # The worker's main process
+        self.pid: int = self.worker.pid  # The worker's main process
 
     def send(
         self, workload: Workload, count: int, number: int = 0, *, expected: bool = True, silent: bool = False,

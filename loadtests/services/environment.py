@@ -22,6 +22,7 @@ from .servers import ValkeyServer
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
 VARIABLE = "LOADTEST_WORKER"
+UNACKED = ("unacked", "unacked_index", "unacked_mutex")  # Redis keys of kombu's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,6 @@ class WorkerEnvironment:
         """The list the worker announces itself on, once it consumes."""
         return f"{self.queue}.ready"
 
-    @property
-    def broker_keys(self) -> tuple[str, ...]:
-        """Every Redis key that serving this queue can leave behind."""
-        keys = (self.queue, f"_kombu.binding.{self.queue}", self.reply_key, self.ready_key)
-        return (*keys, *self._unacked_keys.values())
-
-    @property
-    def _unacked_keys(self) -> dict[str, str]:
-        return {f"{name}_key": f"{self.queue}.{name}" for name in ("unacked", "unacked_index", "unacked_mutex")}
-
     def celery_settings(self) -> dict[str, Any]:
         """Return the settings that worker and load generator must share to meet on the queue."""
         # The default exchange routes by queue name, and leaves nothing of its own to delete on RabbitMQ.
@@ -74,7 +65,7 @@ class WorkerEnvironment:
         }
         if self.broker_url.startswith("redis"):
             # By default all queues of a Redis database share these three keys; ours are deleted after a run.
-            settings["broker_transport_options"] = self._unacked_keys
+            settings["broker_transport_options"] = {f"{name}_key": f"{self.queue}.{name}" for name in UNACKED}
         return settings
 
     def to_environ(self) -> dict[str, str]:
@@ -142,7 +133,8 @@ def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> AbstractConte
 def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:
     """Delete a queue, its messages and its replies."""
     with contextlib.closing(redis.Redis.from_url(reply_url)) as client:
-        client.delete(*WorkerEnvironment("", broker_url, reply_url, queue).broker_keys)
+        ours = (f"{queue}.{name}" for name in ("replies", "ready", *UNACKED))
+        client.delete(queue, f"_kombu.binding.{queue}", *ours)
     if redis_url(broker_url) is None:
         with _connection(broker_url) as connection:
             connection.default_channel.queue_delete(queue)

@@ -205,23 +205,16 @@ STOP_STEPS = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGQUIT, 5.0))
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyMessage:
-    """What a worker says of itself once it consumes."""
+class Worker:
+    """A worker that is ready, and what it said of itself."""
 
-    pid: int
+    process: ChildProcess
+    start_s: float  # Seconds from the start of the process until it was ready
+    pid: int  # Of its main process
     strategy: str  # Name of the session strategy in force
     reason: str  # Why that one
     max_connections: int | None
     """The most connections it announces to open, all its pool processes together; None if it knows no bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker that is ready."""
-
-    process: ChildProcess
-    ready: ReadyMessage
-    start_s: float  # Seconds from the start of the process until it was ready
 
     @property
     def alive(self) -> bool:
@@ -270,7 +263,7 @@ def running_worker(
             message, *_ = process.when_ready(
                 lambda: list(announcements.pop(timeout_s=0.25)), f"The {pool} worker", start_timeout_s, WorkerError
             )
-        yield Worker(process, ReadyMessage(**json.loads(message)), time.monotonic() - started)
+        yield Worker(process, time.monotonic() - started, **json.loads(message))
 
 
 def worker_command(app: str, *arguments: str, hostname: str, loglevel: str = "INFO") -> list[str]:

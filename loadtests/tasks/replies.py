@@ -92,6 +92,10 @@ class ReplyList:
         """Return how long another list of the same server is."""
         return int(self._client.llen(key))
 
+    def delete(self) -> None:
+        """Delete the list with what is in it."""
+        self._client.delete(self._key)
+
     def close(self) -> None:
         """Close the connections of this process."""
         self._client.close()
