@@ -103,13 +103,6 @@ def sums(results: Sequence[Result]) -> dict[str, dict[str, Damage]]:
     return table
 
 
-def facts(results: Sequence[Result], **about: object) -> str:
-    """Return all that is known of a run, as JSON."""
-    versions = {name: version(name) for name in PACKAGES}
-    known = {**about, "python": platform.python_version(), "versions": versions}
-    return json.dumps(known | {"results": [asdict(result) for result in results]}, indent=1) + "\n"
-
-
 def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -> str:
     """Return the page for the documentation: one table over all faults, ours in one column, then one for each fault."""
     from jinja2 import Environment, PackageLoader
@@ -169,7 +162,11 @@ def faults(
         command = "celery " + shlex.join(sys.argv[1:])
         about = [f"Database: {server}.", f"Broker: {broker}.", f"Seed {seed}."]
         out.mkdir(parents=True, exist_ok=True)
-        (out / "faults.json").write_text(facts(results, command=command, seed=seed, server=server, broker=broker))
+        facts = {
+            "command": command, "seed": seed, "server": server, "broker": broker, "python": platform.python_version(),
+            "versions": {name: version(name) for name in PACKAGES}, "results": [asdict(result) for result in results],
+        }  # fmt: skip
+        (out / "faults.json").write_text(json.dumps(facts, indent=1) + "\n")
         (out / "faults.md").write_text(markdown(results, command=command, about=about))
     if any(result.failed or result.damage.any for result in results if result.cell.pattern == OURS):
         sys.exit(1)

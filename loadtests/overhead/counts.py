@@ -125,11 +125,11 @@ def round_trips(url: str) -> list[Count]:
 def walks(url: str) -> list[Count]:
     """Count what a reader walks through who follows a request."""
     with processes.started("solo", "auto", url, WITH_LAYER) as process:
-        found = process.call(walk.measure_requests)
+        found = process.call(walk.record_requests)
     return [
         Count(f"walk: {name}", "solo, auto", scene, number)
-        for scene, numbers in found.items()
-        for name, number in zip(walk.Walk._fields, numbers, strict=True)
+        for scene, steps in found.items()
+        for name, number in zip(walk.Walk._fields, walk.measure(steps), strict=True)
     ]
 
 

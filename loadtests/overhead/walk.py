@@ -90,12 +90,13 @@ def _file_of(code: CodeType) -> str:
     return ""
 
 
-def measure(steps: list[Step]) -> Walk:
-    """Count what a reader walks who follows `steps`.
+def measure(recorded: Sequence[Sequence[Any]]) -> Walk:
+    """Count what a reader walks who follows the steps, also if they come as JSON.
 
     Raises:
         ValueError: There are none, so that the recording has missed them.
     """
+    steps = [Step(*values) for values in recorded]
     if not steps:
         raise ValueError(f"Nothing of {' and '.join(ROOMS)} was called.")
     open_: list[Step] = []
@@ -155,11 +156,6 @@ def record_requests(sides: Sides) -> Scenes:
     (side,) = sides.values()
     gc.disable()  # what it finds runs weakref callbacks, some of them ours
     return {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
-
-
-def measure_requests(sides: Sides) -> dict[str, Walk]:
-    """Count what a reader walks who follows the requests."""
-    return {name: measure(steps) for name, steps in record_requests(sides).items()}
 
 
 def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
