@@ -107,9 +107,10 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
 
 def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> None:
     user_task = find_user_task(ctx, **given)
-    contests = plan(kinds, user_task, automatic(), **given)
-    if only and not any(fnmatchcase(contest.name, one) for contest in contests for one in only):
-        names = ", ".join(contest.name for contest in contests)
+    planned = plan(kinds, user_task, automatic(), **given)
+    contests = [one for one in planned if not only or any(fnmatchcase(one.name, pattern) for pattern in only)]
+    if planned and not contests:
+        names = ", ".join(contest.name for contest in planned)
         raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
     for name in (*arguments.POOL.known, *PATTERNS):
         if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
@@ -118,9 +119,9 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
     with running("matrix", contests, options, user_task, **given) as run:
         bench, store = run.bench, run.store
         if store.resumed:
-            total = len(contests) * schedule.restarts
-            run.console.print(f"Going on in {given['out']}: {len(store.done)} of {total} batches are there.")
-        todo = remaining(store, contests, schedule.restarts, only)
+            there = f"{len(store.done)} of {len(planned) * schedule.restarts} batches are there"
+            run.console.print(f"Going on in {given['out']}: {there}.")
+        todo = remaining(store, contests, schedule.restarts)
         jobs = {f"{one.name} ({number}/{schedule.restarts})": (one, number) for one, number in todo}
         for (contest, number), tell in run.each(jobs):
             without = store.broken[contest.name]

@@ -6,7 +6,6 @@ import contextlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import click
@@ -96,19 +95,10 @@ def plan(
     return contests
 
 
-def remaining(
-    store: Store, contests: Sequence[Contest], restarts: int, only: Sequence[str] = ()
-) -> list[tuple[Contest, int]]:
-    """Return the batches that are still to run: every contest once, then every contest again with new workers.
-
-    Args:
-        only: Patterns of the names of contests, as in a shell; none: all.
-    """
-    return [
-        (contest, number) for number in range(1, restarts + 1) for contest in contests
-        if (contest.name, number) not in store.done
-        and (not only or any(fnmatchcase(contest.name, one) for one in only))
-    ]  # fmt: skip
+def remaining(store: Store, contests: Sequence[Contest], restarts: int) -> list[tuple[Contest, int]]:
+    """Return the batches that are still to run: every contest once, then every contest again with new workers."""
+    every = ((contest, number) for number in range(1, restarts + 1) for contest in contests)
+    return [(contest, number) for contest, number in every if (contest.name, number) not in store.done]
 
 
 def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:

@@ -76,7 +76,7 @@ def _prepare(environment: Any, **_: Any) -> None:
         helper = LineProcess("The process with the worker", "-m", "celery_alchemy.loadtests.client.serve")
         environment.events.quit.add_listener(lambda **_: helper.stop())
         ready = _start(helper, chosen)
-    except (options.OptionError, LoadTestError) as error:
+    except LoadTestError as error:
         sys.stderr.write(f"locust: error: {error}\n")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
