@@ -40,7 +40,7 @@ class Child(LineProcess):
 def started(
     pool: str, strategy: str, url: str, *sides: str, below: Sequence[str] = (), seed: int = 0
 ) -> Iterator[Child]:
-    """Start the process that acts as a worker pool; it is gone when the block ends.
+    """Start the process that acts as a worker pool; it is gone when the block ends, at once where that raises.
 
     Args:
         below: A command that runs it.
@@ -59,6 +59,9 @@ def started(
         try:
             process.call(child.ready)
             yield process
+        except BaseException:
+            process.kill()
+            raise
         finally:
             process.stop(LONGEST_S if below else STOP_S)
 
