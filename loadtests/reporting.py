@@ -32,16 +32,7 @@ from .tasks.replies import Outcome, Reply, ReplyList
 _LIMIT = getattr(signal, "SIGUSR1", None)
 ERROR_LENGTH = 300
 REPLY_URL, READY_KEY = "LOADTEST_REPLY_URL", "LOADTEST_READY_KEY"
-
-
-def user_environ(reply_url: str, ready_key: str) -> dict[str, str]:
-    """Return the variables that a user's worker with `-I celery_alchemy.loadtests.reporting` needs.
-
-    Args:
-        reply_url: redis-py URL of the server with the reply lists.
-        ready_key: The list on which the worker announces itself, once it consumes.
-    """
-    return {REPLY_URL: reply_url, READY_KEY: ready_key}
+"""What a user's worker is told: the redis-py URL of the reply lists, and the list on which it announces itself."""
 
 
 def connect(
@@ -85,7 +76,7 @@ def connect(
 
 
 def announce(reply_url: str, ready_key: str, **described: Any) -> None:
-    """Tell that a worker consumes; `described` are fields of its ReadyMessage."""
+    """Tell that a worker consumes; `described` are fields of `harness.Worker`."""
     with contextlib.closing(ReplyList(reply_url, ready_key)) as ready:
         ready.push(json.dumps({"pid": os.getpid(), "strategy": "", "reason": "", **described}))
 
@@ -113,10 +104,10 @@ class Replies:
         measurement = getattr(request, "loadtest", None)
         known: phases.Measurement = measurement or phases.Measurement()
         key = getattr(request, "loadtest_reply", None) or self._reply_key
-        if key is None or (known.partial and outcome is Outcome.SUCCESS):
+        if key is None:
             return
         reply = Reply(
-            task_id=known.task_id or task_id,
+            task_id=task_id,
             outcome=outcome,
             started=known.started if measurement else ended,
             ended=ended,
@@ -129,10 +120,8 @@ class Replies:
             breach=known.breach,
             attempt=(getattr(request, "retries", 0) or 0) + 1,
         )
-        # Of a fan-out several parts can fail; whoever waits for its end wants to hear of it once.
-        shared = known.partial or reply.task_id != task_id
         with _undisturbed():
-            self._replies.push(reply.to_json(), key, once_for=reply.task_id if shared else None)
+            self._replies.push(reply.to_json(), key)
 
 
 @contextmanager

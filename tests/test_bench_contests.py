@@ -67,7 +67,7 @@ def test_rounds_are_spread_over_the_restarts() -> None:
         (["--pools", "prefrk"], "'prefrk' is not a worker pool. Did you mean 'prefork'?"),
         (["--pools", ""], "names no worker pool"),
         (["--strategies", "scopd"], "'scopd' is not a session strategy. Did you mean 'scoped'?"),
-        (["--baselines", "recipes"], "'recipes' is not a hand-written pattern. Did you mean 'recipe'?"),
+        (["--baselines", "recipes"], "'recipes' is not a pattern to compare with. Did you mean 'recipe'?"),
         (["--workloads", "selct"], "'selct' is not a workload. Did you mean 'select'?"),
         (["--concurrency", "4,zero"], "write one or more whole numbers from 1 to 256"),
         (["--concurrency", "0"], "write one or more whole numbers from 1 to 256"),

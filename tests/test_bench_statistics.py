@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_alchemy.loadtests.bench.results import Batch, Slice
-from celery_alchemy.loadtests.client.percentiles import Percentiles, nearest_rank
+from celery_alchemy.loadtests.bench.rows import Percentiles, nearest_rank
 from celery_alchemy.loadtests.reports.histogram import hgrm
 from celery_alchemy.loadtests.reports.statistics import (
     METRICS,

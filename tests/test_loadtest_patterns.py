@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +16,10 @@ from support.worker import Site
 from celery_alchemy.loadtests.faults.tasks import FAULT_TASKS
 from celery_alchemy.loadtests.services import harness
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
-from celery_alchemy.loadtests.tasks import observation, phases
+from celery_alchemy.loadtests.tasks import observation
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
 from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS
-from celery_alchemy.loadtests.tasks.workloads import FAN_OUT_COLLECT, PARTS, PREFLIGHT, TASKS, WORKLOADS, account_of
+from celery_alchemy.loadtests.tasks.workloads import PREFLIGHT, TASKS, WORKLOADS
 
 NUMBERS = range(10)
 SHARED = "its Session is in use by another task"
@@ -204,14 +203,3 @@ def test_a_session_behind_a_proxy_is_known_again(engine: Engine) -> None:
     proxy = scoped_session(sessionmaker(engine))
     assert observation.session_behind(proxy) is observation.session_behind(proxy()) is proxy()
     proxy.remove()
-
-
-def test_what_a_part_of_a_fan_out_saw_is_told_by_the_task_that_collects(engine: Engine) -> None:
-    results = [[account_of(1, part), READ if part == 2 else ""] for part in range(PARTS)]
-    root = {"root_id": "root", "root_started": 1.0, "root_breach": ""}
-    task: Any = SimpleNamespace(request=SimpleNamespace(id="collects", retries=0))
-    measurement = phases.begin()
-    with Session(engine) as session:
-        observation.run(FAN_OUT_COLLECT, task, (results, 1), root, session)
-        assert [entry.transfer_id for entry in session.scalars(select(Entry))] == ["root"]
-    assert (measurement.task_id, measurement.started, measurement.breach) == ("root", 1.0, READ)

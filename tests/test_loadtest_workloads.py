@@ -23,7 +23,6 @@ from celery_alchemy.loadtests.tasks.patterns import PATTERNS, POOLS
 from celery_alchemy.loadtests.tasks.replies import Outcome, ReplyList
 from celery_alchemy.loadtests.tasks.workloads import (
     ACCOUNTS,
-    PARTS,
     PREFLIGHT,
     WAIT_S,
     WORKLOADS,
@@ -34,7 +33,7 @@ from celery_alchemy.loadtests.tasks.workloads import (
 )
 
 NUMBERS = range(10)
-MIX, FAN_OUT, TRANSFER = WORKLOADS["mix"], WORKLOADS["fan_out"], WORKLOADS["transfer"]
+MIX, TRANSFER = WORKLOADS["mix"], WORKLOADS["transfer"]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +63,7 @@ def test_what_a_task_does_is_known_from_its_number() -> None:
             entries = workload.expected_entries(number)
             assert sum(change for _, change in entries) == 0
             assert {account for account, _ in entries} <= set(range(1, ACCOUNTS + 1))
-            assert bool(entries) == (workload.writes and not workload.expected_error(number))
-        assert len(FAN_OUT.expected_entries(number)) == PARTS + 1
+            assert bool(entries) == (workload.transactions > 0 and not workload.expected_error(number))
 
 
 def test_transfers_meet_at_all_accounts_alike() -> None:
@@ -113,10 +111,9 @@ def test_every_workload_leaves_what_it_should(ours: load.LoadWorker, name: str) 
 
 
 def test_replies_go_where_the_header_says(ours: load.LoadWorker) -> None:
-    """Those of a retry and of a fan-out too: no process sees the whole of either."""
+    """Those of a retry too, which another process may run."""
     elsewhere = f"{ours.environment.queue}.elsewhere"
-    for workload in (MIX, FAN_OUT):
-        load.assert_right(ours, workload, ours.call(workload, NUMBERS, reply_to=elsewhere))
+    load.assert_right(ours, MIX, ours.call(MIX, NUMBERS, reply_to=elsewhere))
 
 
 def test_the_driver_does_not_block_the_hub_under_our_pattern(ours: load.LoadWorker) -> None:
@@ -134,24 +131,11 @@ def test_time_is_told_apart(ours: load.LoadWorker) -> None:
         assert task.final[0].database_ms <= run_ms - waited_ms
 
 
-def test_a_fan_out_that_fails_is_answered_once(bench: load.Bench) -> None:
-    """For the root, though several parts fail: here all of them, for want of their table."""
-    with load.load_worker(bench, "threads", concurrency=2) as worker:
-        engine = create_engine(worker.database)
-        Base.metadata.tables["entry"].drop(engine)
-        engine.dispose()
-        tasks = worker.call(FAN_OUT, range(3))
-        # Whatever else the parts would have to say is said before the tasks sent after them have ended.
-        others = worker.send(WORKLOADS["slow_query"], range(8))
-        worker.ended([*tasks, *others], enough=lambda: all(task.final for task in others))
-        assert [[reply.error_type for reply in task.replies] for task in tasks] == [["ProgrammingError"]] * 3
-
-
 def test_connections_are_promised_for_baselines_too(bench: load.Bench) -> None:
     for pattern, concurrency, promised in (("with_session", 2, 2 * 15), ("null_pool", 2, 2 * 2), ("tuned", 2, 2)):
         with load.load_worker(bench, "prefork", pattern, concurrency=concurrency) as worker:
-            assert worker.worker.ready.max_connections == promised
-            assert worker.worker.ready.strategy == ""
+            assert worker.worker.max_connections == promised
+            assert worker.worker.strategy == ""
     assert PATTERNS["tuned"].connections(100) == 20
 
 
@@ -189,7 +173,7 @@ def test_a_users_worker_answers_for_tasks_with_the_header_only(bench: load.Bench
     }
     options = {"app": "theirs", "app_environ": theirs, "queue": theirs["THEIR_QUEUE"], "concurrency": 1}
     with load.load_worker(bench, "prefork", **options) as worker:
-        assert worker.worker.ready.strategy == "per_process"
+        assert worker.worker.strategy == "per_process"
         elsewhere = f"{worker.environment.queue}.elsewhere"
         worker.send_named("theirs.look")
         sent = [worker.send_named("theirs.look", reply_to=elsewhere) for _ in range(4)]

@@ -1,6 +1,7 @@
 """The benchmark's load generator: one process that takes commands, and puts one worker after the other under load."""
 
 import itertools
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -79,20 +80,20 @@ def test_numbers_are_never_used_twice_and_nothing_is_in_flight_between_slices(ge
 
 
 def test_arrivals_do_not_depend_on_the_answers(generator: locusts.Generator) -> None:
-    answer = load(generator, workload="slow_io", rate_per_s=100.0, seconds=1.0, arrival="constant")
+    answer = load(generator, workload="slow_io", rate_per_s=200.0, seconds=1.0)
     rows = generator.rows
-    # 4 threads end 80 tasks of 50 ms in a second at most; 100 were sent all the same. The last one falls on the end of
-    # the second, on this side or on that by the last bit of the clock.
+    # 4 threads end 80 tasks of 50 ms in a second at most; 200 on average were sent all the same, with a standard
+    # deviation of 14, at random distances: those vary as much as they are long.
     assert answer["tasks"] == len(rows) == answer["latency_ms"]["n"]
-    assert len(rows) in {99, 100}
+    assert 130 < len(rows) < 270
     steps = [later.intended - earlier.intended for earlier, later in itertools.pairwise(rows)]
-    assert steps == pytest.approx([0.01] * len(steps), abs=1e-5)
+    assert 0.5 < statistics.stdev(steps) / statistics.fmean(steps) < 1.5
 
 
 def test_arrivals_show_a_stall_of_the_worker(generator: locusts.Generator, bank: locusts.Bank) -> None:
     """Two seconds of standstill are in the open model's p95; the closed model sees one slow task for each user."""
     slow = {}
-    for model, command in {"open": {"rate_per_s": 20.0, "arrival": "poisson"}, "closed": {"users": 4}}.items():
+    for model, command in {"open": {"rate_per_s": 20.0}, "closed": {"users": 4}}.items():
         before = len(generator.rows)
         generator.send(slice={"number": 1, "arm": "bank", "workload": "select", "seconds": 6.0, **command})
         time.sleep(1.0)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import psutil
 import pytest
 from sqlalchemy import URL
 from support import locusts
-from support.waiting import eventually
 
 QUICK = ("-u", "4", "-r", "4", "-t", "2s", "--worker-pool", "threads")
 BAD_ARGUMENTS = {
@@ -28,7 +26,6 @@ BAD_ARGUMENTS = {
     "--pattern recipe --strategy scoped": "--strategy is celery-alchemy's: the pattern recipe has none.",
     "--concurrency 0": "0 is not in the range 1<=x<=256.",
     "--rate 0": "0.0 is not in the range x>0.",
-    "--arrival often": "'often' is not a kind of arrival.",
     "--fail-ratio 2": "2.0 is not in the range 0<=x<=1.",
     "--args 1": "'1' is not a JSON list, such as '[1]'.",
     "--app shop": "--app needs --task",
@@ -81,11 +78,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def test_arrivals_come_at_the_rate_however_many_users_share_it(database_url: str) -> None:
-    done = run(database_url, *QUICK, "--workload", "select", "--rate", "40", "--arrival", "constant")
+    done = run(database_url, *QUICK, "--workload", "select", "--rate", "40")
     assert done.returncode == 0, done.stdout
-    # Each of the four sends one every 100 ms, for 2 s, after a random part of the first 100 ms; fewer where Locust has
-    # to wait for a processor. With the whole rate each they would send four times as many.
-    assert 20 < exact(done.stdout, "select", "latency")["n"] <= 84
+    # 80 on average in 2 s, with a standard deviation of 9; fewer where Locust has to wait for a processor. With the
+    # whole rate each the four would send 320.
+    assert 20 < exact(done.stdout, "select", "latency")["n"] <= 150
 
 
 def test_each_threshold_that_is_not_kept_is_named_and_gives_code_3(database_url: str) -> None:
@@ -158,39 +155,6 @@ def test_a_master_and_two_workers_started_by_hand_find_each_other(database_url: 
     assert "ok     every successful task has exactly its ledger lines\n" in done.stdout
     found = exact(done.stdout, "transfer", "latency")
     assert f"{found['n']:.0f} of {found['n']:.0f} tasks succeeded" in done.stdout
-
-
-def test_the_web_page_has_a_sessions_tab(database_url: str) -> None:
-    port = free_port()
-    arguments = ("--web-host", "127.0.0.1", "--web-port", str(port), "--worker-pool", "threads", "--autostart")
-    where = ("-f", str(locusts.LOCUSTFILE), "-u", "4", "-r", "4", "--database-url", database_url)
-    with locusts.running_locust(*where, *arguments) as process:
-        locusts.wait_for_line(process, "All users spawned")
-        page = fetch(f"http://127.0.0.1:{port}/")
-        assert '"Sessions"' in page
-        assert "p95 (ms)" in page
-
-        def table() -> dict[str, dict[str, Any]]:
-            [extended] = json.loads(fetch(f"http://127.0.0.1:{port}/stats/requests"))["extended_stats"]
-            assert extended["key"] == "sessions"
-            found = {row["name"]: row for row in extended["data"]}
-            return found if "Connections" in found and found["Tasks succeeded"]["value"] > 20 else {}
-
-        seen = eventually(table, "the tab shows the worker's connections and what it has done", within_s=60)
-        assert seen["Connections, promised"]["value"] == 8
-        assert 1 <= seen["Connections, at most"]["value"] <= 8
-        assert seen["transfer database"]["n"] <= seen["Tasks succeeded"]["value"]
-        assert seen["transfer latency"]["p95"] >= seen["transfer latency"]["p50"] > 0
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
-        assert "ok     the worker stopped when it was told to" in output
-
-
-def fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as response:
-        text: str = response.read().decode()
-        return text
 
 
 def free_port() -> int:

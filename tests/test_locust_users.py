@@ -39,14 +39,13 @@ class Teller(CeleryUser):
 
     @task
     def fail(self):
-        assert self.run_task(PREFIX + "transfer", label="wrong call").final.error_type == "IndexError"
+        assert self.run_task(PREFIX + "transfer", label="wrong call").final.error_type == "TypeError"
 
 class Visitor(ArrivalUser):
     broker_url, reply_url, queue = TARGET
     task_name = PREFIX + "slow_io"
     task_args = (1,)
     rate = 50.0
-    arrival = "constant"
 
 class Lost(CeleryUser):
     queue = "nowhere"
@@ -142,7 +141,7 @@ def test_tasks_of_a_locustfile_run_with_labels_contexts_and_failures(bank: locus
     assert {request[4]["who"] for request in seen.requests} == {"teller"}
     for _, name, _, exception, _ in seen.requests:
         assert (exception is None) == (name == "move money")
-        assert exception is None or exception.startswith("TaskFailed('IndexError: ")
+        assert exception is None or exception.startswith('TaskFailed("TypeError: ')
     assert f"{names['move money']} of {len(seen.requests)} tasks succeeded" in seen.output
     # One error, however many tasks: Locust keeps every different one. Not from its file, which it writes now and then.
     assert len({exception for *_, exception, _ in seen.requests if exception is not None}) == 1
@@ -155,7 +154,7 @@ def test_arrivals_do_not_wait_for_the_worker(bank: locusts.Bank, tmp_path: Path)
     ended = sorted(request[4]["ended"] for request in seen.requests)
     began = sorted(one["ended"] - (one["queue"] + one["run"]) / 1000 for *_, one in seen.requests)
     assert any(later < earlier for later, earlier in zip(began[1:], ended, strict=False)), seen.requests[:20]
-    assert len(seen.requests) <= 601
+    assert len(seen.requests) <= 600 + 6 * 600**0.5
     assert {request[3] for request in seen.requests} == {None}
 
 

@@ -219,7 +219,7 @@ COMMANDS = """
 import json, sys
 import celery_alchemy.loadtests, celery_alchemy.loadtests.bench.commands
 celery_alchemy.loadtests.bench.commands.bench.main(["--help"], standalone_mode=False)
-import celery_alchemy.loadtests.bench.runs, celery_alchemy.loadtests.services.worker, celery_alchemy.loadtests.reports
+import celery_alchemy.loadtests.bench.runs, celery_alchemy.loadtests.services.harness, celery_alchemy.loadtests.reports
 print(json.dumps([name for name in ("locust", "gevent", "eventlet", "matplotlib") if name in sys.modules]))
 """
 

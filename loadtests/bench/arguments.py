@@ -135,9 +135,20 @@ def json_of(kind: type, value: str) -> Any:
     return found
 
 
+def option(name: str, default: Any, parse: Callable[[str], Any], text: str, kind: str = "names") -> Any:
+    """Return a click option whose text a function takes."""
+    return click.option(*name.split(), default=default, type=Value(kind, parse), show_default=True, help=text)
+
+
+DATABASE_URL = click.option(
+    "--database-url",
+    envvar="DATABASE_URL",
+    help="Server, or durable, durable+1ms and the like for one of the run's own.",
+)
+BROKER_URL = click.option("--broker-url", envvar="BROKER_URL", help="Broker; default: an embedded Valkey.")
 REGISTERED = sorted(point.name for point in entry_points(group="celery_alchemy.strategies"))
 POOL = OneOf("worker pool", POOLS)
 STRATEGY = OneOf("session strategy", (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *REGISTERED))), path=True)
 PATTERN = OneOf("pattern", PATTERNS)
-BASELINE = OneOf("hand-written pattern", [name for name in PATTERNS if name != OURS])
+BASELINE = OneOf("pattern to compare with", [name for name in PATTERNS if name != OURS])
 WORKLOAD = OneOf("workload", WORKLOADS)

@@ -1,4 +1,4 @@
-"""One cell: a worker on a database, a queue and a reply list of its own, and what is wrong with what it did."""
+"""One cell: a worker with a database, a queue and a reply list of its own, its load, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import itertools
 import math
 import signal
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import URL
 
-from ..client.percentiles import Percentiles
+from ..client.lines import LineProcess
 from ..errors import WorkerError
-from ..services.brokers import Broker, queue_of
-from ..services.databases import DatabaseServer, create_tables
-from ..services.environment import WorkerEnvironment
-from ..services.processes import StopStep
+from ..services.harness import LoadWorker, Services, Worker, load_worker
+from ..services.processes import StopStep, deferred_signals
 from ..services.rundir import RunDirectory
-from ..services.sampler import Connections, Observer, Sampler
-from ..services.worker import OWN_APP, Worker, running_worker
+from ..services.sampler import Connections, CpuClock, Sampler, Spent, memory_bytes, spent
 from ..tasks.patterns import OURS
-from ..tasks.workloads import ACCOUNTS, PREFLIGHT, WORKLOADS, Workload
+from ..tasks.workloads import PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .arguments import GREEN
-from .generator import ANSWER_S, Generator
-from .measure import CpuClock, Spent, memory_bytes, spent
+from .contests import UserTask
 from .results import Arm, Cell, Counted, Verdict
-from .rows import UNANSWERED, TaskRow
-from .user_task import UserTask
+from .rows import UNANSWERED, Percentiles, TaskRow
 
 START_S = 90.0
 SETTLE_S, END_S = 1.0, 3.0
@@ -45,19 +41,11 @@ _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Bench(Services):
     """What all cells of a run share."""
 
-    run: RunDirectory
-    server: DatabaseServer | None  # None if the task is somebody else's and its database is not known
-    broker: Broker
-    generator: Generator | None  # None where the load comes from elsewhere
+    generator: Generator | None = None  # None where the load comes from elsewhere
     user_task: UserTask | None = None
-
-    @property
-    def counted_by(self) -> str:
-        """What tells the connections of a cell: its own database, or in the user's its program's name."""
-        return "application_name" if self.user_task else "datname"
 
 
 class RunningCell:
@@ -73,15 +61,18 @@ class RunningCell:
         self.connections_name: str = ""  # What the server knows its connections by; empty if it does not
         self.counted: list[Spent] = []  # What each load of a demo has cost
         self.sampler: Sampler | None = None  # Counts its connections all the time; None if nobody does
-        self.worker: Worker | None = None
-        self.environment: WorkerEnvironment | None = None
-        self.database: URL | None = None
+        self.place: LoadWorker | None = None  # None until its worker is ready
         self._subject: dict[str, Any] = {"workload": workload}
         self._number = next(_numbers)
         self._stack = ExitStack()
         self._preflight: list[Verdict] = []
         self._memory = 0
         self._abandoned: list[Verdict] = []
+
+    @property
+    def worker(self) -> Worker | None:
+        """Its worker; None if it did not start."""
+        return self.place.worker if self.place else None
 
     @property
     def worker_pid(self) -> int:
@@ -96,40 +87,35 @@ class RunningCell:
     @property
     def target(self) -> dict[str, str]:
         """Where a load generator sends its tasks, and reads how they ended."""
-        return {name: getattr(self.environment, name) for name in ("broker_url", "reply_url", "queue")}
+        assert self.place is not None
+        return {name: getattr(self.place.environment, name) for name in ("broker_url", "reply_url", "queue")}
 
     def start(self) -> None:
         """Create the database and the queue, start the worker and wait until it is ready; remember if that fails."""
         bench, task = self.bench, self.bench.user_task
-        name = f"celery-alchemy-{bench.run.id}-{self._number}"
+        name, theirs = f"celery-alchemy-{bench.run.id}-{self._number}", dict[str, Any]()
         if task:
-            self.database, app, environ = task.database_url, task.app, {**task.environ, "PGAPPNAME": name}
+            theirs = {"app": task.app, "theirs": task.database_url, "app_environ": {**task.environ, "PGAPPNAME": name}}
             self._subject = {"task": task.task, "args": task.args, "kwargs": task.kwargs}
-            if self.database is not None and self.database.get_backend_name() == "postgresql":
-                self.connections_name = name
-        else:
-            assert bench.server is not None
-            self.database = self._stack.enter_context(bench.server.fresh_database(bench.run, f"c{self._number}"))
-            create_tables(self.database, ACCOUNTS)
-            self.connections_name, app, environ = str(self.database.database), OWN_APP, None
-        url, broker = self.database.render_as_string(hide_password=False) if self.database else "", bench.broker
-        self.environment = WorkerEnvironment(url, broker.url, broker.reply_url, name, self.arm.pattern)
-        self._stack.enter_context(queue_of(bench.run, self.environment))
         try:
             # All the workers of a contest start at once.
-            worker = running_worker(
-                bench.run, self.environment, pool=self.arm.pool, concurrency=self.arm.concurrency,
-                strategy=self.arm.strategy or None, name=f"{self._number}-{self.arm.name}", app=app,
-                app_environ=environ, start_timeout_s=START_S, stop_steps=STOP_STEPS,
+            worker = load_worker(
+                bench, kind=LoadWorker, pool=self.arm.pool, concurrency=self.arm.concurrency, pattern=self.arm.pattern,
+                strategy=self.arm.strategy or None, name=f"c{self._number}", queue=name, start_timeout_s=START_S,
+                stop_steps=STOP_STEPS, **theirs,
             )  # fmt: skip
-            self.worker = self._stack.enter_context(worker)
+            self.place = self._stack.enter_context(worker)
         except WorkerError as error:
             self.failed_start, self.out = str(error), True
+            return
+        database: URL | None = self.place.database
+        if database is not None and (not task or database.get_backend_name() == "postgresql"):
+            self.connections_name = name if task else str(database.database)
 
     def connect(self) -> None:
         """Let the load generator know this arm, and see to it that its driver does not block the green hub."""
         generator = self.bench.generator
-        if generator is None or self.environment is None or self.out:
+        if generator is None or self.out:
             return
         generator.ask(ANSWER_S, open={"arm": self.arm.name, **self.target})
         if self.arm.pool in GREEN and self.bench.user_task is None:
@@ -173,21 +159,23 @@ class RunningCell:
         unseen = self.sampler.error if self.sampler else "nobody looked all the time"
         if self.bench.user_task and not self.peak.total:
             unseen = f"no connection of the application name {self.connections_name!r} was seen on a PostgreSQL"
-        promised = self.worker.ready.max_connections if self.worker else None
+        promised = self.worker.max_connections if self.worker else None
         connections = checks.check_connections(self.peak.total, promised, idle, unseen)
         # In a user's own database there are others, whose rows say nothing of this worker.
-        found = checks.check_tasks(self.rows, self.workload, self.database if self.workload else None)
+        found = checks.check_tasks(
+            self.rows, self.workload, self.place.database if self.workload and self.place else None
+        )
         verdicts = [*self._preflight, *found.verdicts, *connections]
         self.out = self.out or not all(verdict.passed for verdict in verdicts)
         return verdicts
 
     def left(self, *, total: float = math.inf, idle_in_transaction: float = math.inf) -> tuple[int, int]:
         """Wait for connections to be given back or closed; return those idle in transaction, and all that are left."""
-        if not self.connections_name or self.bench.server is None:
+        if not self.connections_name or self.sampler is None:
             return 0, 0
-        name, within_s = self.connections_name, END_S if total < math.inf else SETTLE_S
-        with closing(Observer(self.bench.server.url, name, by=self.bench.counted_by)) as observer:
-            seen = observer.settle(name, total=total, idle_in_transaction=idle_in_transaction, within_s=within_s)
+        limits = {"total": total, "idle_in_transaction": idle_in_transaction}
+        within_s = END_S if total < math.inf else SETTLE_S
+        seen = self.sampler.settle(self.connections_name, **limits, within_s=within_s)
         return seen.idle_in_transaction, seen.total
 
     def abandon(self) -> None:
@@ -220,10 +208,10 @@ class RunningCell:
         return Cell(
             self.arm,
             verdicts,
-            strategy=worker.ready.strategy if ours else "",
-            reason=worker.ready.reason if ours else "",
+            strategy=worker.strategy if ours else "",
+            reason=worker.reason if ours else "",
             start_s=round(worker.start_s, 2),
-            promised_connections=worker.ready.max_connections,
+            promised_connections=worker.max_connections,
             peak_connections=self.peak.total,
             peak_idle_in_transaction=self.peak.idle_in_transaction,
             pss_bytes=self._memory,
@@ -241,7 +229,8 @@ class RunningCell:
 
     def _count(self) -> Counted:
         """Count the tasks of a demo one by one."""
-        wrong = len(checks.check_tasks(self.rows, self.workload, self.database).wrong)
+        assert self.place is not None
+        wrong = len(checks.check_tasks(self.rows, self.workload, self.place.database).wrong)
         unanswered = sum(row.outcome == UNANSWERED for row in self.rows)
         right, (idle, _) = len(self.rows) - wrong - unanswered, self.left(idle_in_transaction=0)
         seconds, cpu_s = (round(sum(getattr(one, what) for one in self.counted), 3) for what in ("wall_s", "worker_s"))
@@ -258,3 +247,38 @@ def phases(rows: list[TaskRow]) -> dict[str, Percentiles]:
     names = ("queue", "checkout", "database", "run", "latency")
     parts = {name: Percentiles.of(getattr(row, f"{name}_ms") for row in done) for name in names}
     return {name: found for name, found in parts.items() if found}
+
+
+# gevent has to patch the standard library before this package, Celery and SQLAlchemy have imported it.
+COMMAND = ("gevent.monkey", "--module", "celery_alchemy.loadtests.client.generator")
+ANSWER_S = 180.0  # On top of what a load is meant to take: a backlog is worked off for up to two minutes
+STOP_S = 10.0
+
+
+class Generator(LineProcess):
+    """One long-lived gevent process."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__("The load generator", "-m", *COMMAND, log=run.path / "generator.log")
+
+    def slice(self, *, within_s: float, **command: Any) -> tuple[dict[str, Any], list[TaskRow]]:
+        """Put an arm under load, and return the summary and a row for each task.
+
+        Args:
+            within_s: How long the load itself can take.
+        """
+        answer = self.ask(within_s + ANSWER_S, slice=command)
+        return answer, [TaskRow(*row) for row in answer.pop("rows")]
+
+    @classmethod
+    @contextmanager
+    def running(cls, run: RunDirectory) -> Iterator[Self]:
+        """Start it, and end it when the block ends."""
+        with deferred_signals():
+            generator = cls(run)
+            guarded = run.guard.watch_process(generator.pid)
+        try:
+            yield generator
+        finally:
+            generator.stop(STOP_S)
+            run.guard.forget(guarded)

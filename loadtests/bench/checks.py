@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from ..services.worker import Worker
+from ..services.harness import Worker
 from ..tasks.models import INITIAL_BALANCE
 from ..tasks.replies import Outcome
 from ..tasks.workloads import Ending, Workload

@@ -1,17 +1,23 @@
-"""What is compared with what: arms, contests, their batches, and the order in which arms take their turns."""
+"""What is compared with what: arms, contests, their batches, the order of their turns; and a task of the user's own."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from typing import Any
 
+import click
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ...workers import apps
+from ..services.databases import DRIVERS
 from ..tasks.patterns import OURS, PATTERNS
-from .arguments import AUTO
+from .arguments import AUTO, suggest
 from .results import Arm
 from .store import Store
-from .user_task import UserTask
 
 ALONE = ("solo",)  # Worker pools that run one task at a time, whatever the concurrency
 AS_IT_IS = "as-it-is"  # The pattern of a user's task whose app has no Alchemy: whatever it does
@@ -59,12 +65,11 @@ def pools_contest(workload: str, arms: Sequence[Arm]) -> Contest:
 
 def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list[Contest]:
     """Return the recipe and ours, under each worker pool."""
-    contests = []
-    for pool in pools:
-        workers = 1 if pool in ALONE else concurrency
-        arms = (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO))
-        contests.append(Contest(f"demo/{pool}", workload, arms))
-    return contests
+    slots = {pool: 1 if pool in ALONE else concurrency for pool in pools}
+    return [
+        Contest(f"demo/{pool}", workload, (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO)))
+        for pool, workers in slots.items()
+    ]
 
 
 def plan(
@@ -90,19 +95,10 @@ def plan(
     return contests
 
 
-def remaining(
-    store: Store, contests: Sequence[Contest], restarts: int, only: Sequence[str] = ()
-) -> list[tuple[Contest, int]]:
-    """Return the batches that are still to run: every contest once, then every contest again with new workers.
-
-    Args:
-        only: Patterns of the names of contests, as in a shell; none: all.
-    """
-    return [
-        (contest, number) for number in range(1, restarts + 1) for contest in contests
-        if (contest.name, number) not in store.done
-        and (not only or any(fnmatchcase(contest.name, one) for one in only))
-    ]  # fmt: skip
+def remaining(store: Store, contests: Sequence[Contest], restarts: int) -> list[tuple[Contest, int]]:
+    """Return the batches that are still to run: every contest once, then every contest again with new workers."""
+    every = ((contest, number) for number in range(1, restarts + 1) for contest in contests)
+    return [(contest, number) for contest, number in every if (contest.name, number) not in store.done]
 
 
 def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:
@@ -115,3 +111,51 @@ def orders(arms: Sequence[Arm], rounds: int, seed: str) -> Iterator[list[Arm]]:
     for number in range(rounds):
         order.reverse() if number % 2 else rng.shuffle(order)
         yield list(order)
+
+
+@dataclass(frozen=True, slots=True)
+class UserTask:
+    """A task of somebody else's app, to be measured as it is."""
+
+    app: str  # As in `celery -A`
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    broker_url: str
+    environ: dict[str, str]  # What its worker needs: the broker, if that is not the one its app knows
+    database_url: URL | None
+    """What its connections are counted on; None if it is not known, or no server whose connections can be counted."""
+    alchemy: bool  # Whether the app has an Alchemy: strategies can be chosen then
+
+
+def find_user_task(
+    ctx: click.Context, *, task: str, args: list[Any], kwargs: dict[str, Any], broker_url: str | None,
+    database_url: str | None, **_: Any,
+) -> UserTask | None:  # fmt: skip
+    """Return the task, looked up in the app; None if none is asked for.
+
+    Raises:
+        click.UsageError: There is no app, or no such task in it.
+    """
+    if not task:
+        return None
+    name = ctx.find_root().params.get("app")
+    if not isinstance(name, str):
+        raise click.UsageError("--task needs the app that has it: celery -A proj alchemy bench --task proj.tasks.name")
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    app.finalize()
+    if task not in app.tasks:
+        known = [known for known in sorted(app.tasks) if not known.startswith("celery.")]
+        raise click.BadParameter(f"{name} has no task {task!r}. {suggest(task, known)}", param_hint="--task")
+    broker = broker_url or app.conf.broker_url
+    if not broker:
+        raise click.UsageError(f"The app {name} has no broker_url: give one with --broker-url.")
+    url, environ = database_url or app.conf.get("alchemy_database_url"), dict[str, str]()
+    with contextlib.suppress(ArgumentError):
+        url = make_url(url) if url else None
+    if broker_url:
+        environ["CELERY_BROKER_URL"] = broker_url
+    observable = url if isinstance(url, URL) and url.drivername in DRIVERS else None
+    first = broker if isinstance(broker, str) else broker[0]
+    return UserTask(name, task, args, kwargs, first, environ, observable, apps.find(app) is not None)

@@ -1,10 +1,5 @@
 """What a benchmark run keeps: plain facts in one SQLite file, from which every report is computed.
 
-The interface between `bench/`, which measures, and `reports/`, which reads:
-    writing: `store.Store`: add_batch, add_sweep, add_round_trips; done, broken, swept, next_slice; `writing`, `forget`
-    reading: `RunFacts.read`, `read_batches`, `read_sweep`; `knee_of` one sweep
-    reports: `reports.write_report`, `write_chart`; `reports.compare`: compare, parse_condition, print_comparison
-
 run.sqlite       tables `run`, `batches`, `cells`, `slices`, `steps`; what is not plain is JSON
 tasks/*.csv.gz   every task of every batch and sweep (`rows.TaskRow`)
 """
@@ -23,8 +18,8 @@ from typing import Any, Self
 
 import click
 
-from ..client.percentiles import Percentiles
 from ..errors import LoadTestError
+from .rows import Percentiles
 
 RUN_FILE, TASKS_DIRECTORY = "run.sqlite", "tasks"
 
@@ -270,8 +265,6 @@ def read_sweep(directory: Path) -> Iterator[SweepStep]:
     yield from steps
 
 
-# The file
-
 TABLES: dict[str, type[Any]] = {"batches": Batch, "cells": Cell, "slices": Slice, "steps": SweepStep}
 PARTS = ("cells", "slices")  # Of a batch: tables of their own, whose rows begin with what they belong to
 MAKE: dict[Any, Any] = {
@@ -302,9 +295,8 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
         NoRunError: There is none, and it is only read.
     """
     path = (directory / RUN_FILE).resolve()
-    none_yet = NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
-    if not write and not path.exists():
-        raise none_yet
+    if not write and not (path.exists() and path.stat().st_size):  # One without tables is being made.
+        raise NoRunError(f"{directory} holds no run of the benchmark: there is no {RUN_FILE} in it.")
     address = f"{path.as_uri()}?mode={'rwc' if write else 'ro'}"
     with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
@@ -312,8 +304,6 @@ def opened(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connecti
             connection.execute("BEGIN IMMEDIATE")
             for table in _schema():
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-        elif not connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # Another process is making it.
-            raise none_yet
         with connection:
             yield connection
 

@@ -18,18 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
-from ..services.brokers import broker
-from ..services.databases import database_server
-from ..services.rundir import run_directory
-from ..tasks.patterns import PATTERNS
+from ..services.harness import services
+from ..tasks.patterns import OURS, PATTERNS
 from ..tasks.workloads import WORKLOADS
 from .batches import Tell
-from .cells import Bench
-from .contests import Contest
-from .generator import Generator
+from .cells import Bench, Generator
+from .contests import Contest, UserTask
 from .results import RUN_FILE, RunFacts
 from .store import Store, forget, machine, versions, writing
-from .user_task import UserTask
 
 WIDTH = 110  # Columns, where the output is no terminal that knows its own width
 Job = TypeVar("Job")
@@ -78,20 +74,18 @@ def running(
             stack.enter_context(writing(out))
             if part == "demo" and (out / RUN_FILE).exists() and set(RunFacts.read(out).options) != {"demo"}:
                 raise LoadTestError(f"--out {out} holds other results than a demo's. Give another directory.")
-            run = stack.enter_context(run_directory())
             if user_task:
                 database_url = user_task.database_url and user_task.database_url.render_as_string(hide_password=False)
                 broker_url = user_task.broker_url
-            server = stack.enter_context(database_server(run, database_url)) if database_url or not user_task else None
-            queue = stack.enter_context(broker(run, broker_url))
-            generator = stack.enter_context(Generator.running(run))
-            services = [*([server.label] if server else []), queue.label]
-            console.print(", ".join(services), highlight=False)
+            found = stack.enter_context(services(database_url, broker_url, own_server=not user_task))
+            generator = stack.enter_context(Generator.running(found.run))
+            labels = [*([found.server.label] if found.server else []), found.broker.label]
+            console.print(", ".join(labels), highlight=False)
             if fresh:
                 forget(out)
-            store = Store(out, part, _facts(services, contests, options))
+            store = Store(out, part, _facts(labels, contests, options))
             with progress:
-                yield Run(Bench(run, server, queue, generator, user_task), store, console, progress)
+                yield Run(Bench(found.run, found.server, found.broker, generator, user_task), store, console, progress)
     except LoadTestError as error:
         console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -104,7 +98,7 @@ def running(
             )
         raise
     write_report(console, out)
-    sys.exit(1 if store.ours_broken else 0)
+    sys.exit(any(OURS in name for names in store.broken.values() for name in names))
 
 
 def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, Any]) -> RunFacts:

@@ -20,20 +20,8 @@ from typing import Any
 import psutil
 
 from ..errors import LoadTestError
-from ..tasks.patterns import OURS
-from .results import (
-    PARTS,
-    RUN_FILE,
-    TASKS_DIRECTORY,
-    Batch,
-    NoRunError,
-    RunFacts,
-    SweepStep,
-    insert,
-    opened,
-    read_batches,
-    read_sweep,
-)
+from . import results
+from .results import Batch, NoRunError, RunFacts, SweepStep
 from .rows import TaskRow, write_rows
 
 LOCK_FILE = ".lock"
@@ -64,40 +52,35 @@ class Store:
         self.broken: defaultdict[str, set[str]] = defaultdict(set)  # Names of the broken arms, by contest
         self.swept: set[tuple[str, str, int]] = set()  # Workload, arm and number of every finished sweep
         self.next_slice: int = 1
-        (directory / TASKS_DIRECTORY).mkdir(parents=True, exist_ok=True)
+        (directory / results.TASKS_DIRECTORY).mkdir(parents=True, exist_ok=True)
         self.facts: RunFacts = self._merge(part, facts)
         self.facts.write(directory)
-        for batch in read_batches(directory):
+        for batch in results.read_batches(directory):
             self._note(batch)
-        self._note_sweep(read_sweep(directory))
+        self._note_sweep(results.read_sweep(directory))
 
     @property
     def resumed(self) -> bool:
         """Whether there were results already."""
         return bool(self.done or self.swept)
 
-    @property
-    def ours_broken(self) -> bool:
-        """Whether an arm of our own broke an invariant."""
-        return any(OURS in name for names in self.broken.values() for name in names)
-
     def add_batch(self, batch: Batch, rows: Iterable[TaskRow]) -> None:
         """Keep a finished batch and its tasks."""
         self._write_rows(f"{batch.contest}-{batch.number}", rows)
-        with opened(self.directory, write=True) as connection:
-            insert(connection, "batches", batch)
-            for table in PARTS:
+        with results.opened(self.directory, write=True) as connection:
+            results.insert(connection, "batches", batch)
+            for table in results.PARTS:
                 for item in getattr(batch, table):
-                    insert(connection, table, item, contest=batch.contest, batch=batch.number)
+                    results.insert(connection, table, item, contest=batch.contest, batch=batch.number)
         self._note(batch)
 
     def add_sweep(self, steps: Sequence[SweepStep], rows: Iterable[TaskRow]) -> None:
         """Keep all the steps of one sweep of one arm, and their tasks."""
         last = steps[-1]
         self._write_rows(f"sweep-{last.workload}-{last.arm.name}-{last.sweep}", rows)
-        with opened(self.directory, write=True) as connection:
+        with results.opened(self.directory, write=True) as connection:
             for step in steps:
-                insert(connection, "steps", step)
+                results.insert(connection, "steps", step)
         self._note_sweep(steps)
 
     def add_round_trips(self, counted: dict[str, dict[str, float]]) -> None:
@@ -118,7 +101,8 @@ class Store:
 
     def _write_rows(self, name: str, rows: Iterable[TaskRow]) -> None:
         safe = name.replace("/", "-").translate({ord(mark): "_" for mark in ":\\ "})
-        with gzip.open(self.directory / TASKS_DIRECTORY / f"{safe}.csv.gz", "wt", compresslevel=6, newline="") as file:
+        path = self.directory / results.TASKS_DIRECTORY / f"{safe}.csv.gz"
+        with gzip.open(path, "wt", compresslevel=6, newline="") as file:
             write_rows(file, rows, header=True)
 
     def _merge(self, part: str, facts: RunFacts) -> RunFacts:
@@ -165,8 +149,8 @@ def writing(directory: Path) -> Iterator[None]:
 
 def forget(directory: Path) -> None:
     """Remove the results of a run, and nothing else that may be in the directory."""
-    (directory / RUN_FILE).unlink(missing_ok=True)
-    for path in (directory / TASKS_DIRECTORY).glob("*.csv.gz"):
+    (directory / results.RUN_FILE).unlink(missing_ok=True)
+    for path in (directory / results.TASKS_DIRECTORY).glob("*.csv.gz"):
         path.unlink()
 
 

@@ -1,14 +1,17 @@
-"""Send tasks and learn how they ended, without a result backend: many senders, one reader."""
+"""Send tasks and learn how they ended, without a result backend: many senders, one reader.
+
+A worker answers in a list, or, if it knows nothing of load tests, by Celery's own task events.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -17,11 +20,12 @@ import gevent
 import redis
 from celery import Celery
 from gevent.event import Event
+from gevent.queue import Empty, Queue
 
 from ..bench.rows import UNANSWERED, TaskRow
+from ..errors import LoadTestError
 from ..services.environment import WorkerEnvironment
 from ..tasks.replies import Outcome, Reply, ReplyList
-from .event_replies import EventReplies
 
 REPLY_HEADER = "loadtest_reply"
 POLL_S = 0.25  # How long the reader waits for replies before it looks for tasks that are overdue
@@ -29,8 +33,15 @@ RETRY_S = 0.2
 REMEMBERED = 50_000  # Ended tasks that are remembered, so that a second final reply is recognised as one
 CLOCK_SLACK_S = 0.001
 UNSENT_S = 0.05  # How long to wait after a task that could not be sent
-ARRIVALS = ("poisson", "constant")
-"""Independent arrivals at a mean rate, as of many people; or one after the other at equal distances."""
+CONNECT_S = 10.0
+BATCH = 500
+OUTCOMES = {
+    "task-succeeded": Outcome.SUCCESS,
+    "task-failed": Outcome.FAILURE,
+    "task-rejected": Outcome.FAILURE,
+    "task-revoked": Outcome.FAILURE,
+    "task-retried": Outcome.RETRY,
+}
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -68,7 +79,6 @@ class ListReplies:
         key = f"{prefix or 'celery-alchemy'}.replies.{os.getpid()}-{secrets.token_hex(4)}"
         self.headers: dict[str, str] = {REPLY_HEADER: key}  # What a task has to carry so that it is answered
         self._list = ReplyList(reply_url, key)
-        self._client: Any = redis.Redis.from_url(reply_url)
 
     def pop(self, timeout_s: float) -> Iterable[Reply]:
         """Wait for replies; return up to some hundred."""
@@ -76,12 +86,75 @@ class ListReplies:
 
     def close(self) -> None:
         """Delete the list, and disconnect."""
-        try:
-            self._client.delete(self.headers[REPLY_HEADER])
-        except redis.RedisError:
-            logger.debug("The reply list was not deleted; it expires.", exc_info=True)
+        with contextlib.suppress(redis.RedisError):  # One that is left expires.
+            self._list.delete()
         self._list.close()
-        self._client.close()
+
+
+class EventReplies:
+    """Makes replies of the events of all tasks of an app; the worker has to send them.
+
+    An event is stamped when the worker sends it, shortly after the task has ended; it knows nothing of the database.
+    """
+
+    def __init__(self, app: Any) -> None:
+        """Connect.
+
+        Raises:
+            LoadTestError: The broker does not let us.
+        """
+        self.headers: dict[str, str] = {}  # any task is reported
+        self._app = app
+        self._replies: Queue[Reply] = Queue()
+        self._started: dict[str, float] = {}
+        self._ready, self._closed = Event(), False
+        self._greenlet = gevent.spawn(self._capture)
+        if not self._ready.wait(CONNECT_S):
+            self.close()
+            raise LoadTestError(f"The broker of {app.main or 'the app'} sent no events within {CONNECT_S:g} s.")
+
+    def pop(self, timeout_s: float) -> Iterable[Reply]:
+        """Wait for replies; return up to some hundred."""
+        found: list[Reply] = []
+        with contextlib.suppress(Empty):
+            while len(found) < BATCH:
+                found.append(self._replies.get(timeout=0 if found else timeout_s))
+        return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._closed = True
+        self._greenlet.kill()
+
+    def _capture(self) -> None:
+        while not self._closed:
+            try:
+                with self._app.connection_for_read() as connection:
+                    receiver = self._app.events.Receiver(connection, handlers={"*": self._take})
+                    # Called once the queue is bound: an event that is sent from now on arrives.
+                    receiver.on_consume_ready = lambda *_, **__: self._ready.set()
+                    receiver.capture(limit=None, timeout=None, wakeup=False)
+            except Exception as error:
+                # Each transport raises its own kinds.
+                logger.warning("Events cannot be read, trying again: %s", error)
+                gevent.sleep(RETRY_S)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        task_id = event.get("uuid", "")
+        # Events carry the time of day.
+        at = time.monotonic() - (time.time() - event["timestamp"])
+        if event["type"] == "task-started":
+            self._started[task_id] = at
+            return
+        outcome = OUTCOMES.get(event["type"])
+        if outcome is None:
+            return
+        started = self._started.pop(task_id, at - event.get("runtime", 0.0))
+        reply = Reply(task_id, outcome, started, at, event.get("pid") or 0)
+        if outcome is not Outcome.SUCCESS:
+            kind, _, message = str(event.get("exception") or event["type"]).partition("(")
+            reply = replace(reply, error_type=kind, error=message.rstrip(")"))
+        self._replies.put(reply)
 
 
 class _NoResult(str):
@@ -221,12 +294,6 @@ class ReplyHub:
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
         self._drop(pending)
-
-
-def gaps(rate_per_s: float, arrival: str, rng: random.Random) -> Iterator[float]:
-    """Yield the seconds from one arrival to the next, without end."""
-    while True:
-        yield rng.expovariate(rate_per_s) if arrival == "poisson" else 1 / rate_per_s
 
 
 def _on_this_clock(reply: Reply, sent: float, now: float) -> Reply:

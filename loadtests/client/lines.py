@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -32,22 +32,27 @@ logger: logging.Logger = logging.getLogger(__name__)
 class LineProcess:
     """A child that is asked: the parent's side. Safe to use from several threads or greenlets."""
 
-    def __init__(self, name: str, module: str, *arguments: str, log: Path | None = None) -> None:
-        """Start `python -m module`; Ctrl-C does not reach it.
+    def __init__(
+        self, name: str, *arguments: str, log: Path | None = None, below: Sequence[str] = (),
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:  # fmt: skip
+        """Start Python with these arguments; Ctrl-C does not reach it.
 
         Args:
             log: Where its standard error goes, if not to ours; its end is part of what is raised.
+            below: A command that runs it.
         """
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELERY")}
+        inherited = {name: value for name, value in environ.items() if not name.startswith("CELERY")}
         self._name, self._log, self._lock = name, log, threading.Lock()
         with log.open("wb") if log else nullcontext() as errors:
             self._process = subprocess.Popen(  # noqa: S603 - our own modules.
-                [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [*below, sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, env=with_package(inherited), text=True, start_new_session=True,
             )  # fmt: skip
         self.pid: int = self._process.pid
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name=f"answers of {name}", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name=f"answers of {name}", daemon=True)
+        self._reader.start()
 
     def ask(self, within_s: float, **command: Any) -> dict[str, Any]:
         """Send a command, and return the answer.
@@ -79,14 +84,20 @@ class LineProcess:
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
+        self.kill()
+        self._process.wait(within_s)
+        self._reader.join(within_s)
+
+    def kill(self) -> None:
+        """Kill it with all that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait(within_s)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._answers.put(line)
         self._answers.put("")
 
 

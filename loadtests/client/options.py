@@ -10,13 +10,13 @@ from locust import events
 
 from ..bench import arguments
 from ..bench.arguments import OneOf, Value, for_argparse, json_of
+from ..errors import LoadTestError
 from ..tasks.patterns import OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
-from .hub import ARRIVALS
 
 REPLIES = ("events", "list")
 POSITIVE, RATIO, SLOTS = click.FloatRange(min=0, min_open=True), click.FloatRange(0, 1), click.IntRange(1, 256)
-WAY, ARRIVAL = OneOf("way to reply", REPLIES), OneOf("kind of arrival", ARRIVALS)
+WAY = OneOf("way to reply", REPLIES)
 TEXT = click.STRING
 
 # By the name of the attribute: what an option takes, its default, and its help. One line each, to be read as a table.
@@ -50,14 +50,9 @@ THEIRS: dict[str, tuple[Any, Any, str]] = {
 }
 LOAD: dict[str, tuple[Any, Any, str]] = {
     "rate": (POSITIVE, None, "Open model: N arrivals per second, shared by the users, whatever the worker does."),
-    "arrival": (ARRIVAL, ARRIVALS[0], "poisson or constant."),
     "reply_timeout": (POSITIVE, 60.0, "Seconds; a later answer is none."),
 }
 # fmt: on
-
-
-class OptionError(Exception):
-    """Options that do not go together; the message is one sentence."""
 
 
 def register(add: Any) -> None:
@@ -100,21 +95,23 @@ def check(options: Any) -> None:
     """Look for options that do not go together.
 
     Raises:
-        OptionError: There are some.
+        LoadTestError: There are some.
     """
     of_others = OWN if options.app else THEIRS
     wrong = [_spelled(name) for name, (_, default, _) in of_others.items() if getattr(options, name) != default]
     spelled, pattern = " and ".join(wrong), PATTERNS[options.pattern]
     if options.app and wrong:
-        raise OptionError(f"{spelled} cannot be combined with --app: your own worker runs already, as you started it.")
+        raise LoadTestError(
+            f"{spelled} cannot be combined with --app: your own worker runs already, as you started it."
+        )
     if options.app and not options.task:
-        raise OptionError("--app needs --task: the name of the task to send, such as proj.tasks.import_order.")
+        raise LoadTestError("--app needs --task: the name of the task to send, such as proj.tasks.import_order.")
     if wrong:
-        raise OptionError(f"{spelled} needs --app: without it, a worker with workloads of its own is started.")
+        raise LoadTestError(f"{spelled} needs --app: without it, a worker with workloads of its own is started.")
     if options.strategy and options.pattern != OURS:
-        raise OptionError(f"--strategy is {OURS}'s: the pattern {options.pattern} has none.")
+        raise LoadTestError(f"--strategy is {OURS}'s: the pattern {options.pattern} has none.")
     if options.worker_pool not in pattern.pools:
-        raise OptionError(
+        raise LoadTestError(
             f"The pattern {options.pattern} makes no sense with --worker-pool {options.worker_pool}: "
             f"use {' or '.join(pattern.pools)}."
         )

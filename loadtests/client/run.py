@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -21,9 +22,9 @@ from ..bench.rows import UNANSWERED, TaskRow, write_rows
 from ..tasks.workloads import Workload
 from .hub import ReplyHub
 
-PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 REQUEST_TYPE, LAG = "celery", "lag"
 """What Locust's tables call the latency of tasks, and how late arrivals were sent."""
+PHASES = {REQUEST_TYPE: "latency", **{phase: phase for phase in ("queue", "checkout", "database", "run")}}
 DRAIN_S = 10.0
 LATE = 0.1  # Share of the median latency from which on the load generator measures itself
 FINISH, FINISHED, TASKS = "celery_alchemy_finish", "celery_alchemy_finished", "celery_alchemy_tasks"
@@ -216,19 +217,6 @@ def breaches_of(statistics: Any, options: Any) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}: {found.format(limit)}"
 
 
-def phases(statistics: Any) -> list[dict[str, Any]]:
-    """Return a row for each phase of each task that was measured: name, n and milliseconds."""
-    rows = []
-    for name in sorted({name for name, method in statistics.entries if method == REQUEST_TYPE}):
-        for method in (REQUEST_TYPE, "queue", "checkout", "database", "run"):
-            if (entry := statistics.entries.get((name, method))) and entry.num_requests > entry.num_none_requests:
-                found = {p: entry.get_response_time_percentile(share) for p, share in PERCENTILES.items()}
-                what = f"{name} {'latency' if method == REQUEST_TYPE else method}"
-                n = entry.num_requests - entry.num_none_requests
-                rows.append({"name": what, "n": n, **found, "max": round(entry.max_response_time, 2)})
-    return rows
-
-
 def report(statistics: Any) -> list[str]:
     """Return a table of percentiles to 3 significant digits: Locust's own shows whole milliseconds."""
     tasks, lag = merged(statistics), merged(statistics, LAG).get_response_time_percentile(0.99)
@@ -243,10 +231,14 @@ def report(statistics: Any) -> list[str]:
             f"The load generator was late itself: it sent tasks up to {lag:.2f} ms (p99) after their time. "
             "Use --processes, or another machine."
         )
-    rows, numbers = phases(statistics), (*PERCENTILES, "max")
-    width = max((len(row["name"]) for row in rows), default=0)
-    lines += ["", f"{'In ms':{width}} {'n':>8} {' '.join(f'{name:>10}' for name in numbers)}"]
-    lines += [f"{row['name']:{width}} {row['n']:8} {' '.join(f'{row[p]:10.2f}' for p in numbers)}" for row in rows]
+    names = sorted({name for name, method in statistics.entries if method == REQUEST_TYPE})
+    width = max(map(len, names), default=0) + len(" database")
+    lines += ["", f"{'In ms':{width}} {'n':>8} {'p50':>10} {'p95':>10} {'p99':>10} {'max':>10}"]
+    for name, (method, phase) in itertools.product(names, PHASES.items()):
+        entry = statistics.entries.get((name, method))
+        if entry and (n := entry.num_requests - entry.num_none_requests):
+            found = [*map(entry.get_response_time_percentile, (0.5, 0.95, 0.99)), entry.max_response_time]
+            lines.append(f"{f'{name} {phase}':{width}} {n:8} {' '.join(f'{value:10.2f}' for value in found)}")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -13,24 +12,19 @@ from locust import events
 from locust.runners import WorkerRunner
 
 from ..errors import LoadTestError
-from ..services.their_workers import find_app
 from ..tasks.replies import redis_url
 from ..tasks.workloads import WORKLOADS, Workload
 from . import options
-from .event_replies import EventReplies
-from .hub import ListReplies, ReplyHub
+from .hub import EventReplies, ReplyHub
 from .lines import LineProcess
-from .run import PERCENTILES, goodput_per_s, merged, phases, run_of
+from .run import run_of
+from .serve import find_app
 from .users import CeleryUser
 
 EXIT_USAGE, EXIT_BROKEN = 2, 1
 START_S, FINISH_S = 120.0, 90.0
 TARGET = "celery_target"
 """Options that are no Locust options reach the Locust workers when users are spawned: this one is set on the master."""
-
-KEY, SAMPLE_S = "sessions", 5.0
-COLUMNS = {"name": "What", "value": "Value", "n": "n", **{one: f"{one} (ms)" for one in (*PERCENTILES, "max")}}
-"""Of the tab of the web page."""
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -43,46 +37,27 @@ class Load(CeleryUser):
     task_args: Sequence[Any]
     task_kwargs: Mapping[str, Any]
     workload: Workload | None
-    arrival: str
 
     def __init__(self, environment: Any) -> None:
-        self.options: Any = environment.parsed_options
-        self.target: dict[str, str] = getattr(self.options, TARGET)
-        self.reply_timeout_s: float = self.options.reply_timeout
-        self.rate: float | None = self.options.rate_per_user
-        self.arrival = self.options.arrival
-        if self.options.app:
-            self.task_name, self.task_args, self.task_kwargs = (
-                self.options.task, self.options.args, self.options.kwargs,
-            )  # fmt: skip
+        chosen = self.options = environment.parsed_options
+        target: dict[str, str] = getattr(chosen, TARGET)
+        self.broker_url, self.reply_url = target.get("broker_url", ""), target.get("reply_url", "")
+        self.queue = target.get("queue", chosen.queue)
+        self.reply_timeout_s, self.rate = chosen.reply_timeout, chosen.rate_per_user
+        if chosen.app:
+            self.app = find_app(chosen.app)
+            self.task_name, self.task_args, self.task_kwargs = chosen.task, chosen.args, chosen.kwargs
         else:
-            self.workload = WORKLOADS[self.options.workload]
+            self.workload = WORKLOADS[chosen.workload]
         super().__init__(environment)
-        if rows_directory := self.target.get("rows_directory"):
+        if rows_directory := target.get("rows_directory"):
             self.load_run.write_rows_to(rows_directory)
 
     def make_hub(self) -> ReplyHub:
         """Return a hub on the app of --app, or on the worker that was started."""
-        chosen, timeout_s = self.options, self.reply_timeout_s
-        if not chosen.app:
-            target = self.target
-            return ReplyHub.on(target["broker_url"], target["queue"], target["reply_url"], timeout_s)
-        app = find_app(chosen.app)
-        listed = chosen.replies == "list"
-        replies = ListReplies(_reply_url(app, chosen), chosen.queue) if listed else EventReplies(app)
-        return ReplyHub(app, replies, queue=chosen.queue, timeout_s=timeout_s)
-
-
-def _reply_url(app: Any, chosen: Any) -> str:
-    """Return the redis-py URL of the server with the reply lists.
-
-    Raises:
-        LoadTestError: The broker is neither Redis nor Valkey, and nothing else was given.
-    """
-    found = chosen.reply_url or redis_url(app.conf.broker_write_url or "")
-    if not found:
-        raise LoadTestError("--replies list needs --reply-url: the broker of --app is neither Redis nor Valkey.")
-    return str(found)
+        if self.app is None or self.options.replies == "list":
+            return super().make_hub()
+        return ReplyHub(self.app, EventReplies(self.app), queue=self.queue, timeout_s=self.reply_timeout_s)
 
 
 def register() -> None:
@@ -92,39 +67,41 @@ def register() -> None:
     hooks.init.add_listener(_prepare)
 
 
-def _prepare(environment: Any, web_ui: Any, **_: Any) -> None:
+def _prepare(environment: Any, **_: Any) -> None:
     chosen = environment.parsed_options
     if isinstance(environment.runner, WorkerRunner):
         return
     try:
         options.check(chosen)
-        helper = LineProcess("The process with the worker", "celery_alchemy.loadtests.client.serve")
+        helper = LineProcess("The process with the worker", "-m", "celery_alchemy.loadtests.client.serve")
         environment.events.quit.add_listener(lambda **_: helper.stop())
         ready = _start(helper, chosen)
-    except (options.OptionError, LoadTestError) as error:
+    except LoadTestError as error:
         sys.stderr.write(f"locust: error: {error}\n")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    setattr(chosen, TARGET, {} if chosen.app else ready)
+    setattr(chosen, TARGET, ready)
     for line in ready["described"]:
         logger.info(line)
     environment.events.test_start.add_listener(lambda **_: _share_rate(environment))
     environment.events.quitting.add_listener(lambda **_: _verdict(environment, helper))
-    if web_ui:
-        add_sessions_tab(web_ui, environment.stats, helper)
 
 
 def _start(helper: LineProcess, chosen: Any) -> dict[str, Any]:
-    """Have the helper start what is asked for; stop it if it cannot."""
+    """Have the helper start what is asked for, and return where it is; stop the helper if it cannot."""
     names = ("workload", "worker_pool", "concurrency", "strategy", "pattern", "broker_url")
     wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    where: dict[str, Any] = {}
     try:
         if chosen.app:
             wanted = {"app": chosen.app, "task": chosen.task, "events": chosen.replies == "events"}
-            if chosen.replies == "list":
-                _reply_url(find_app(chosen.app), chosen)
-        return helper.ask(START_S, start={**wanted, "database_url": chosen.database_url})
+        if chosen.app and chosen.replies == "list":
+            where["reply_url"] = chosen.reply_url or redis_url(find_app(chosen.app).conf.broker_write_url or "")
+            if not where["reply_url"]:
+                message = "--replies list needs --reply-url: the broker of --app is neither Redis nor Valkey."
+                raise LoadTestError(message)
+        return helper.ask(START_S, start={**wanted, "database_url": chosen.database_url}) | where
     except BaseException:
         helper.stop()
         raise
@@ -144,49 +121,8 @@ def _verdict(environment: Any, helper: LineProcess) -> None:
     try:
         end = helper.ask(FINISH_S, finish={"tasks": run.tasks})
     except LoadTestError as error:
-        end = {"sample": {}, "verdicts": [["the worker could be checked", False, str(error)]]}
+        end = {"lines": [f"BROKEN the worker could not be checked: {error}"], "right": False}
     helper.stop()
-    if peak := end["sample"].get("Connections, at most"):
-        promised = end["sample"].get("Connections, promised")
-        bound = f" of {promised} promised" if promised is not None else ""
-        run.conclusions.append(f"Connections: {peak} at most{bound}.")
-    for name, passed, detail in end["verdicts"]:
-        run.conclusions.append(f"{'ok    ' if passed else 'BROKEN'} {name}{': ' if detail else ''}{detail}")
-        if not passed:
-            environment.process_exit_code = EXIT_BROKEN
-
-
-# The web page
-
-
-def add_sessions_tab(web_ui: Any, statistics: Any, helper: LineProcess) -> None:
-    """Show connections, tasks and phases, refreshed with the statistics."""
-    from flask import Response, request
-
-    table = {"key": KEY, "structure": [{"key": key, "title": title} for key, title in COLUMNS.items()]}
-    web_ui.template_args |= {"extended_tabs": [{"title": "Sessions", "key": KEY}], "extended_tables": [table]}
-
-    def extend(response: Response) -> Response:
-        if request.path.endswith("/stats/requests") and response.is_json:
-            try:
-                sample = helper.ask(SAMPLE_S, sample=True)
-            except LoadTestError as error:
-                sample = {"Worker": str(error)}
-            extended = [{"key": KEY, "data": sessions_table(statistics, sample)}]
-            response.set_data(json.dumps({**response.get_json(), "extended_stats": extended}))
-        return response
-
-    web_ui.app.after_request(extend)
-
-
-def sessions_table(statistics: Any, sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the tab."""
-    tasks = merged(statistics)
-    facts = {
-        **sample,
-        "Tasks succeeded": tasks.num_requests - tasks.num_failures,
-        "Tasks failed": tasks.num_failures,
-        "Successful tasks per second": round(goodput_per_s(tasks), 1),
-    }
-    rows = [*({"name": name, "value": value} for name, value in facts.items()), *phases(statistics)]
-    return [{**dict.fromkeys(COLUMNS, ""), **row, "safe_name": row["name"]} for row in rows]
+    run.conclusions += end["lines"]
+    if not end["right"]:
+        environment.process_exit_code = EXIT_BROKEN

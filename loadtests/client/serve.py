@@ -5,34 +5,35 @@ it started, when its stdin closes: also if Locust is killed.
 
     {"start": {"workload": ..., "worker_pool": ..., ...}}    services and a worker; answered with where they are
     {"start": {"app": ..., "task": ..., "events": true}}     the worker of somebody else's app, which stays as it was
-    {"sample": true}                                         what can be seen of the connections, by title
-    {"finish": {"tasks": N}}                                 the end: sample and verdicts, [name, passed, detail]
+    {"finish": {"tasks": N}}                                 the end: what to say, and whether all is well
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL
+from celery import Celery
+from celery.app.utils import find_app as celery_find_app
+from celery.utils.imports import cwd_in_path
 
 from ..bench import checks
 from ..bench.cells import Bench, RunningCell
 from ..bench.results import Arm, Verdict
 from ..bench.rows import TaskRow, parse_rows
 from ..errors import LoadTestError
-from ..services.brokers import broker
-from ..services.databases import connect_server, database_server, parse_database_url
-from ..services.rundir import run_directory
-from ..services.sampler import Observer, Sampler
+from ..services.databases import connect_server, parse_database_url
+from ..services.harness import services
+from ..services.sampler import Sampler
 from .lines import answer_lines, leave_on_signals
 
-SETTLE_S = 2.0
+SETTLE_S, REPLY_S = 2.0, 3.0
 
 
 def _rows(directory: Path) -> Iterator[TaskRow]:
@@ -42,15 +43,67 @@ def _rows(directory: Path) -> Iterator[TaskRow]:
             yield from parse_rows(file)
 
 
+def find_app(name: str) -> Any:
+    """Return the Celery app, as `celery -A` finds it.
+
+    Raises:
+        LoadTestError: There is none of this name.
+    """
+    with cwd_in_path():
+        try:
+            app = celery_find_app(name)
+        except Exception as error:
+            # It runs the user's module.
+            raise LoadTestError(f"--app: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(app, Celery):
+        raise LoadTestError(f"--app: {name!r} is not a Celery app but a {type(app).__name__}.")
+    return app
+
+
+def require_task(app: Any, name: str, task: str) -> None:
+    """Ask the running workers for a task.
+
+    Raises:
+        LoadTestError: No worker answers, or none knows the task.
+    """
+    try:
+        answers: dict[str, list[str]] = app.control.inspect(timeout=REPLY_S).registered() or {}
+    except OSError as error:
+        raise LoadTestError(f"The broker of {name} cannot be reached: {error}") from error
+    if not answers:
+        raise LoadTestError(
+            f"No worker of {name} answered within {REPLY_S:g} s: start one with `celery -A {name} worker`, "
+            "with worker_enable_remote_control left on."
+        )
+    known = {entry.split()[0] for entries in answers.values() for entry in entries}
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It knows: {', '.join(sorted(known))}."
+        raise LoadTestError(f"--task: no worker of {name} knows {task!r}. {hint}")
+
+
+@contextmanager
+def task_events(app: Any) -> Iterator[list[str]]:
+    """Have the running workers send task events during the block; yield those that did not before."""
+    answers: list[dict[str, dict[str, str]]] = app.control.enable_events(reply=True, timeout=REPLY_S) or []
+    told = {worker: reply.get("ok") for answer in answers for worker, reply in answer.items()}
+    # A worker that sends them anyway answers "task events already enabled".
+    switched = [worker for worker, reply in told.items() if reply == "task events enabled"]
+    try:
+        yield switched
+    finally:
+        if switched:
+            with contextlib.suppress(OSError):
+                app.control.disable_events(destination=switched, reply=True, timeout=REPLY_S)
+
+
 class Helper:
     """What is there until the end of stdin."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._cell: RunningCell | None = None
-        self._database = ""  # The database whose connections are counted
-        self._sampler: Sampler | None = None
-        self._observer: Observer | None = None
+        self._sampler: Sampler | None = None  # Of the one database whose connections are counted
 
     def execute(self, command: dict[str, Any]) -> dict[str, Any]:
         """Execute one command, and return its answer.
@@ -62,76 +115,64 @@ class Helper:
             case {"start": wanted}:
                 return self._watch(**wanted) if "app" in wanted else self._start(**wanted)
             case {"finish": {"tasks": tasks}}:
-                sample, verdicts = self._sample(), self._finish(tasks)
-                return {"sample": sample, "verdicts": [[one.name, one.passed, one.detail] for one in verdicts]}
-        return self._sample()
+                lines, verdicts = self._seen(), self._finish(tasks)
+                for one in verdicts:
+                    detail = f": {one.detail}" if one.detail else ""
+                    lines.append(f"{'ok    ' if one.passed else 'BROKEN'} {one.name}{detail}")
+                return {"lines": lines, "right": all(one.passed for one in verdicts)}
+        raise ValueError("The command is none of: start, finish.")
 
     def _start(
         self, workload: str, worker_pool: str, concurrency: int, strategy: str | None, pattern: str,
         database_url: str | None, broker_url: str | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Start services and a worker: a cell of the benchmark whose load comes from elsewhere."""
-        run = self._stack.enter_context(run_directory())
-        server = self._stack.enter_context(database_server(run, database_url))
-        queue = self._stack.enter_context(broker(run, broker_url))
+        found = self._stack.enter_context(services(database_url, broker_url))
+        assert found.server is not None
         arm = Arm(worker_pool, concurrency, pattern, strategy or "")
-        self._cell = cell = RunningCell(Bench(run, server, queue, None), arm, workload)
+        self._cell = cell = RunningCell(Bench(found.run, found.server, found.broker), arm, workload)
         self._stack.callback(cell.close)
         cell.start()
         if cell.worker is None:
             raise LoadTestError(cell.failed_start)
-        self._count_connections(server.url, cell.connections_name)
-        ready = cell.worker.ready
+        cell.sampler = self._sampler = self._stack.enter_context(Sampler(found.server.url, [cell.connections_name]))
+        ready = cell.worker
         why = f", strategy {ready.strategy} ({ready.reason})" if ready.strategy else ""
         described = (
             f"Worker {cell.worker_pid}: {worker_pool}, concurrency {concurrency}, pattern {pattern}{why}; "
             f"workload {workload}"
         )
-        return {**cell.target, "rows_directory": str(run.path), "described": [server.label, queue.label, described]}
+        labels = [found.server.label, found.broker.label]
+        return {**cell.target, "rows_directory": str(found.run.path), "described": [*labels, described]}
 
     def _watch(self, app: str, task: str, events: bool, database_url: str | None) -> dict[str, Any]:
         """Look at the worker of somebody else's app; switch the events on that it does not send."""
-        from ..services.their_workers import find_app, require_task, task_events
-
         found = find_app(app)
         require_task(found, app, task)
         switched = self._stack.enter_context(task_events(found)) if events else []
         if database_url:
-            url = parse_database_url(database_url)
-            self._count_connections(connect_server(url, "--database-url").url, str(url.database))
+            url = connect_server(parse_database_url(database_url), "--database-url").url
+            self._sampler = self._stack.enter_context(Sampler(url, [str(url.database)]))
         said = f" Task events were switched on for this run: {', '.join(switched)}." if switched else ""
         return {"described": [f"Sending {task} to the running worker of {app}.{said}"]}
 
-    def _count_connections(self, server_url: URL, database: str) -> None:
-        self._database = database
-        self._sampler = self._stack.enter_context(Sampler(server_url, [database]))
-        self._observer = self._stack.enter_context(closing(Observer(server_url, database)))
-
-    def _sample(self) -> dict[str, Any]:
-        """Return what can be seen now, by what the web page calls it."""
-        if self._observer is None or self._sampler is None:
-            return {}
-        now, peak = self._observer.snapshots()[self._database], self._sampler.peaks[self._database]
-        worker = self._cell.worker if self._cell else None
-        return {
-            "Connections": now.total,
-            "Connections, at most": max(now.total, peak.total),
-            **({"Connections, promised": worker.ready.max_connections} if worker else {}),
-            "Idle in transaction": now.idle_in_transaction,
-            "Idle in transaction, at most": max(now.idle_in_transaction, peak.idle_in_transaction),
-            **({"Worker is running": worker.alive} if worker else {}),
-        }
+    def _seen(self) -> list[str]:
+        """Return what was seen of the connections."""
+        peak = max((one.total for one in self._sampler.peaks.values()), default=0) if self._sampler else 0
+        promised = self._cell.worker.max_connections if self._cell and self._cell.worker else None
+        bound = f" of {promised} promised" if promised is not None else ""
+        return [f"Connections: {peak} at most{bound}."] if peak else []
 
     def _finish(self, tasks: int) -> list[Verdict]:
         """Check the connections, and of a worker of ours the tasks, if this machine knows them all; stop it."""
         cell = self._cell
         if cell is None:
-            if self._observer is None:
+            if self._sampler is None:
                 return []
-            left = self._observer.settle(self._database, idle_in_transaction=0, within_s=SETTLE_S)
+            (database,) = self._sampler.peaks
+            left = self._sampler.settle(database, idle_in_transaction=0, within_s=SETTLE_S)
             return checks.check_connections(0, None, left.idle_in_transaction, None)[:1]
         cell.rows = list(_rows(cell.bench.run.path))
-        cell.sampler = self._sampler
         verdicts = cell.check()
         if len(cell.rows) != tasks:
             # Load generators on other machines keep their rows: what the database says by itself can be checked.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from ..errors import LoadTestError
 from ..tasks.replies import redis_url
 from ..tasks.workloads import Workload
 from . import options, run
-from .hub import ARRIVALS, ListReplies, Pending, ReplyHub, gaps
+from .hub import ListReplies, Pending, ReplyHub
 
 # Locust processes do not begin with the same numbers.
 _numbers = count(random.randrange(10**6) * 10)  # noqa: S311 - no secret.
@@ -62,9 +61,7 @@ class CeleryUser(User):
     workload: Workload | None = None
     """One of ours, run in place of `task_name`."""
     rate: float | None = None
-    """Arrivals per second, of each user, whatever the worker does; None: it waits for the end of each task."""
-    arrival: str = ARRIVALS[0]
-    """`poisson`: independent of each other, as people are; `constant`: at equal distances."""
+    """Arrivals per second, of each user, independent of each other; None: it waits for the end of each task."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -79,8 +76,6 @@ class CeleryUser(User):
             self.hub: ReplyHub = hubs.get(kind) or hubs.setdefault(kind, self.make_hub())
         except LoadTestError as error:
             raise StopTest(str(error)) from error
-        self._random = random.Random()  # noqa: S311 - no secret.
-        self._gaps = gaps(self.rate or math.inf, self.arrival, self._random)
         self._intended: float | None = None
 
     def make_hub(self) -> ReplyHub:
@@ -100,17 +95,16 @@ class CeleryUser(User):
         return ReplyHub(self.app, ListReplies(reply_url, self.queue), queue=self.queue, timeout_s=self.reply_timeout_s)
 
     def on_start(self) -> None:
-        """Wait for the first arrival, if there is a rate: users that start together do not arrive together."""
+        """Wait for the first arrival, if there is a rate."""
         if self.rate:
-            part = 1.0 if self.arrival == "poisson" else self._random.random()
-            self._intended = time.monotonic() + next(self._gaps) * part
-            gevent.sleep(max(0.0, self._intended - time.monotonic()))
+            self._intended = time.monotonic()
+            gevent.sleep(self.wait_time())
 
     def wait_time(self) -> float:
         """Return the seconds until the next arrival; 0 if it is overdue, and without a rate."""
-        if self._intended is None:
+        if self._intended is None or not self.rate:
             return 0.0
-        self._intended += next(self._gaps)
+        self._intended += random.expovariate(self.rate)
         return max(0.0, self._intended - time.monotonic())
 
     def run_own_task(self) -> None:

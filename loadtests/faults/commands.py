@@ -1,31 +1,130 @@
-"""`celery alchemy faults`: cause faults, and compare what they cost."""
+"""`celery alchemy faults`: cause every fault in every cell, a few cells at a time, and compare what they cost."""
 
 from __future__ import annotations
 
+import json
+import platform
+import random
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..services.harness import services
-from ..tasks.patterns import OURS, POOLS
-from . import runs
-from .faults import FAULTS
+from ..bench import arguments
+from ..errors import WorkerError
+from ..services.harness import Services, services
+from ..tasks.patterns import OURS, PATTERNS
+from .place import FAULTS, Damage, place
 
 SEED = 20261125
+PACKAGES = ("celery", "SQLAlchemy", "psycopg", "gevent", "eventlet", "Flask-SQLAlchemy")
+STRATEGIES = ("local", "scoped", "per_process")
+BASELINES = ("recipe", "with_session", "thread_local", "flask", "tuned")
+COLUMNS = [field.name for field in fields(Damage) if field.name != "tasks"]
 
 
-def print_table(console: Console, results: Sequence[runs.Result]) -> None:
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A way to give a task its Session, under a worker pool, and a fault."""
+
+    pool: str
+    pattern: str
+    strategy: str  # Empty for a pattern written by hand
+    fault: str
+
+    @property
+    def way(self) -> str:
+        """The way's name, for people."""
+        return f"{OURS} ({self.strategy})" if self.strategy else self.pattern
+
+    def __str__(self) -> str:
+        return f"{self.fault}, {self.pool}, {self.way}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the fault cost there."""
+
+    cell: Cell
+    damage: Damage
+    failed: str = ""  # Why the cell could not be run, for example that its worker did not start
+
+
+def cells(pools: Sequence[str], faults: Sequence[str]) -> Iterator[Cell]:
+    """Return the cells, the ones of one fault together."""
+    for name in faults:
+        for pool in pools:
+            if pool in FAULTS[name].pools:
+                yield from (Cell(pool, way, "", name) for way in BASELINES if pool in PATTERNS[way].pools)
+                yield from (Cell(pool, OURS, strategy, name) for strategy in STRATEGIES)
+
+
+def run_all(
+    services: Services, chosen: Sequence[Cell], seed: int, side_by_side: int, on_result: Callable[[], object]
+) -> list[Result]:
+    """Run the cells, `side_by_side` at a time; return their results in the order of the cells."""
+    with ThreadPoolExecutor(side_by_side) as executor:
+        running = [executor.submit(_run, services, cell, seed) for cell in chosen]
+        try:
+            for _ in as_completed(running):
+                on_result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+    return [future.result() for future in running]
+
+
+def _run(services: Services, cell: Cell, seed: int) -> Result:
+    fault = FAULTS[cell.fault]
+    try:
+        with place(services, cell.pool, cell.pattern, cell.strategy, in_main=fault.in_main) as here:
+            fault.cause(here, random.Random(seed))  # noqa: S311 - nothing secret
+            return Result(cell, here.damage())
+    except WorkerError as error:
+        return Result(cell, Damage(), str(error).splitlines()[0])
+    except Exception:
+        return Result(cell, Damage(), traceback.format_exc().strip())
+
+
+def sums(results: Sequence[Result]) -> dict[str, dict[str, Damage]]:
+    """Return the damage over all worker pools, by fault and way."""
+    table: dict[str, dict[str, Damage]] = {}
+    for result in results:
+        row = table.setdefault(result.cell.fault, {})
+        row[result.cell.way] = row.get(result.cell.way, Damage()) + result.damage
+    return table
+
+
+def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -> str:
+    """Return the page for the documentation: one table over all faults, ours in one column, then one for each fault."""
+    from jinja2 import Environment, PackageLoader
+
+    by_hand = list(dict.fromkeys(result.cell.way for result in results if result.cell.pattern != OURS))
+    damaged = {(result.cell.fault, result.cell.way, result.cell.pool) for result in results if result.damage.any}
+    pools = list(dict.fromkeys(result.cell.pool for result in results))
+    # The page is Markdown, not HTML.
+    environment = Environment(loader=PackageLoader(__package__, ""), trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+    return environment.get_template("faults.md.j2").render(
+        command=command, about=" ".join(about), ours=OURS, by_hand=by_hand, pools=pools, columns=COLUMNS,
+        faults=FAULTS, rows=sums(results), failed=[result for result in results if result.failed],
+        together=lambda row: sum((damage for way, damage in row.items() if way not in by_hand), Damage()),
+        hurt=lambda fault, way: [pool for pool in pools if (fault, way, pool) in damaged],
+    )  # fmt: skip
+
+
+def print_table(console: Console, results: Sequence[Result]) -> None:
     """Print the table, and which cells could not be run."""
     ways = list(dict.fromkeys(result.cell.way for result in results))
     table = Table("fault", *ways, title="Damage, over all worker pools", show_lines=True)
-    for fault, row in runs.sums(results).items():
+    for fault, row in sums(results).items():
         table.add_row(fault, *(str(row.get(way, "")) for way in ways))
     console.print(table)
     for result in results:
@@ -33,33 +132,14 @@ def print_table(console: Console, results: Sequence[runs.Result]) -> None:
             console.print(f"[red]not run[/red]: {result.cell}: {result.failed.splitlines()[-1]}")
 
 
-def several(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Return a click callback that takes names separated by commas."""
-
-    def split(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-        chosen = [part.strip() for part in value.split(",")]
-        for part in chosen:
-            if part not in known:
-                raise click.BadParameter(f"{part!r} is not known. Known: {', '.join(known)}.")
-        return chosen
-
-    return split
-
-
-def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose the database server and the broker."""
-    database = "A PostgreSQL server, or durable, durable+1ms and the like for one of our own; fast by default."
-    command = click.option("--broker-url", envvar="BROKER_URL", help="An embedded Valkey by default.")(command)
-    return click.option("--database-url", envvar="DATABASE_URL", help=database)(command)
-
-
 @click.command()
-@click.option("--pools", callback=several(POOLS), default="prefork,threads,gevent", show_default=True)
-@click.option("--faults", callback=several(tuple(FAULTS)), default=",".join(FAULTS), help="Which ones; all by default.")
+@arguments.option("--pools", "prefork,threads,gevent", arguments.POOL.several, "Worker pools.")
+@arguments.option("--faults", "all", arguments.OneOf("fault", FAULTS).several, "Which ones.")
 @click.option("--seed", default=SEED, show_default=True, help="Of the random moments.")
 @click.option("--side-by-side", default=2, show_default=True, help="How many workers at one time.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory for faults.json and faults.md.")
-@service_options
+@arguments.DATABASE_URL
+@arguments.BROKER_URL
 def faults(
     pools: list[str], faults: list[str], seed: int, side_by_side: int, out: Path | None, database_url: str | None,
     broker_url: str | None,
@@ -69,19 +149,24 @@ def faults(
     Exits with 1 if celery-alchemy took any damage.
     """
     console = Console()
-    chosen = list(runs.cells(pools, faults))
+    chosen = list(cells(pools, faults))
     with services(database_url, broker_url) as found, Progress(console=console) as progress:
+        assert found.server is not None
         if found.server.url.get_backend_name() != "postgresql":
             raise click.UsageError("DATABASE_URL is no PostgreSQL server, whose sessions these faults look at.")
         bar = progress.add_task(f"{len(chosen)} cells", total=len(chosen))
-        results = runs.run_all(found, chosen, seed, side_by_side, lambda: progress.advance(bar))
+        results = run_all(found, chosen, seed, side_by_side, lambda: progress.advance(bar))
         server, broker = found.server.label, found.broker.label
     print_table(console, results)
     if out is not None:
         command = "celery " + shlex.join(sys.argv[1:])
         about = [f"Database: {server}.", f"Broker: {broker}.", f"Seed {seed}."]
         out.mkdir(parents=True, exist_ok=True)
-        (out / "faults.json").write_text(runs.facts(results, command=command, seed=seed, server=server, broker=broker))
-        (out / "faults.md").write_text(runs.markdown(results, command=command, about=about))
+        facts = {
+            "command": command, "seed": seed, "server": server, "broker": broker, "python": platform.python_version(),
+            "versions": {name: version(name) for name in PACKAGES}, "results": [asdict(result) for result in results],
+        }  # fmt: skip
+        (out / "faults.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (out / "faults.md").write_text(markdown(results, command=command, about=about))
     if any(result.failed or result.damage.any for result in results if result.cell.pattern == OURS):
         sys.exit(1)

@@ -6,20 +6,22 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from ..bench.measure import memory_bytes
+from ..bench import arguments
+from ..reports import tables
+from ..reports.tables import Table
+from ..reports.terminal import print_table
 from ..services.harness import Services, services
-from ..tasks.patterns import OURS, POOLS
+from ..services.sampler import memory_bytes
+from ..tasks.patterns import OURS
 from ..tasks.workloads import WORKLOADS, Workload
-from .commands import service_options, several
 from .place import Place, place
 from .tasks import COUNT, IGNORE, OBJECTS, RETRY, SESSIONS
 
@@ -120,31 +122,31 @@ def _sample(here: Place, sent: int) -> Sample:
     return Sample(sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS], counts[OBJECTS])
 
 
-def table(found: Sequence[Soak]) -> Table:
+def table(found: Iterable[Soak]) -> Table:
     """Return the summary."""
-    shown = Table(title="Soak: celery-alchemy, insert, select, retry and Ignore in turn")
-    for title in ("worker pool", "tasks", "tasks/s", "failed", "memory, MB", "slope, bytes/task", "Sessions",
-                  "connections", "objects/1000 tasks", "grows"):  # fmt: skip
-        shown.add_column(title, justify="left" if title in {"worker pool", "grows"} else "right")
+    rows = []
     for one in found:
         first, last = one.samples[0], one.samples[-1]
         slope, error = one.slope("memory_bytes")
         objects, objects_error = one.slope("objects")
-        shown.add_row(
-            one.pool, f"{one.tasks:,}", f"{one.tasks / one.seconds:.0f}", str(one.failed),
-            f"{first.memory_bytes / 1e6:.0f} → {last.memory_bytes / 1e6:.0f}", f"{slope:.1f} ± {2 * error:.1f}",
-            f"{first.sessions} → {last.sessions}", f"{first.connections} → {last.connections}",
-            f"{objects * 1000:.1f} ± {2000 * objects_error:.1f}", ", ".join(one.grows) or "nothing",
-        )  # fmt: skip
-    return shown
+        rows.append([
+            one.pool, f"{first.memory_bytes / 1e6:.0f} → {last.memory_bytes / 1e6:.0f}",
+            f"{slope:.0f} ± {2 * error:.0f}", str(last.sessions), str(last.connections), str(one.failed),
+            f"{one.tasks:,}", f"{one.tasks / one.seconds:.0f}", f"{objects * 1000:.1f} ± {2000 * objects_error:.1f}",
+            ", ".join(one.grows) or "nothing",
+        ])  # fmt: skip
+    columns = "worker pool | memory, MB | slope, bytes a task | Sessions | connections | failed"
+    more = "tasks | tasks/s | objects/1000 tasks | grows"
+    return tables.table("Soak: insert, select, retry and Ignore in turn", f"{columns} | {more}", rows)[0]
 
 
 @click.command(name="soak")
-@click.option("--pools", callback=several(POOLS), default=",".join(POOLS), show_default=True, help="Worker pools.")
+@arguments.option("--pools", "all", arguments.POOL.several, "Worker pools.")
 @click.option("--strategy", default="auto", show_default=True, help="Session strategy.")
 @click.option("--tasks", default=TASKS, show_default=True, help="Tasks for each worker pool.")
 @click.option("--out", type=click.Path(path_type=Path), help="A file for the samples, as JSON.")
-@service_options
+@arguments.DATABASE_URL
+@arguments.BROKER_URL
 def command(
     pools: list[str], strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
 ) -> None:
@@ -160,6 +162,6 @@ def command(
             found.append(soak(the_services, pool, "" if strategy == "auto" else strategy, tasks, sample_at))
             if out is not None:  # after each, for a long run may be ended
                 out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    console.print(table(found))
+    print_table(console, table(found))
     if any(one.grows or one.failed for one in found):
         sys.exit(1)

@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import LoadTestError
 from . import child
-from .processes import MeasureError, started
+from .processes import started
 
 #: Tasks per slice. The difference of two slices is free of what a slice costs once.
 SLICES = (0, 30)
@@ -43,13 +44,13 @@ def count(
     Each runs in processes of its own, for Python adapts its code to what has run before.
 
     Raises:
-        MeasureError: the process has ended early.
+        LoadTestError: the process has ended early.
     """
     # Once without valgrind, which finds errors soon and leaves compiled modules. Whether a module was compiled just now
     # or read is seen in the counts.
     with started(pool, strategy, url, side) as process:
         for task in tasks:
-            process.ask(child.repeat, side, task, 2)
+            process.call(child.repeat, side, task, 2)
     found = {}
     for task in tasks:
         values = [_count(side, pool, strategy, url, task, seed) for seed in seeds]
@@ -71,10 +72,9 @@ def _count(side: str, pool: str, strategy: str, url: str, task: str, seed: int) 
             order = ["vgdb", f"--pid={process.pid}", "instrumentation", "on"]
             done = subprocess.run(order, check=False, capture_output=True, text=True)  # noqa: S603
             if done.returncode:
-                raise MeasureError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
-            process.ask(child.repeat, side, task, WARM_UP_TASKS)
-            pid = process.ask(child.mark_slices, side, task, SLICES)
-            process.end()
+                raise LoadTestError(f"{' '.join(order)} ended with {done.returncode}:\n{done.stderr}")
+            process.call(child.repeat, side, task, WARM_UP_TASKS)
+            pid = process.call(child.mark_slices, side, task, SLICES)
         # Each slice stands between two marks: what came before the first of them is the odd dump.
         least, most = (_total(Path(f"{out}.{pid}.{2 * number}")) for number in (1, 2))
     return (most - least) / (SLICES[1] - SLICES[0])

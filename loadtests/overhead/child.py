@@ -1,27 +1,27 @@
 """The process that is measured: it acts as one worker pool, with one strategy, and runs tasks of one side or of both.
 
 It runs them in one thread, with no broker behind it. Started by `processes.started`, for under gevent nothing may be
-imported before the patch. Each line of its input is a question: a function that takes the sides, and its other
-arguments. Each is answered by a line of JSON. It ends with its input, without a clean-up that would be counted.
+imported before the patch. What it is asked for is a function that takes the sides, and its other arguments. It ends
+with its input, without a clean-up that would be counted.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import select
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
 from celery import signals
 
+from ..client.lines import answer_lines
 from .rows import Side, make_side
 
 WORKER_POOLS = ("solo", "threads", "gevent", "prefork")
@@ -35,32 +35,32 @@ def main() -> None:
     sides = {name: make_side(name, url, strategy) for name in names}
     for side in sides.values():
         side.app.WorkController(pool=pool, concurrency=1)
-    tell(os.getpid())
+
+    def execute(command: dict[str, Any]) -> dict[str, Any]:
+        return {"found": resolve_name(command["function"])(sides, *command["arguments"])}
+
+    if pool == "gevent":
+        import gevent
+
+        gevent.spawn(answer_lines, questions(pool), execute).get()
+    else:
+        answer_lines(questions(pool), execute)
+    os._exit(0)
+
+
+def questions(pool: str) -> Iterator[str]:
+    """Yield the lines of the input; after the first, which asks whether this process is ready, be the worker pool's."""
+    yield sys.stdin.readline()
     # Awake, and in the main process: valgrind takes orders only from a process that runs, and none for a fork's child.
     while not select.select([0], [], [], 0)[0]:
         time.sleep(0.01)
     if pool == "prefork":
         become_pool_process()
-    if pool == "gevent":
-        import gevent
-
-        gevent.spawn(answer_all, sides).get()
-    else:
-        answer_all(sides)
-    os._exit(0)
+    yield from sys.stdin
 
 
-def answer_all(sides: Sides) -> None:
-    """Answer until there are no more questions."""
-    for line in sys.stdin:
-        function, *arguments = json.loads(line)
-        tell(resolve_name(function)(sides, *arguments))
-
-
-def tell(message: object) -> None:
-    """Print `message` as one line."""
-    sys.stdout.write(f"{json.dumps(message)}\n")
-    sys.stdout.flush()
+def ready(sides: Sides) -> None:
+    """Answer the first question."""
 
 
 def become_pool_process() -> None:
@@ -152,17 +152,6 @@ def time_rounds(sides: Sides, pair: dict[str, str], rounds: int, tasks: int) -> 
             times[name] = (time.process_time() - begin) / tasks * 1e6
         found.append(list(times.values()))
     return found
-
-
-def time_turns(sides: Sides, task: str, turns: int) -> dict[str, float]:
-    """Run a task of each side in turn, the order reversed every turn; return the median times in ms, by side."""
-    times_ms: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(turns):
-        for name in sides if number % 2 else reversed(sides):
-            began = time.perf_counter()
-            sides[name].tasks[task]()
-            times_ms[name].append((time.perf_counter() - began) * 1000)
-    return {name: statistics.median(times) for name, times in times_ms.items()}
 
 
 def _repeat(run: Callable[[], object], tasks: int) -> None:

@@ -69,8 +69,8 @@ def tallies(url: str, cells: Iterable[Cell], rows: Iterable[Row]) -> list[Count]
         found = {}
         with processes.started(pool, strategy, url, side) as process:
             for task in tasks:
-                process.ask(child.repeat, side, task, WARM_UP_TASKS)
-                found[task] = process.ask(child.tally, side, task, TALLIED_TASKS)
+                process.call(child.repeat, side, task, WARM_UP_TASKS)
+                found[task] = process.call(child.tally, side, task, TALLIED_TASKS)
         return {kind: {task: found[task][kind] for task in tasks} for kind in ("calls", "blocks")}
 
     measured = measure_in_cells(dict.fromkeys(cells, tuple(row.name for row in rows)), measure)
@@ -114,9 +114,9 @@ def round_trips(url: str) -> list[Count]:
         through = proxy.url.render_as_string(hide_password=False)
         with processes.started("solo", "local", through, WITH_LAYER) as process:
             for name in ROUND_TRIP_ROWS:
-                process.ask(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)  # warms up
+                process.call(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)  # warms up
                 before = proxy.round_trips
-                process.ask(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)
+                process.call(child.repeat, WITH_LAYER, ROW[name].with_layer, ROUND_TRIP_TASKS)
                 per_task = (proxy.round_trips - before) / ROUND_TRIP_TASKS
                 counts.append(Count("round trips", "solo, local", name, per_task))
     return counts
@@ -125,11 +125,11 @@ def round_trips(url: str) -> list[Count]:
 def walks(url: str) -> list[Count]:
     """Count what a reader walks through who follows a request."""
     with processes.started("solo", "auto", url, WITH_LAYER) as process:
-        found = process.ask(walk.measure_requests)
+        found = process.call(walk.record_requests)
     return [
         Count(f"walk: {name}", "solo, auto", scene, number)
-        for scene, numbers in found.items()
-        for name, number in zip(walk.Walk._fields, numbers, strict=True)
+        for scene, steps in found.items()
+        for name, number in zip(walk.Walk._fields, walk.measure(steps), strict=True)
     ]
 
 

@@ -2,68 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy import NullPool, create_engine
 
+from ..client.lines import STOP_S, LineProcess
 from ..services.databases import database_server
 from ..services.rundir import run_directory
 from . import child
 from .rows import Base
 
-
-class MeasureError(RuntimeError):
-    """A process that was to be measured did not come to its end."""
+LONGEST_S = 3600.0  # Under valgrind some questions take minutes
 
 
-class Child:
-    """A process that answers line by line."""
+class Child(LineProcess):
+    """The process that is measured."""
 
-    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._process, self._errors = process, errors
-        self.pid: int = self._answer()
-
-    def ask(self, measure: Callable[..., object], *arguments: object) -> Any:
+    def call(self, measure: Callable[..., object], *arguments: object) -> Any:
         """Return what a function of a module returns there, which is given the sides before `arguments`.
 
         Raises:
-            MeasureError: it has ended instead; the message ends with what it said.
+            LoadTestError: It failed there, or the process has ended; the message ends with what it said.
         """
-        assert self._process.stdin is not None
         module = sys.modules[measure.__module__].__spec__
         assert module is not None
-        self._process.stdin.write(f"{json.dumps([f'{module.name}:{measure.__name__}', *arguments])}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def end(self) -> None:
-        """Let it end, and wait for that."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._errors.seek(0)
-            raise MeasureError(f"The process that was to be measured ended with {code}:\n{self._errors.read()[-3000:]}")
-        return json.loads(line)
+        function = f"{module.name}:{measure.__name__}"
+        return self.ask(LONGEST_S, function=function, arguments=arguments)["found"]
 
 
 @contextmanager
 def started(
     pool: str, strategy: str, url: str, *sides: str, below: Sequence[str] = (), seed: int = 0
 ) -> Iterator[Child]:
-    """Start the process that acts as a worker pool; it is killed where the block raises.
+    """Start the process that acts as a worker pool; it is gone when the block ends, at once where that raises.
 
     Args:
         below: A command that runs it.
@@ -76,19 +53,17 @@ def started(
     environ = {**os.environ, "PYTHONHASHSEED": str(seed)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), f"celery-alchemy-pyc-{os.getuid()}"))
-    pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(  # noqa: S603 - our own interpreter
-            [*below, sys.executable, "-c", program, pool, strategy, url, *sides],
-            stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environ,
-        ) as process,
-    ):  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="celery-alchemy-child-") as folder:
+        words, log = ("-c", program, pool, strategy, url, *sides), Path(folder) / "log"
+        process = Child("The process that is measured", *words, log=log, below=below, environ=environ)
         try:
-            yield Child(process, errors)
+            process.call(child.ready)
+            yield process
         except BaseException:
             process.kill()
             raise
+        finally:
+            process.stop(LONGEST_S if below else STOP_S)
 
 
 @contextmanager

@@ -8,11 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..services.brokers import Broker
-from ..services.databases import DatabaseServer
 from ..services.harness import LoadWorker, Services, load_worker
 from ..services.proxy import CountingProxy
-from ..services.rundir import RunDirectory
 from ..tasks.patterns import OURS, PATTERNS
 from ..tasks.workloads import WORKLOADS
 
@@ -23,9 +20,7 @@ QUIET_S = 0.3  # Some patterns end their Session after the task has answered
 
 
 def measure(
-    run: RunDirectory,
-    server: DatabaseServer,
-    broker: Broker,
+    services: Services,
     patterns: Sequence[str] = tuple(PATTERNS),
     workloads: Sequence[str] = tuple(WORKLOADS),
     *,
@@ -41,8 +36,8 @@ def measure(
         patterns: Those that do not run under solo are left out.
         progress: Called with the name of each pattern before it is measured.
     Returns:
-        By name of the workload, then of the pattern: round trips per task that was sent, to 0.01. Those of `fan_out`
-        include its parts, those of `mix` its retries.
+        By name of the workload, then of the pattern: round trips per task that was sent, to 0.01. Those of
+        `mix` include its retries.
     Raises:
         WorkerError: A worker did not start, or a task failed.
     """
@@ -53,7 +48,7 @@ def measure(
         progress(pattern)
         chosen = strategy if pattern == OURS else None
         with load_worker(
-            Services(run, server, broker), pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
+            services, pool="solo", pattern=pattern, strategy=chosen, name=f"trips-{pattern}",
             proxied=CountingProxy, kind=LoadWorker,
         ) as worker:  # fmt: skip
             for name in workloads:

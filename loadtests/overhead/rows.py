@@ -13,13 +13,9 @@ from sqlalchemy import Integer, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ... import Alchemy, DatabaseTask, outbox_table
-from ...strategies.features.first_statement import begin_with_first_statement
-from ...strategies.options import DatabaseOptions
 
 BY_HAND, WITH_LAYER = "by hand", "with the layer"
 SIDES = (BY_HAND, WITH_LAYER)
-#: At the end of a side's name: with `alchemy_begin_with_first_statement`.
-ALONG = ", BEGIN along"
 #: With the layer too, and what the setting `alchemy_outbox` is then.
 OUTBOXES: dict[str, Any] = {"with an outbox": True, "with an outbox, relayed": "relay"}
 
@@ -78,10 +74,7 @@ class Side:
 
 def make_side(side: str, url: str, strategy: str) -> Side:
     """Return a side whose worker is still to be started."""
-    name, begin_along = side.removesuffix(ALONG), side.endswith(ALONG)
-    if name == BY_HAND:
-        return _by_hand(url, begin_along)
-    return _with_layer(url, strategy, OUTBOXES.get(name, False), begin_along)
+    return _by_hand(url) if side == BY_HAND else _with_layer(url, strategy, OUTBOXES.get(side, False))
 
 
 def _app(**settings: Any) -> Celery:
@@ -90,10 +83,9 @@ def _app(**settings: Any) -> Celery:
     return app
 
 
-def _by_hand(url: str, begin_along: bool) -> Side:
+def _by_hand(url: str) -> Side:
     app = _app()
     engine = create_engine(url, pool_size=1, max_overflow=1)
-    begin_with_first_statement(engine, DatabaseOptions(begin_with_first_statement=begin_along))
     task = partial(app.task, shared=False)  # each app has tasks of its own
 
     @task
@@ -130,13 +122,13 @@ def _by_hand(url: str, begin_along: bool) -> Side:
     return Side(app, engine.dispose, _runs(app, nothing, select, insert, ten, on_commit))
 
 
-def _with_layer(url: str, strategy: str, outbox: Any, begin_along: bool) -> Side:
+def _with_layer(url: str, strategy: str, outbox: Any) -> Side:
     app = _app(
         alchemy_database_url=url,
         alchemy_outbox=outbox,
         alchemy_session_strategy=strategy,
         # Not "auto", which takes the slowness of valgrind for that of a network.
-        alchemy_begin_with_first_statement=begin_along,
+        alchemy_begin_with_first_statement=False,
     )
     db = Alchemy(app)
     unbound = partial(app.task, shared=False, base=DatabaseTask)

@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 import celery_alchemy
 
 from .child import Sides
 from .processes import database, started
 from .rows import WITH_LAYER, make_side
-from .tables import print_table
 
 WARM_UP_RUNS = 5
 RUNS = 30  # beside other processes, one run after the other may be the slowest so far, which is noted
@@ -90,12 +90,13 @@ def _file_of(code: CodeType) -> str:
     return ""
 
 
-def measure(steps: list[Step]) -> Walk:
-    """Count what a reader walks who follows `steps`.
+def measure(recorded: Sequence[Sequence[Any]]) -> Walk:
+    """Count what a reader walks who follows the steps, also if they come as JSON.
 
     Raises:
         ValueError: There are none, so that the recording has missed them.
     """
+    steps = [Step(*values) for values in recorded]
     if not steps:
         raise ValueError(f"Nothing of {' and '.join(ROOMS)} was called.")
     open_: list[Step] = []
@@ -157,15 +158,20 @@ def record_requests(sides: Sides) -> Scenes:
     return {name: record(side.tasks[task]) for name, task in REQUESTS.items()}
 
 
-def measure_requests(sides: Sides) -> dict[str, Walk]:
-    """Count what a reader walks who follows the requests."""
-    return {name: measure(steps) for name, steps in record_requests(sides).items()}
-
-
 def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
     """Record everything that is walked through."""
     requests = record_requests(sides)
     return requests | {"a fork, in the child": record_fork(), "a worker's start": record_start(url, pool, strategy)}
+
+
+def print_table(console: Console, title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first column is text, and the others numbers."""
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
@@ -190,7 +196,7 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
     with database(url) as address, started(pool, strategy, address, WITH_LAYER) as process:
-        answer = process.ask(record_scenes, address, pool, strategy)
+        answer = process.call(record_scenes, address, pool, strategy)
     scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
     walks = {name: measure(steps) for name, steps in scenes.items()}
     console = Console(width=None if sys.stdout.isatty() else 130)

@@ -2,18 +2,20 @@
 
 Everything here is computed from the file that `bench/results.py` describes, and from nothing else: `summary` sums the
 rows up, `statistics` says what may be claimed, `recommendation` applies one rule, `tables` makes every
-table once; `page` (with `charts`) and `terminal` draw them.
+table once; `terminal` (with `charts`) draws them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
 
-MARKDOWN_FILE = "summary.md"
+from .charts import forest, standalone
+from .histogram import write_histograms
+from .recommendation import recommend
+from .summary import Row, Standing, summarise
+from .terminal import markdown, page, print_summary
 
 
 def write_report(console: Console, directory: Path) -> list[Path]:
@@ -22,16 +24,10 @@ def write_report(console: Console, directory: Path) -> list[Path]:
     Raises:
         NoRunError: There is no run in it.
     """
-    from .histogram import write_histograms
-    from .page import PAGE_FILE, page
-    from .recommendation import recommend
-    from .summary import summarise
-    from .terminal import markdown, print_summary
-
     summary = summarise(directory)
     found = recommend(summary)
     written = write_histograms(directory, summary.sweeps)
-    for name, text in ((PAGE_FILE, page(summary, found)), (MARKDOWN_FILE, markdown(summary, found))):
+    for name, text in (("index.html", page(summary, found)), ("summary.md", markdown(summary, found))):
         (directory / name).write_text(text, encoding="utf-8")
         written.append(directory / name)
     print_summary(console, summary, found)
@@ -44,9 +40,6 @@ def write_chart(directory: Path, contest: str, path: Path) -> None:
     Raises:
         LookupError: There is no such contest, or it has no ratio to draw.
     """
-    from .charts import forest, standalone
-    from .summary import Row, Standing, summarise
-
     summary = summarise(directory)
     known: dict[str, list[Row | Standing]] = {}
     for standing in summary.standings:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..bench.results import TASKS_DIRECTORY
-from ..bench.rows import TaskRow, read_rows
-from ..client.percentiles import nearest_rank
+from ..bench.rows import TaskRow, nearest_rank, read_rows
 from .summary import SweepSummary
 
 TICKS_PER_HALF = 5  # Lines for each halving of what is left to 100 %: 50 %, 60 % ... 75 %, 80 %

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from ..faults.soak import Sample, Soak
+from ..faults.soak import table as soak_table
 from .summary import Summary, summarise
-from .tables import Cell, Table, by_pool
+from .tables import Table, by_pool
 from .terminal import markdown_table
 from .wording import number
 
@@ -23,13 +24,9 @@ read: Callable[[str], Summary] = cache(lambda run: summarise(RESULTS / run))
 
 
 def soak(run: str) -> Table:
-    rows = []
-    for kept in json.loads((RESULTS / run / "soak.json").read_text()):
-        one = Soak(**{**kept, "samples": [Sample(**sample) for sample in kept["samples"]]})
-        first, last, (slope, error) = one.samples[0], one.samples[-1], one.slope("memory_bytes")
-        memory = f"{first.memory_bytes / 1e6:.0f} → {last.memory_bytes / 1e6:.0f}", f"{slope:.0f} ± {2 * error:.0f}"
-        rows.append([*map(Cell, (one.pool, *memory, f"{last.sessions}", f"{last.connections}", f"{one.failed}"))])
-    return Table("", ["worker pool", "memory, MB", "slope, bytes a task", "Sessions", "connections", "failed"], rows)
+    kept = json.loads((RESULTS / run / "soak.json").read_text())
+    found = (Soak(**{**one, "samples": [Sample(**sample) for sample in one["samples"]]}) for one in kept)
+    return soak_table(found).only("memory, MB", "slope, bytes a task", "Sessions", "connections", "failed")
 
 
 KNOWN: dict[str, Callable[..., str]] = {

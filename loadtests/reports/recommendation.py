@@ -31,21 +31,20 @@ class Choice:
     changed: bool = False  # Whether it is another than the reference, which is what one gets by default
 
 
-def _superior(ratios: Mapping[str, Ratio]) -> bool:
-    goodput, cpu = ratios.get("goodput"), ratios.get("cpu")
-    cheaper = cpu and cpu.better and not (goodput and goodput.worse)
-    return bool((goodput and goodput.better) or cheaper)
-
-
 def choose(topic: str, subject: str, reference: str, others: Mapping[str, Mapping[str, Ratio]]) -> Choice:
     """Return what the rule chooses.
 
     Args:
         others: Ratios to the reference, by the names of the arms that can be chosen instead.
     """
-    better = {name: ratios for name, ratios in others.items() if _superior(ratios)}
-    goodputs = {name: ratios["goodput"].estimate.middle for name, ratios in others.items() if "goodput" in ratios}
-    best = max(better or others, key=lambda name: goodputs.get(name, 0.0), default="nothing else was measured")
+    goodputs = {name: ratios["goodput"] for name, ratios in others.items() if "goodput" in ratios}
+    better = {
+        name for name, ratios in others.items()
+        if (name in goodputs and goodputs[name].better)
+        or ("cpu" in ratios and ratios["cpu"].better and not (name in goodputs and goodputs[name].worse))
+    }  # fmt: skip
+    speeds = {name: ratio.estimate.middle for name, ratio in goodputs.items()}
+    best = max(better or others, key=lambda name: speeds.get(name, 0.0), default="nothing else was measured")
     chosen, against = (best, reference) if better else (reference, best)
     ratios = others.get(best, {})
     goodput, cpu = ratios.get("goodput"), ratios.get("cpu")

@@ -11,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ ENOUGH = 6  # With fewer workers not even the interval from the least to the mos
 DRAWS, DRAWS_OF_ROUNDS, SEED = 2000, 100, 20261126
 LARGEST = 1000.0
 """A ratio beyond this factor counts as this: a slice without one success is in the middle, and not infinite."""
-BETTER = {"faster", "cheaper", "smaller"}
+BETTER = {"faster", "cheaper"}
 NO_DIFFERENCE = "no difference shown"
 
 Groups = Sequence[Sequence[float]]  # Values of the rounds, worker by worker; none of them empty
@@ -108,31 +109,27 @@ class Metric:
     above: str  # What is said of an arm whose ratio to the reference is above 1
     below: str
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a ratio above 1 is good."""
-        return self.above in BETTER
+
+def _per_task(name: str, one: Slice) -> float | None:
+    spent: float | None = getattr(one, name)
+    return None if spent is None or not one.tasks else spent / one.tasks
 
 
-def _per_task(name: str) -> Callable[[Slice], float | None]:
-    def value(one: Slice) -> float | None:
-        spent = getattr(one, name)
-        return None if spent is None or not one.tasks else float(spent) / one.tasks
-
-    return value
+def _latency(name: str, one: Slice) -> float | None:
+    return getattr(one.latency, name, None)
 
 
-def _latency(name: str) -> Callable[[Slice], float | None]:
-    return lambda one: getattr(one.latency, name) if one.latency else None
-
-
+COST = ("dearer", "cheaper")
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("goodput", "goodput", lambda one: one.goodput_per_s, "faster", "slower"),
-        Metric("cpu", "worker CPU per task", _per_task("worker_cpu_s"), "dearer", "cheaper"),
-        Metric("database_cpu", "database CPU per task", _per_task("database_cpu_s"), "dearer", "cheaper"),
-        *(Metric(name, f"{name} latency", _latency(name), "slower", "faster") for name in ("p50", "p95", "p99")),
+        Metric("cpu", "worker CPU per task", partial(_per_task, "worker_cpu_s"), *COST),
+        Metric("database_cpu", "database CPU per task", partial(_per_task, "database_cpu_s"), "dearer", "cheaper"),
+        *(
+            Metric(name, f"{name} latency", partial(_latency, name), "slower", "faster")
+            for name in ("p50", "p95", "p99")
+        ),
     )
 }
 """By name."""

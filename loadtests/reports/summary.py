@@ -9,20 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bench.results import (
-    Arm,
-    Batch,
-    Cell,
-    Counted,
-    RunFacts,
-    Slice,
-    SweepStep,
-    Verdict,
-    knee_of,
-    read_batches,
-    read_sweep,
-)
-from ..client.percentiles import Percentiles
+from ..bench import results
+from ..bench.results import Arm, Batch, Cell, Counted, RunFacts, Slice, SweepStep, Verdict
+from ..bench.rows import Percentiles
 from ..tasks.workloads import HubBlocked
 from .statistics import METRICS, Groups, Ratio, estimate, judged, middle_of, noise_floor, paired_ratios
 
@@ -173,12 +162,12 @@ class SweepSummary:
     @property
     def kept(self) -> list[SweepStep | None]:
         """Of each sweep the highest step that met the objective, below the first that did not; None if none did."""
-        return [knee_of(steps)[0] for steps in self.sweeps]
+        return [results.knee_of(steps)[0] for steps in self.sweeps]
 
     @property
     def knee(self) -> Knee | None:
         """The highest rate that met the objective; 0 for a sweep in which none did; None if nothing was measured."""
-        found = [knee_of(steps) for steps in self.sweeps]
+        found = [results.knee_of(steps) for steps in self.sweeps]
         rates = [kept.offered_per_s if kept else 0.0 for kept, _ in found]
         open_ended = any(kept and not beyond for kept, beyond in found)
         return Knee(len(rates), statistics.median(rates), min(rates), max(rates), open_ended) if rates else None
@@ -225,8 +214,7 @@ class Summary:
         unfinished = sum("not finished" in contest.note for contest in self.contests)
         many = (
             f"In {len(busy)} of {len(speeds)} rows something else kept more than {FOREIGN_CPUS} CPUs busy (median of "
-            f"the slices; {max(busy, default=0):.1f} at worst). Ratios come from neighbouring slices and suffer less "
-            f"than rates."
+            f"the slices; {max(busy, default=0):.1f} at worst). Ratios come from neighbouring slices and suffer less."
         )
         lack = f"The run is not finished: {unfinished} of {len(self.contests)} contests lack restarts."
         return [*([many] if busy else []), *([lack] if unfinished else [])]
@@ -240,7 +228,7 @@ def summarise(directory: Path) -> Summary:
     """
     facts = RunFacts.read(directory)
     by_contest: defaultdict[str, list[Batch]] = defaultdict(list)
-    for batch in read_batches(directory):
+    for batch in results.read_batches(directory):
         by_contest[batch.contest].append(batch)
     own = {name: _floors([batches]) for name, batches in by_contest.items()}
     usual = {metric: middle_of(floors.get(metric) for floors in own.values()) or 1.0 for metric in METRICS}
@@ -249,7 +237,7 @@ def summarise(directory: Path) -> Summary:
     wanted = int(facts.options.get("matrix", {}).get("restarts", 0))
     contests = [_contest(name, batches, floors[name], wanted) for name, batches in by_contest.items()]
     by_sweep: defaultdict[tuple[str, Arm], list[SweepStep]] = defaultdict(list)
-    for step in read_sweep(directory):
+    for step in results.read_sweep(directory):
         by_sweep[step.workload, step.arm].append(step)
     sweeps = [SweepSummary(arm, workload, steps) for (workload, arm), steps in by_sweep.items()]
     standings = list(_standings(contests, by_contest))
@@ -263,26 +251,19 @@ def _broken(batches: Sequence[Batch]) -> set[str]:
 def _contest(name: str, batches: Sequence[Batch], floors: dict[str, float], wanted: int) -> ContestSummary:
     kind, *middle = name.split("/")
     reference, broken = batches[0].reference, _broken(batches)
-    cells: dict[Arm, list[Cell]] = {}
-    slices: defaultdict[str, list[Slice]] = defaultdict(list)
-    for batch in batches:
-        for cell in batch.cells:
-            cells.setdefault(cell.arm, []).append(cell)
-        for one in batch.slices:
-            # Broken arms look fast: what they did is nowhere from here on.
-            if one.arm not in broken:
-                slices[one.arm].append(one)
-    rows = []
-    for arm, found in cells.items():
+    cells, rows, notes = [cell for batch in batches for cell in batch.cells], list[Row](), list[str]()
+    for arm in dict.fromkeys(cell.arm for cell in cells):
+        found = [cell for cell in cells if cell.arm == arm]
+        slices = [one for batch in batches for one in batch.slices if one.arm == arm.name]
         compared = not broken & {arm.name, reference} and arm.name != reference
         ratios = _ratios([batches], arm.name, floors) if compared else {}
-        speed = _speed(found, slices[arm.name]) if slices[arm.name] else None
+        # Broken arms look fast: what they did is nowhere from here on.
+        speed = _speed(found, slices) if slices and arm.name not in broken else None
         rows.append(Row(arm, arm.name == reference, found, speed, ratios))
     rows.sort(key=lambda row: (not row.reference, not row.arm.copy))
-    notes = []
     if reference in broken:
         notes.append("The reference is broken, so there is nothing to divide by.")
-    elif not floors and any(slices.values()):
+    elif not floors and any(row.speed for row in rows):
         notes.append("No A/A arm was measured, so no difference is claimed.")
     if len(batches) < wanted:
         notes.append(f"The run is not finished: {len(batches)} of {wanted} restarts.")

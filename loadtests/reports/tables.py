@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..bench.results import Counted
-from ..client.percentiles import Percentiles
+from ..bench.rows import Percentiles
 from ..tasks.patterns import OURS
 from .recommendation import NO_EVIDENCE, Choice
 from .statistics import METRICS, Ratio, middle_of
@@ -43,7 +43,7 @@ class Table:
         return Table(self.title, [self.columns[place] for place in kept], rows, self.note)
 
 
-def _table(title: str, columns: str, rows: Iterable[Sequence[Cell | str]], note: str = "") -> list[Table]:
+def table(title: str, columns: str, rows: Iterable[Sequence[Cell | str]], note: str = "") -> list[Table]:
     """Return a table in a list; an empty list where it has no rows. The end of a short row is filled with dashes."""
     names = [name.strip() for name in columns.split("|")]
     full = [[*row, *["-"] * (len(names) - len(row))] for row in rows]
@@ -92,7 +92,7 @@ def choices(found: Sequence[Choice]) -> list[Table]:
         for one in found if one.goodput or one.choice == NO_EVIDENCE
     ]  # fmt: skip
     note = "Ratios are those of the arm that is not the reference to the reference."
-    return _table("What to choose", "for | choose | rather than | goodput | worker CPU per task", rows, note)
+    return table("What to choose", "for | choose | rather than | goodput | worker CPU per task", rows, note)
 
 
 def standings(summary: Summary) -> list[Table]:
@@ -105,7 +105,7 @@ def standings(summary: Summary) -> list[Table]:
         found.setdefault(one.pool, []).append([one.arm.label, right, *ratios])
     columns = "pattern | broken | goodput | worker CPU per task | database CPU per task | p95"
     note = "Ratios to the reference, from all workers of all contests in which the pattern is right."
-    return [one for pool, rows in found.items() for one in _table(f"{pool}, over all workloads", columns, rows, note)]
+    return [one for pool, rows in found.items() for one in table(f"{pool}, over all workloads", columns, rows, note)]
 
 
 def by_pool(summary: Summary, what: str) -> Table:
@@ -126,6 +126,11 @@ def by_pool(summary: Summary, what: str) -> Table:
     return Table("", ["pattern", *pools], rows)
 
 
+def contests(summary: Summary, kind: str) -> list[Table]:
+    """Return the contests of a kind, arm by arm."""
+    return [made for one in summary.of_kind(kind) for made in contest(one)]
+
+
 def contest(one: ContestSummary) -> list[Table]:
     """Return one contest, arm by arm."""
     measured = f"{count(one.workers, 'restart')}, {count(one.rounds, 'round')}" if one.rounds else "checked only"
@@ -134,7 +139,7 @@ def contest(one: ContestSummary) -> list[Table]:
         "arm | right | goodput /s | ratio | CPU ms/task | ratio | DB ms/task | p50 ms | p95 ms | p99 ms | p99.9 ms "
         "| connections | MiB"
     )
-    return _table(f"{one.name}: {measured}{floor}", columns, (_row(one.kind, row) for row in one.rows), one.note)
+    return table(f"{one.name}: {measured}{floor}", columns, (_row(one.kind, row) for row in one.rows), one.note)
 
 
 def _row(kind: str, row: Row) -> list[Cell | str]:
@@ -161,7 +166,7 @@ def _percentiles(found: Percentiles | None, *names: str) -> list[str]:
 
 def open_loads(summary: Summary) -> list[Table]:
     """Return the most that each arm kept under open load."""
-    return _table(
+    return table(
         f"Open load within {summary.facts.objective}",
         "arm | sweeps | tasks/s kept | goodput there | p50 ms | p99 ms | p99.9 ms | p99.9 uncorrected | late | skipped",
         (_sweep(one) for one in summary.sweeps),
@@ -199,7 +204,7 @@ def phases(summary: Summary) -> list[Table]:
                for name in names)]
             for row in one.rows if row.speed and row.speed.phases.get("run") and not row.arm.copy
         ]  # fmt: skip
-        found += _table(f"{one.name}: ms, median and p95", " | ".join(["arm", *names]), rows)
+        found += table(f"{one.name}: ms, median and p95", " | ".join(["arm", *names]), rows)
     return found
 
 
@@ -209,7 +214,7 @@ def round_trips(summary: Summary) -> list[Table]:
     rows: list[list[Cell | str]] = [
         [name, *(number(counted.get(one)) for one in patterns)] for name, counted in summary.facts.round_trips.items()
     ]
-    return _table("Round trips per task, counted by a proxy", " | ".join(["workload", *patterns]), rows)
+    return table("Round trips per task, counted by a proxy", " | ".join(["workload", *patterns]), rows)
 
 
 def _places(summary: Summary) -> list[tuple[str, Row]]:
@@ -238,7 +243,7 @@ def breaches(summary: Summary) -> list[Table]:
             f"{one.name}: {one.detail}" for cell in row.cells for one in cell.verdicts if one.passed and one.detail
         )
     ]
-    return _table("Every breach", "where | invariant | found | failures | end of its log", rows)
+    return table("Every breach", "where | invariant | found | failures | end of its log", rows)
 
 
 def noise(summary: Summary) -> list[Table]:
@@ -257,8 +262,8 @@ def noise(summary: Summary) -> list[Table]:
             flags.setdefault(flag.partition(":")[0], []).append(f"{place}: {flag}")
     marked = [(Cell(kind, "bad"), str(len(found)), found[0]) for kind, found in flags.items()]
     return [
-        *_table("A/A floor: what identical arms differed by", columns, rows),
-        *_table("What to keep in mind", "what | rows | the first of them", marked),
+        *table("A/A floor: what identical arms differed by", columns, rows),
+        *table("What to keep in mind", "what | rows | the first of them", marked),
     ]
 
 
@@ -277,10 +282,7 @@ def facts(summary: Summary) -> list[Table]:
         *((f"workload {name}", said) for name, said in of.workloads.items()),
         *((f"pattern {name}", said) for name, said in of.patterns.items()),
     ]  # fmt: skip
-    return _table("What the numbers depend on", "what | which", [row for row in rows if row[1]])
-
-
-# Demo
+    return table("What the numbers depend on", "what | which", [row for row in rows if row[1]])
 
 
 def demo(summary: Summary) -> list[Table]:
@@ -299,7 +301,7 @@ def demo(summary: Summary) -> list[Table]:
             number(found.right / found.seconds if found.seconds else None),
             Cell(number(_cpu_ms(found)), "", f"{times:.2f}x" if times else ""),
         ])  # fmt: skip
-    return _table(
+    return table(
         "Every order, looked up in the database",
         "worker pool, Session by | right | wrong | lost | left | right /s | CPU ms",
         rows,

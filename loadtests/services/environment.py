@@ -1,20 +1,28 @@
-"""What the load generator tells a worker, by way of an environment variable."""
+"""What the load generator tells a worker, and the broker through which they meet."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import redis
+from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 
+from ..errors import ServiceError
 from ..tasks.patterns import OURS
-from ..tasks.replies import kombu_url
+from ..tasks.replies import redis_url
+from .rundir import RunDirectory
+from .servers import ValkeyServer
 
 DEFAULT_QUEUE = "celery-alchemy-loadtests"
-RESULT_EXPIRES_S = 300
 VARIABLE = "LOADTEST_WORKER"
+UNACKED = ("unacked", "unacked_index", "unacked_mutex")  # Redis keys of kombu's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +48,6 @@ class WorkerEnvironment:
         """The list the worker announces itself on, once it consumes."""
         return f"{self.queue}.ready"
 
-    @property
-    def broker_keys(self) -> tuple[str, ...]:
-        """Every Redis key that serving this queue can leave behind."""
-        keys = (self.queue, f"_kombu.binding.{self.queue}", self.reply_key, self.ready_key)
-        return (*keys, *self._unacked_keys.values())
-
-    @property
-    def _unacked_keys(self) -> dict[str, str]:
-        return {f"{name}_key": f"{self.queue}.{name}" for name in ("unacked", "unacked_index", "unacked_mutex")}
-
     def celery_settings(self) -> dict[str, Any]:
         """Return the settings that worker and load generator must share to meet on the queue."""
         # The default exchange routes by queue name, and leaves nothing of its own to delete on RabbitMQ.
@@ -67,18 +65,8 @@ class WorkerEnvironment:
         }
         if self.broker_url.startswith("redis"):
             # By default all queues of a Redis database share these three keys; ours are deleted after a run.
-            settings["broker_transport_options"] = self._unacked_keys
+            settings["broker_transport_options"] = {f"{name}_key": f"{self.queue}.{name}" for name in UNACKED}
         return settings
-
-    def result_settings(self) -> dict[str, Any]:
-        """Return the worker's settings for the few results it stores: those of the parts of a chord."""
-        return {
-            "result_backend": kombu_url(self.reply_url),
-            "result_backend_transport_options": {"global_keyprefix": f"{self.queue}.result."},
-            "result_expires": RESULT_EXPIRES_S,
-            # Else each greenlet and each thread connects for itself.
-            "result_backend_thread_safe": True,
-        }
 
     def to_environ(self) -> dict[str, str]:
         """Return the variable that `from_environ` reads."""
@@ -88,3 +76,76 @@ class WorkerEnvironment:
     def from_environ(cls) -> WorkerEnvironment:
         """Read what the process that started this worker has told it."""
         return cls(**json.loads(os.environ[VARIABLE]))
+
+
+CONNECT_S = 5.0
+
+
+class Broker(NamedTuple):
+    """Where tasks go and where their replies come from."""
+
+    url: str  # Kombu URL of the broker
+    reply_url: str  # redis-py URL of the server with the reply lists
+    label: str  # Product and where it comes from, for people
+
+
+@contextmanager
+def broker(run: RunDirectory, broker_url: str | None = None) -> Iterator[Broker]:
+    """Yield the broker behind `broker_url`, or an embedded Valkey that stops when the block ends.
+
+    A broker that is neither Redis nor Valkey gets an embedded Valkey beside it, for the replies.
+
+    Raises:
+        ServiceError: It cannot be reached or does not start.
+    """
+    if broker_url:
+        label, reply_url = f"{connect_broker(broker_url)} (BROKER_URL)", redis_url(broker_url)
+        if reply_url is not None:
+            yield Broker(broker_url, reply_url, label)
+            return
+        label += " with Valkey (embedded) for the replies"
+    with ValkeyServer(run) as own:
+        reply_url = f"unix://{own.socket}?db=0"
+        yield Broker(broker_url, reply_url, label) if broker_url else Broker(own.url, reply_url, "Valkey (embedded)")
+
+
+def connect_broker(url: str) -> str:
+    """Connect once, and return the name of the transport.
+
+    Raises:
+        ServiceError: The URL is not kombu's, or nothing answers there.
+    """
+    try:
+        with _connection(url) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_S)
+            return str(connection.transport.driver_type)
+    except Exception as error:
+        # Each transport raises its own kinds, and an unknown scheme a KeyError.
+        raise ServiceError(f"BROKER_URL: cannot connect to {_masked(url)}: {error}") from error
+
+
+def queue_of(run: RunDirectory, environment: WorkerEnvironment) -> AbstractContextManager[None]:
+    """Leave nothing of the environment's queue in the broker when the block ends."""
+    arguments = (environment.broker_url, environment.reply_url, environment.queue)
+    return run.guard.undoing(delete_queue, *arguments, tolerated=(OSError, redis.RedisError))
+
+
+def delete_queue(broker_url: str, reply_url: str, queue: str) -> None:
+    """Delete a queue, its messages and its replies."""
+    with contextlib.closing(redis.Redis.from_url(reply_url)) as client:
+        ours = (f"{queue}.{name}" for name in ("replies", "ready", *UNACKED))
+        client.delete(queue, f"_kombu.binding.{queue}", *ours)
+    if redis_url(broker_url) is None:
+        with _connection(broker_url) as connection:
+            connection.default_channel.queue_delete(queue)
+
+
+def _connection(url: str) -> Any:
+    return Connection(url, connect_timeout=CONNECT_S)
+
+
+def _masked(url: str) -> str:
+    """Return the URL without its password."""
+    with contextlib.suppress(Exception):
+        return str(_connection(url).as_uri())
+    return url.partition("://")[0] + "://..."

@@ -94,8 +94,6 @@ class Proxy:
         """Return how long to wait for the sockets, in seconds; None: until there is something."""
         return None
 
-    # -- a network that fails ----------------------------------------------------------------------------------------
-
     def cut(self) -> int:
         """Reset every connection that is open now, on both sides; return how many there were."""
 
@@ -146,8 +144,6 @@ class Proxy:
         """How many connections go through it now."""
         count: int = self._do(lambda: len(self._talks()))
         return count
-
-    # -- forwarding --------------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[], Any]) -> Any:
         """Have `work` done by the forwarding thread, which alone touches the sockets; return what it returns."""

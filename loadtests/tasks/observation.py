@@ -14,44 +14,37 @@ from sqlalchemy.orm import Session, scoped_session
 from ..faults.tasks import FAULT_TASKS
 from . import phases
 from .patterns import AnySession, Built
-from .workloads import FAN_OUT_COLLECT, FAN_OUT_PART, TASKS, WORKLOADS, Call, TransferRefused, Workload
+from .workloads import TASKS, Call, TransferRefused, Workload
 
-FAN_OUT = WORKLOADS["fan_out"]
 _running: dict[int, Session] = {}  # The Sessions of the attempts that run in this process now
 
 
 def register(app: Celery, built: Built) -> None:
     """Define the task of every workload, with the same options whatever the pattern."""
     for workload in (*TASKS, *FAULT_TASKS):
-        options: dict[str, Any] = {"throws": (TransferRefused,), "ignore_result": not workload.keeps_result}
+        options: dict[str, Any] = {"throws": (TransferRefused,), "ignore_result": True}
         if workload.retried_on:
             options |= {"autoretry_for": workload.retried_on, "default_retry_delay": 0.1, "max_retries": 300}
         app.task(bind=True, base=built.base, name=workload.task_name, **options)(_task_of(workload, built))
 
 
 def _task_of(workload: Workload, built: Built) -> Any:
-    def task(self: Task, *args: Any, **kwargs: Any) -> Any:
-        return built.attempt(self, partial(run, workload, self, args, kwargs))
+    def task(self: Task, number: int) -> None:
+        built.attempt(self, partial(run, workload, self, number))
 
     return task
 
 
-def run(
-    workload: Workload, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: AnySession
-) -> Any:
-    """Run `workload` in `session`, for one attempt of `task` that was sent with `args` and `kwargs`."""
-    own = session_behind(session)
-    measurement = phases.current()
-    measurement.breach = breach_of(own)
-    call = _call(workload, task, measurement, args, **kwargs)
+def run(workload: Workload, task: Any, number: int, session: AnySession) -> None:
+    """Run `workload` in `session`, for one attempt of `task` that was sent with a number."""
+    own, call = session_behind(session), Call(task.request.id, number, task.request.retries, task)
+    phases.current().breach = breach_of(own)
     key = id(call)
     _running[key] = own
     try:
-        result = workload.body(session, call)  # type: ignore[arg-type]
+        workload.body(session, call)  # type: ignore[arg-type]
     finally:
         del _running[key]
-    # A part does not answer for itself: the task that collects tells what was wrong with it.
-    return [result, measurement.breach] if workload.keeps_result else None
 
 
 def session_behind(session: AnySession) -> Session:
@@ -72,22 +65,3 @@ def breach_of(session: Session) -> str:
     if any(not state.expired for state in session.identity_map.all_states()):
         return "its Session held objects that another task had read"
     return ""
-
-
-def _call(
-    workload: Workload, task: Task[..., Any], measurement: phases.Measurement, args: tuple[Any, ...], *,
-    root_id: str = "", root_started: float = 0.0, root_breach: str = "", part: int = 0,
-) -> Call:  # fmt: skip
-    request = task.request
-    measurement.partial = workload in (FAN_OUT, FAN_OUT_PART)
-    if not root_id:
-        measurement.task_id = request.id
-        return Call(request.id, args[0], request.retries, task)
-    measurement.task_id, measurement.started = root_id, root_started
-    results: tuple[Any, ...] = ()
-    if workload is FAN_OUT_COLLECT:
-        collected, *args = args  # type: ignore[assignment]
-        results = tuple(result for result, _ in collected)
-        breaches = [root_breach, *(breach for _, breach in collected), measurement.breach]
-        measurement.breach = next(filter(None, breaches), "")
-    return Call(root_id, args[0], request.retries, task, part, results)

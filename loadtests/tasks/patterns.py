@@ -89,7 +89,7 @@ def celery_alchemy(app: Celery, url: str) -> Built:
     from celery_alchemy import Alchemy, DatabaseTask
 
     app.conf.alchemy_database_url = url
-    # "auto" would measure a busy machine, and differ from start to start; `loadtests.first_statement` compares both.
+    # "auto" would measure a busy machine, and differ from start to start.
     app.conf.alchemy_begin_with_first_statement = False
     Alchemy(app)
     return Built(lambda task, work: work(task.db), DatabaseTask)
@@ -229,5 +229,5 @@ PATTERNS["taskiq"] = Pattern(
     build=None,
     pools=("gevent",),  # its peer: many tasks at one time in one process
     worker=("-m", "taskiq", "worker", f"{__package__}.taskiq_worker:broker", "--workers=1", "--max-async-tasks"),
-    without=("fan_out", "slow_io"),  # it has no chord, and a plain sleep stops its event loop
+    without=("slow_io",),  # a plain sleep stops its event loop
 )

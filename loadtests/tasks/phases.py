@@ -21,15 +21,13 @@ DRIVER_CALLS = ("do_execute", "do_executemany", "do_execute_no_params", "do_begi
 class Measurement:
     """What is known of one attempt of a task, while it runs."""
 
-    __slots__ = ("breach", "checkout_s", "database_s", "partial", "started", "task_id")
+    __slots__ = ("breach", "checkout_s", "database_s", "started")
 
     def __init__(self) -> None:
         self.started: float = time.monotonic()
         self.checkout_s: float = 0.0
         self.database_s: float = self.checkout_s
         self.breach: str = ""
-        self.task_id: str = ""  # The task to answer for, if it is another one: the root of a fan-out
-        self.partial: bool = False  # Another task answers when all is well; this one only if it fails
 
 
 _current: ContextVar[Measurement | None] = ContextVar("loadtest_measurement", default=None)

@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 import redis
 
 EXPIRE_S = 3600  # Lists that are read no more, because the load generator was killed, disappear after this time
-ONCE_S = 300
 
 
 class Outcome(StrEnum):
@@ -65,14 +64,6 @@ def redis_url(broker_url: str) -> str | None:
     return broker_url if parts.scheme in {"redis", "rediss"} else None
 
 
-def kombu_url(redis_url: str) -> str:
-    """Return the URL of the same server as kombu and Celery spell it: the other way round than `redis_url`."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    return f"redis+socket://{parts.path}?virtual_host={parse_qs(parts.query).get('db', ['0'])[0]}"
-
-
 class ReplyList:
     """A list of small JSON messages, pushed to by tasks and popped by one reader.
 
@@ -84,16 +75,9 @@ class ReplyList:
         self._client: Any = redis.Redis.from_url(url)
         self._key = key
 
-    def push(self, message: str, key: str | None = None, once_for: str | None = None) -> None:
-        """Append one message.
-
-        Args:
-            key: Another list than this one, on the same server.
-            once_for: Append nothing if a message for the same was appended in the last minutes, by whatever process.
-        """
+    def push(self, message: str, key: str | None = None) -> None:
+        """Append one message; to another list of the same server if `key` names it."""
         key = key or self._key
-        if once_for and not self._client.set(f"{key}.{once_for}", 1, nx=True, ex=ONCE_S):
-            return
         with self._client.pipeline(transaction=False) as pipeline:
             pipeline.rpush(key, message).expire(key, EXPIRE_S).execute()
 
@@ -107,6 +91,10 @@ class ReplyList:
     def length_of(self, key: str) -> int:
         """Return how long another list of the same server is."""
         return int(self._client.llen(key))
+
+    def delete(self) -> None:
+        """Delete the list with what is in it."""
+        self._client.delete(self._key)
 
     def close(self) -> None:
         """Close the connections of this process."""

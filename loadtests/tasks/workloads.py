@@ -16,7 +16,6 @@ from typing import Any
 from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
-from . import phases
 from .models import Account, Entry
 
 ACCOUNTS = 50
@@ -25,7 +24,6 @@ MAX_AMOUNT = 100
 STATEMENTS = 20
 WAIT_S = 0.05  # How long the slow workloads wait, on the server or elsewhere, in seconds
 CPU_ROUNDS = 48_000  # About 5 ms of Python on the machine this was written on
-PARTS = 4
 PREFLIGHT_S = 0.2
 TICK_S = 0.01
 FEWEST_TICKS = 3  # Of 20. A blocked hub allows one, before or after; a busy machine eats some.
@@ -59,12 +57,10 @@ class Ending(Enum):
 class Call:
     """One attempt of a task, as its workload sees it."""
 
-    task_id: str  # What it writes into the ledger: the id of the task that was sent; for a part of a fan-out the root's
+    task_id: str  # What it writes into the ledger
     number: int  # What it was sent with, and derives everything from
     attempt: int = 0  # 0, or 1 after a retry
     task: Any = None  # The bound Celery task
-    part: int = 0  # Which part of a fan-out
-    results: tuple[int, ...] = ()  # What the parts of a fan-out have returned, for the task that collects them
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +75,11 @@ class Workload:
     entries: Callable[[int], Entries] = lambda number: []
     endings: tuple[Ending, ...] = (Ending.RETURN,)  # In turn, by the number of the task
     retried_on: tuple[type[Exception], ...] = ()  # `autoretry_for` of the task, with next to no delay
-    keeps_result: bool = False  # A part of a chord: its result is stored for the task that collects
 
     @property
     def task_name(self) -> str:
         """The name the Celery task is sent by, whatever the pattern."""
         return PREFIX + self.name
-
-    @property
-    def writes(self) -> bool:
-        """Whether a successful task leaves ledger lines."""
-        return self.transactions > 0
 
     def ending(self, number: int) -> Ending:
         """Return how the task with this number ends."""
@@ -139,10 +129,6 @@ def _one_entry(number: int) -> Entries:
 def _two_entries(number: int) -> Entries:
     source, target, amount = transfer_of(number)
     return [(source, -amount), (target, amount)]
-
-
-def _fan_out_entries(number: int) -> Entries:
-    return [(account_of(number, part), 0) for part in range(PARTS + 1)]
 
 
 @workload("Read one row by its primary key.")
@@ -199,39 +185,6 @@ def _cpu(session: Session, call: Call) -> None:
     for _ in range(CPU_ROUNDS):
         value = (value * 1103515245 + 12345) & 0x7FFFFFFF
     write_entry(session, call, account_of(call.number))
-
-
-@workload(
-    f"Read, then send a chord of {PARTS} tasks that insert and one that collects and inserts; over when that ends.",
-    PARTS + 1,
-    _fan_out_entries,
-)
-def _fan_out(session: Session, call: Call) -> None:
-    """Send the parts, and the task that collects what they return; all write under the id of the root."""
-    from celery import chord
-
-    _read(session, account_of(call.number))
-    tasks, measurement = call.task.app.tasks, phases.current()
-    # What the reply to the root has to tell: on the way from task to task, for no process sees them all.
-    root = {"root_id": call.task_id, "root_started": measurement.started, "root_breach": measurement.breach}
-    reply_to = getattr(call.task.request, "loadtest_reply", None)
-    options: dict[str, Any] = {"headers": {"loadtest_reply": reply_to}} if reply_to else {}
-    part, collect = tasks[FAN_OUT_PART.task_name], tasks[FAN_OUT_COLLECT.task_name]
-    parts = [part.s(call.number, part=index, **root).set(**options) for index in range(PARTS)]
-    chord(parts)(collect.s(call.number, **root).set(**options))
-
-
-@workload("A part of `fan_out`.", 1, keeps_result=True)
-def _fan_out_part(session: Session, call: Call) -> int:
-    account = account_of(call.number, call.part)
-    write_entry(session, call, account)
-    return account
-
-
-@workload("The end of `fan_out`.", 1)
-def _fan_out_collect(session: Session, call: Call) -> None:
-    _expect([account_of(call.number, part) for part in range(PARTS)], list(call.results))
-    write_entry(session, call, account_of(call.number, PARTS))
 
 
 MIX = (
@@ -308,9 +261,9 @@ def _expect(wanted: list[int], found: list[int]) -> None:
         raise WrongResult(f"{found} instead of {wanted}")
 
 
-_OFFERED = (_select, _insert, _transfer, _statements, _slow_query, _slow_io, _cpu, _fan_out, _mix)
+_OFFERED = (_select, _insert, _transfer, _statements, _slow_query, _slow_io, _cpu, _mix)
 WORKLOADS: dict[str, Workload] = {one.name: one for one in _OFFERED}
 """By name; what a benchmark can be asked to run."""
-FAN_OUT_PART, FAN_OUT_COLLECT, PREFLIGHT = _fan_out_part, _fan_out_collect, _preflight
-TASKS = (*_OFFERED, FAN_OUT_PART, FAN_OUT_COLLECT, PREFLIGHT)
+PREFLIGHT = _preflight
+TASKS = (*_OFFERED, PREFLIGHT)
 """Everything a worker registers."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_alchemy.loadtests.services.worker import worker_command
+from celery_alchemy.loadtests.services.harness import worker_command
 from support import preloaded
 from support.databases import PostgreSQL
 from support.worker import TESTS, Site, stop_process

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
 from celery_alchemy.loadtests.bench.results import Arm, Batch, Cell, Counted, RunFacts, Slice, SweepStep, Verdict
+from celery_alchemy.loadtests.bench.rows import Percentiles
 from celery_alchemy.loadtests.bench.store import Store
-from celery_alchemy.loadtests.client.percentiles import Percentiles
 from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS, POOLS
 from celery_alchemy.loadtests.tasks.workloads import WORKLOADS
 
@@ -38,7 +38,7 @@ BROKEN = {
 #: Successful tasks per second, and how much of it concurrency can multiply.
 RATES = {
     "select": 420.0, "insert": 330.0, "transfer": 240.0, "statements": 90.0, "slow_query": 18.0, "slow_io": 17.0,
-    "cpu": 130.0, "fan_out": 45.0, "mix": 160.0,
+    "cpu": 130.0, "mix": 160.0,
 }  # fmt: skip
 POOL_FACTOR = {"prefork": 1.0, "threads": 0.93, "gevent": 0.88, "eventlet": 0.8, "solo": 0.7}
 PATTERN_FACTOR = {"null_pool": 0.62, "flask": 0.9, "recipe": 1.03, "with_session": 1.02}

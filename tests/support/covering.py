@@ -60,7 +60,6 @@ FULL_RUN_ONLY = frozenset(
         "test_loadtest_patterns.py::test_preflight_tells_whether_the_driver_blocks_the_hub",
         "test_loadtest_round_trips.py::test_a_task_costs_what_its_statements_and_its_transaction_cost",
         "test_loadtest_round_trips.py::test_our_pattern_spares_the_second_rollback_of_mariadb",
-        "test_loadtest_workloads.py::test_a_fan_out_that_fails_is_answered_once",
         "test_loadtest_workloads.py::test_a_users_worker_answers_for_tasks_with_the_header_only",
         "test_loadtest_workloads.py::test_connections_are_promised_for_baselines_too",
         "test_locust_app.py::test_a_worker_that_has_loaded_the_replies_needs_no_events",

@@ -14,14 +14,13 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from celery_alchemy.loadtests.bench.generator import COMMAND
+from celery_alchemy.loadtests.bench.cells import COMMAND
 from celery_alchemy.loadtests.bench.rows import TaskRow
-from celery_alchemy.loadtests.services.brokers import Broker, broker, queue_of
 from celery_alchemy.loadtests.services.databases import create_tables, database_server
-from celery_alchemy.loadtests.services.environment import WorkerEnvironment
+from celery_alchemy.loadtests.services.environment import Broker, WorkerEnvironment, broker, queue_of
 from celery_alchemy.loadtests.services.guard import with_package
+from celery_alchemy.loadtests.services.harness import Worker, running_worker
 from celery_alchemy.loadtests.services.rundir import RunDirectory, run_directory
-from celery_alchemy.loadtests.services.worker import Worker, running_worker
 from celery_alchemy.loadtests.tasks.workloads import ACCOUNTS
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtests" / "locustfile.py"

@@ -18,8 +18,8 @@ import redis
 from celery import Celery, Signature, chain
 
 from celery_alchemy.loadtests.errors import WorkerError
+from celery_alchemy.loadtests.services.harness import STOP_STEPS, worker_command
 from celery_alchemy.loadtests.services.processes import Process, StopStep, start_group, stop_group, when_ready
-from celery_alchemy.loadtests.services.worker import STOP_STEPS, worker_command
 from support import everywhere, preloaded
 from support.servers import RedisURLs
 from support.waiting import eventually
