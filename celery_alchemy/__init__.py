@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SessionStrategy,
         TransientDatabaseError,
         WorkerPool,
+        completed_tasks_table,
         is_transient,
         outbox_table,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "TransientDatabaseError",
     "UseDatabase",
     "WorkerPool",
+    "completed_tasks_table",
     "is_transient",
     "late",
     "outbox_table",

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.orm import Session
 
 from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.deferring import DeferringUnit
@@ -35,6 +36,7 @@ from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
 from .errors import ConfigurationError, as_configuration_error
+from .exactly_once import choosing as once
 from .isolation import IsolatingRunner
 from .request import RequestRunner
 from .running_tasks import RunningTasks
@@ -107,7 +109,12 @@ class Database:
         raise NotImplementedError
 
     def unit_options(
-        self, *, commits: bool, read_only: ReadOnly = False, extra: tuple[UnitHook, ...] = ()
+        self,
+        *,
+        commits: bool,
+        read_only: ReadOnly = False,
+        extra: tuple[UnitHook, ...] = (),
+        session_kind: type[Session] | None = None,
     ) -> UnitOptions:
         """Return how units of work on this database are treated."""
         options = self.strategy.engines.options
@@ -118,6 +125,7 @@ class Database:
             read_only=read_only,
             always=(*observers.hooks(), *outbox.hooks(self.settings)),
             extra=extra,
+            session_kind=session_kind,
         )
 
     def runner_of(self, task: Any) -> RequestRunner:
@@ -130,10 +138,16 @@ class Database:
     def _new_runner(self, task: Any) -> RequestRunner:
         settings = self.settings
         commits = task.commit_on_success if task.commit_on_success is not None else settings.commit_on_success
-        options = self.unit_options(commits=commits, read_only=task.read_only)
+        mode = once.mode_of(task, settings)
+        if mode is None:
+            options = self.unit_options(commits=commits, read_only=task.read_only)
+        else:
+            options = self.unit_options(commits=commits, extra=once.hooks(), session_kind=once.OnceSession)
         kind = DeferringRunner if self.strategy.worker_pool.forks else RequestRunner
         runner = kind(self.units, options, self.unit_options(commits=True))
         retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
+        if mode is not None:
+            return once.runner(self, runner, mode, retries)
         return IsolatingRunner(runner, retries) if retries > 0 else runner
 
     # -- the strategy ------------------------------------------------------------------------------------------------
