@@ -8,6 +8,8 @@ whichever connection pool of the process, by a listener on the class `Pool`. It 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import event
@@ -18,6 +20,18 @@ from .held import holding_of
 from .leaks import describe, find_origin
 
 _running: list[Attempt] = []
+_unnoted: set[Scope] = set()
+
+
+@contextmanager
+def unnoted() -> Iterator[None]:
+    """Let what the block executes, on connections of its own, be none of what is committed meanwhile."""
+    scope = here()
+    _unnoted.add(scope)
+    try:
+        yield
+    finally:
+        _unnoted.discard(scope)
 
 
 class Attempt:
@@ -62,6 +76,8 @@ def _on_checkout(dbapi_connection: object, record: ConnectionPoolEntry, fairy: A
     if not _running:
         return
     scope, holding = here(), holding_of(record)
+    if scope in _unnoted:
+        return
     for attempt in list(_running):
         if attempt._scope is scope or not _runs_task(scope):
             attempt.note(scope, holding is not None and holding.unit is not None)

@@ -11,9 +11,11 @@ from sqlalchemy import Table
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from ...strategies.engines.elsewhere import unnoted
 from ...strategies.features import completed
-from ...strategies.features.completed import Key, Record
+from ...strategies.features.completed import Claim, Key, Record
 from ...strategies.features.completed_table import chosen_completed_table
+from ...strategies.features.exactly_once import probe
 from ..apps import Served
 from ..errors import as_configuration_error
 
@@ -60,12 +62,17 @@ class Rows:
         """Yield a connection for one SELECT, without a transaction where that costs no round trip to say."""
         if engine.dialect.driver in _PSYCOPGS:
             engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
+        with unnoted(), engine.connect() as connection:
             yield connection
+
+    def probe(self, key: Key, task: str) -> Claim | None:
+        """Tell whether another transaction has the row of `key` in hand, or it is there; None: neither."""
+        with unnoted():
+            return probe(self.engine, self.table, key, task)
 
     def complete(self, key: Key, record: Record) -> None:
         """Let the row of `key` say `record`."""
-        with self.engine.begin() as connection:
+        with unnoted(), self.engine.begin() as connection:
             completed.complete(connection, self.table, key, record)
 
     def forget(self, task_id: str) -> int:

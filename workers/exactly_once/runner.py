@@ -22,7 +22,7 @@ from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
 from ...strategies.features.completed import Claim, Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
-from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded, probe
+from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
 from ...strategies.interrupts import is_interrupt
 from ..errors import as_configuration_error
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
@@ -157,7 +157,7 @@ class ExactlyOnceRunner(RequestRunner):
                 record = self._look(attempt.key)
                 if record is not None:
                     return record
-                if probe(self._rows.engine, self._rows.table, attempt.key, attempt.task) is None:
+                if self._rows.probe(attempt.key, attempt.task) is None:
                     return None
                 if time.monotonic() > until and task.acks_late:
                     logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
