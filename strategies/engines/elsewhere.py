@@ -27,11 +27,13 @@ _unnoted: set[Scope] = set()
 def unnoted() -> Iterator[None]:
     """Let what the block executes, on connections of its own, be none of what is committed meanwhile."""
     scope = here()
+    before = scope.commits, scope.ends
     _unnoted.add(scope)
     try:
         yield
     finally:
         _unnoted.discard(scope)
+        scope.commits, scope.ends = before
 
 
 class Attempt:
@@ -46,7 +48,7 @@ class Attempt:
         self._helpers = [
             (scope, _count(scope))
             for scope in living_scopes()
-            if scope.held and scope is not self._scope and not _runs_task(scope)
+            if scope.held and scope is not self._scope and not _runs_task(scope) and scope not in _unnoted
         ]
         if not event.contains(Pool, "checkout", _on_checkout):
             event.listen(Pool, "checkout", _on_checkout)

@@ -28,11 +28,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
-from ..drivers.base import driver_of
+from ..drivers.base import code_of, driver_of
 from ..errors import InvalidSetting
 from .completed_table import HOW_TO_CREATE
 from .outbox_insert import dialect_of, made_once
@@ -105,6 +106,21 @@ def look(connection: Connection | Session, table: Table, key: Key) -> Record | N
     return Record(*row) if row is not None else None
 
 
+def look_alone(connection: PoolProxiedConnection, dialect: Dialect, table: Table, key: Key) -> Record | None:
+    """Do what `look` does, on a connection of psycopg or psycopg2 and outside any transaction: one round trip."""
+    query, values = _text_of(dialect, table, _look, False, {"i": key.task_id, "n": key.nesting})
+    raw: Any = connection.dbapi_connection
+    raw.autocommit = True
+    try:
+        with raw.cursor() as cursor:
+            cursor.execute(query, values)
+            row = cursor.fetchone()
+    finally:
+        if not raw.closed:
+            raw.autocommit = False
+    return Record(*row) if row is not None else None
+
+
 def _insert(table: Table, locks: bool) -> Executable:
     task_id: Any = bindparam("i", type_=table.c.task_id.type)
     if locks:  # NULL where another transaction has the lock, which the column refuses
@@ -131,6 +147,36 @@ def _insert_without_waiting(table: Table, _: bool) -> Executable:
     )
 
 
+def _values(key: Key, record: Record, **more: Any) -> dict[str, Any]:
+    texts = {"v_content_type": record.content_type, "v_result": record.result, "v_note": record.note}
+    return {"i": key.task_id, **texts, **more}
+
+
+def written(connection: Connection, table: Table, key: Key, task: str, record: Record | None) -> tuple[str, Any]:
+    """Return what `write` would execute on PostgreSQL without waiting, as a text of the driver and its parameters."""
+    values = _values(key, record or Record(), n=key.nesting, v_task=task[:255], lock=key.lock(table))
+    return _text_of(connection.dialect, table, _insert, True, values)
+
+
+def inserted(connection: Connection, table: Table, key: Key, task: str, record: Record) -> tuple[str, Any]:
+    """Return what `write` would execute on PostgreSQL, waiting, as a text of the driver and its parameters."""
+    values = _values(key, record, n=key.nesting, v_task=task[:255])
+    return _text_of(connection.dialect, table, _insert, False, values)
+
+
+def completing(connection: Connection, table: Table, key: Key, record: Record) -> tuple[str, Any]:
+    """Return what `complete` would execute, as a text of the driver and its parameters."""
+    return _text_of(connection.dialect, table, _update, False, _values(key, record, k=key.nesting))
+
+
+def _text_of(dialect: Dialect, table: Table, make: Any, variant: bool, values: Any) -> tuple[str, Any]:
+    name = (make.__name__, variant, dialect.driver)
+    compiled = table.info.get(name)
+    if compiled is None:
+        compiled = table.info[name] = make(table, variant).compile(dialect=dialect)
+    return str(compiled), compiled.construct_params(values)
+
+
 def write(connection: Connection, table: Table, key: Key, task: str, record: Record | None, *, waits: bool) -> None:
     """Insert the row of `key`. One statement.
 
@@ -141,14 +187,7 @@ def write(connection: Connection, table: Table, key: Key, task: str, record: Rec
     """
     record = record or Record()
     locks = connection.dialect.name == "postgresql" and not waits
-    values: dict[str, Any] = {
-        "i": key.task_id,
-        "n": key.nesting,
-        "v_task": task[:255],
-        "v_content_type": record.content_type,
-        "v_result": record.result,
-        "v_note": record.note,
-    }
+    values = _values(key, record, n=key.nesting, v_task=task[:255])
     if locks:
         values["lock"] = key.lock(table)
     if not waits and getattr(connection.dialect, "is_mariadb", False):
@@ -166,14 +205,7 @@ def _update(table: Table, _: bool) -> Executable:
 
 def complete(connection: Connection, table: Table, key: Key, record: Record) -> bool:
     """Let the row of `key` say `record`; tell whether there is one. One statement."""
-    values = {
-        "i": key.task_id,
-        "k": key.nesting,
-        "v_content_type": record.content_type,
-        "v_result": record.result,
-        "v_note": record.note,
-    }
-    found: Any = connection.execute(made_once(table, _update), values)
+    found: Any = connection.execute(made_once(table, _update), _values(key, record, k=key.nesting))
     return bool(found.rowcount)
 
 
@@ -181,9 +213,19 @@ def claim_of(error: DBAPIError, connection: Connection | Engine) -> Claim | None
     """Return what an INSERT says that failed with `error`; None: something else is wrong."""
     if error.orig is None:
         return None
-    code = driver_of(connection.dialect).code_of(error.orig)
+    return _claim_of(driver_of(connection.dialect).code_of(error.orig), error.orig)
+
+
+def claim_along(error: BaseException, table: Table) -> Claim | None:
+    """Return what the INSERT says that was sent along with another statement, where `error`, PostgreSQL's answer to
+    both, is about its table; None: it is not, or something else is wrong."""
+    named = getattr(getattr(error, "diag", None), "table_name", None)
+    return _claim_of(code_of(error), error) if named == table.name else None
+
+
+def _claim_of(code: Any, orig: BaseException) -> Claim | None:
     if code is None:
-        number = getattr(error.orig, "sqlite_errorcode", None)
+        number = getattr(orig, "sqlite_errorcode", None)
         number = number & 0xFF if isinstance(number, int) else None
         if number == _SQLITE_CONSTRAINT:
             return Claim.DONE

@@ -17,7 +17,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._sqlalchemy import connections_of, has_changes, root_of
+from .._sqlalchemy import commits_itself, connections_of, has_changes, root_of
+from ..drivers.along import Along
 from ..drivers.base import driver_of
 from ..errors import CeleryAlchemyError
 from ..hooks import OpenUnit, UnitHook
@@ -57,7 +58,10 @@ class Attempt:
         label: Of its unit of work, for messages.
     """
 
-    __slots__ = ("committed", "committing", "key", "label", "lost", "mode", "record", "table", "task", "written")
+    __slots__ = (
+        *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "record", "table"),
+        *("task", "written"),
+    )
 
     def __init__(self, key: Key, task: str, table: Table, mode: Mode, label: str) -> None:
         self.key, self.task, self.table, self.mode, self.label = key, task, table, mode, label
@@ -72,23 +76,72 @@ class Attempt:
         """A transaction with the row in it is committed."""
         self.lost: Claim | None = None
         """Another run has the row."""
+        self._along: Along | None = None
+        """What inserts the row together with the first statement."""
+        self._ending: Along | None = None
+        """What writes the row together with the COMMIT."""
 
     def begun(self, connection: Connection) -> None:
         """A transaction of the task has begun on `connection`."""
         self.written = self.committing = False
         self.go_on()
-        if self.mode == FIRST and not self.committed:
+        if self.mode == FIRST and not self.committed and not self._begin_with(connection):
             self._insert(connection, None, waits=False)
 
-    def commits(self, connection: Connection) -> None:
-        """The transaction of `connection` is about to be committed: let the row say what it is to say."""
+    def ended(self) -> None:
+        """The transaction is over, one way or the other."""
+        self._along = self._ending = None
+
+    def _begin_with(self, connection: Connection) -> bool:
+        """Let the row be inserted together with the first statement, where the connection can do that."""
+        raw = connection.connection.dbapi_connection
+        if not hasattr(raw, "celery_alchemy_begin_with"):
+            return False
+        text, values = completed.written(connection, self.table, self.key, self.task, None)
+        along = Along(text, values, lambda one: one is self._along, self._refused)
+        if not driver_of(connection.dialect).begin_with(raw, along):
+            return False
+        self._along, self.written = along, True
+        return True
+
+    def _commit_with(self, connection: Connection, record: Record) -> bool:
+        """Let the row be written together with the COMMIT, where the connection can do that."""
+        raw = connection.connection.dbapi_connection
+        if not self.committing or not hasattr(raw, "celery_alchemy_commit_with"):
+            return False
+        if self.written:
+            text, values = completed.completing(connection, self.table, self.key, record)
+        else:
+            text, values = completed.inserted(connection, self.table, self.key, self.task, record)
+        along = Along(text, values, lambda one: one is self._ending, self._refused)
+        if not driver_of(connection.dialect).commit_with(raw, along):
+            return False
+        self._ending = along
+        return True
+
+    def _refused(self, error: BaseException) -> None:
+        self.lost = completed.claim_along(error, self.table) or self.lost
+
+    def commits(self, connection: Connection, *, along: bool = False) -> None:
+        """The transaction of `connection` is about to be committed: let the row say what it is to say.
+
+        Args:
+            along: Together with the COMMIT, where that saves a round trip.
+        """
         self.go_on()
+        if self._along is not None and not self._along.sent:
+            self._along, self.written = None, False  # nothing was executed that could have taken it along
         record = self.record or Record(note=UNFINISHED)
+        if self.written == record or (self.written is True and record == Record()):
+            return
+        if along and not self.committed and self._commit_with(connection, record):
+            self.written = record
+            return
         if self.written is False and not (
             self.committed and completed.complete(connection, self.table, self.key, record)
         ):
             self._insert(connection, record, waits=True)
-        elif self.written is True and record != Record():
+        elif self.written is True:
             completed.complete(connection, self.table, self.key, record)
         self.written = record
 
@@ -156,7 +209,13 @@ def _before_commit(session: OnceSession) -> None:
         return  # nothing is committed
     connection = connection_for(session, select(attempt.table))
     attempt.committing = True
-    attempt.commits(connection)
+    attempt.commits(connection, along=not session.twophase and commits_itself(session, connection))
+
+
+def _after_end(session: OnceSession, transaction: SessionTransaction) -> None:
+    attempt = session.celery_alchemy_attempt
+    if attempt is not None and transaction.parent is None:
+        attempt.ended()
 
 
 def _after_commit(session: OnceSession) -> None:
@@ -192,6 +251,7 @@ class ExactlyOnce(UnitHook):
             event.listen(OnceSession, "after_begin", _after_begin)
             event.listen(OnceSession, "before_commit", _before_commit)
             event.listen(OnceSession, "after_commit", _after_commit)
+            event.listen(OnceSession, "after_transaction_end", _after_end)
 
     def opened(self, unit: OpenUnit, session: Session) -> None:
         """Follow `session` where it is that of a run."""

@@ -17,8 +17,9 @@ LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
 @pytest.fixture(params=LEVELS)
-def once(request: pytest.FixtureRequest, where: databases.Database) -> Iterator[Once]:
-    once = Once(where, alchemy_engine_options={"isolation_level": request.param, "pool_size": 4})
+def once(request: pytest.FixtureRequest, place: tuple[databases.Database, dict[str, Any]]) -> Iterator[Once]:
+    options = {"isolation_level": request.param, "pool_size": 4}
+    once = Once(place[0], alchemy_engine_options=options, **place[1])
     yield once
     once.close()
 

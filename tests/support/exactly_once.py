@@ -18,9 +18,9 @@ TABLE = "celery_alchemy_completed"
 class Once:
     """An app whose tasks are delivered by hand, as often as a test wants."""
 
-    def __init__(self, database: Database, url: str | None = None, **changes: Any) -> None:
+    def __init__(self, database: Database, **changes: Any) -> None:
         self.database = database
-        changes = {"alchemy_database_url": url or database.url("once"), "result_backend": "cache+memory://", **changes}
+        changes = {"alchemy_database_url": database.url("once"), "result_backend": "cache+memory://", **changes}
         self.app, self.db = make_app(None, changes=changes)
         assert isinstance(self.db, Alchemy)
 

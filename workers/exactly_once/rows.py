@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from sqlalchemy import Table
@@ -51,17 +51,29 @@ class Rows:
             InvalidSetting: there is no table.
         """
         engine, table = self.engine, self.table
-        with self._looking(engine) as connection:
-            try:
+        try:
+            if engine.dialect.driver in _PSYCOPGS:
+                return self._look_alone(engine, table, key)
+            with self._connected(engine) as connection:
                 return completed.look(connection, table, key)
-            except DBAPIError as error:
-                raise completed.explained(error, engine, table) from error
+        except DBAPIError as error:
+            raise completed.explained(error, engine, table) from error
+
+    def _look_alone(self, engine: Engine, table: Table, key: Key) -> Record | None:
+        with unnoted(), closing(engine.raw_connection()) as connection:
+            try:
+                return completed.look_alone(connection, engine.dialect, table, key)
+            except Exception as error:
+                dbapi: Any = engine.dialect.loaded_dbapi
+                if not isinstance(error, dbapi.Error):
+                    raise
+                raised = DBAPIError.instance(None, None, error, dbapi.Error, dialect=engine.dialect)
+                if engine.dialect.is_disconnect(error, connection.dbapi_connection, None):
+                    connection.invalidate(error)
+                raise raised from error
 
     @contextmanager
-    def _looking(self, engine: Engine) -> Iterator[Connection]:
-        """Yield a connection for one SELECT, without a transaction where that costs no round trip to say."""
-        if engine.dialect.driver in _PSYCOPGS:
-            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    def _connected(self, engine: Engine) -> Iterator[Connection]:
         with unnoted(), engine.connect() as connection:
             yield connection
 
@@ -92,7 +104,7 @@ class Rows:
 
     def listed(self, **choice: Any) -> list[completed.Listed]:
         """Return rows, the newest first; see `completed.listed`."""
-        with self._looking(self.engine) as connection:
+        with self._connected(self.engine) as connection:
             return completed.listed(connection, self.table, **choice)
 
     def age_s(self, record: Record) -> float:

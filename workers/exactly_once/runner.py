@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
-from ...strategies.features.completed import Claim, Key, Record
+from ...strategies.features.completed import Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
 from ...strategies.interrupts import is_interrupt
@@ -117,18 +117,15 @@ class ExactlyOnceRunner(RequestRunner):
         runner.goes_on = functools.partial(_may_go_on, attempt, watch)
         try:
             return _RETURNED, runner.run(body, task, args, kwargs)
-        except Superseded as superseded:
-            logger.info("%s: another copy of it runs, or has run", attempt.label)
-            record = self._look(attempt.key)
-            if record is None:
-                record = self._wait(attempt, task, request, superseded.claim)
-            if record is not None:
-                return _RECORDED, record
+        except Superseded:
+            return self._lost(attempt, task, request)
         except TaskPredicate:
             raise
         except Exception as error:
             if is_interrupt(error) or attempt.committed:
                 raise
+            if attempt.lost is not None:  # the INSERT went along with the statement that says so
+                return self._lost(attempt, task, request)
             record = self._look_quietly(attempt.key)
             if record is not None:
                 logger.info("%s: another copy of it was first; this one ended with %r", attempt.label, error)
@@ -141,7 +138,15 @@ class ExactlyOnceRunner(RequestRunner):
             watch.end()
         return _AGAIN, None
 
-    def _wait(self, attempt: Attempt, task: Any, request: Any, claim: Claim) -> Record | None:
+    def _lost(self, attempt: Attempt, task: Any, request: Any) -> tuple[object, Any]:
+        """Return what to do after another copy had the row: what it has recorded, or run again."""
+        logger.info("%s: another copy of it runs, or has run", attempt.label)
+        record = self._look(attempt.key)
+        if record is None:
+            record = self._wait(attempt, task, request)
+        return (_AGAIN, None) if record is None else (_RECORDED, record)
+
+    def _wait(self, attempt: Attempt, task: Any, request: Any) -> Record | None:
         """Wait, holding no connection, until the copy that has the row has ended; return what it has recorded, None
         where it has recorded nothing.
 
@@ -237,7 +242,7 @@ def key_of(request: Any) -> Key:
 
 
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
-    if isinstance(error, Superseded):
+    if isinstance(error, Superseded) or attempt.lost is not None:
         return True
     return error is not None and is_conflict(error) and watch.found() is None and not attempt.committed
 
