@@ -132,7 +132,9 @@ class Attempt:
         if self._along is not None and not self._along.sent:
             self._along, self.written = None, False  # nothing was executed that could have taken it along
         record = self.record or Record(note=UNFINISHED)
-        if self.written == record or (self.written is True and record == Record()):
+        if self.written is True and record == Record():
+            self.written = record  # an empty row says so
+        if self.written == record:
             return
         if along and not self.committed and self._commit_with(connection, record):
             self.written = record
