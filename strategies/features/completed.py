@@ -26,6 +26,7 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.engine import Connection, Dialect, Engine
@@ -258,7 +259,7 @@ def _ddl(engine: Engine, table: Table) -> str:
 
 # -- keeping it short --------------------------------------------------------------------------------------------------
 
-_PRUNED_AT_ONCE = 1000
+_PRUNED_AT_ONCE, _DELETED_AT_ONCE = 1000, 200
 
 
 def forget(executor: Session | Connection, table: Table, task_id: str) -> int:
@@ -276,9 +277,10 @@ def prune(executor: Session | Connection, table: Table, older_than_s: float, mos
     keys = select(table.c.task_id, table.c.nesting).where(old).order_by(table.c.completed_at).limit(most)
     if dialect_of(executor, table) == "postgresql":
         keys = keys.with_for_update(skip_locked=True)
-    found = executor.execute(keys).all()
-    for task_id, nesting in found:
-        executor.execute(delete(table).where(table.c.task_id == task_id, table.c.nesting == nesting))
+    found = [tuple(row) for row in executor.execute(keys).all()]
+    for start in range(0, len(found), _DELETED_AT_ONCE):
+        part = found[start : start + _DELETED_AT_ONCE]
+        executor.execute(delete(table).where(tuple_(table.c.task_id, table.c.nesting).in_(part)))
     return len(found)
 
 

@@ -26,6 +26,7 @@ from ..wrapping import is_database_task
 __all__ = [
     "OnceSession",
     "follow_in_main_process",
+    "has_any",
     "hooks",
     "mode_of",
     "prepare_worker",
@@ -54,10 +55,12 @@ def mode_of(task: Any, settings: Settings) -> Mode | None:
 
 def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int) -> RequestRunner:
     """Return what runs the requests of a task with `exactly_once`, each attempt by `inner`."""
+    from .pruning import Pruning
     from .rows import Rows
     from .runner import ExactlyOnceRunner
 
-    return ExactlyOnceRunner(inner, Rows(db), mode, retries)
+    rows = Rows(db)
+    return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
 
 
 def hooks() -> tuple[UnitHook, ...]:
@@ -89,6 +92,11 @@ def follow_in_main_process(task: Any) -> None:
     """Let Celery's main process treat requests of `task`, or of all tasks of a class, as of one with `exactly_once`."""
     if task.Request == _CELERYS:
         task.Request = REQUEST
+
+
+def has_any(app: Celery, settings: Settings) -> bool:
+    """Tell whether a task of `app` has `exactly_once`."""
+    return any(is_database_task(task) and mode_of(task, settings) is not None for task in app.tasks.values())
 
 
 def prepare_worker(app: Celery, settings: Settings) -> None:

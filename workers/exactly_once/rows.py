@@ -102,6 +102,11 @@ class Rows:
             if not found:
                 return total
 
+    def prune_some(self, older_than_s: float, most: int) -> int:
+        """Delete up to so many rows that are older; return how many there were."""
+        with unnoted(), self.engine.begin() as connection:
+            return completed.prune(connection, self.table, older_than_s, most)
+
     def listed(self, **choice: Any) -> list[completed.Listed]:
         """Return rows, the newest first; see `completed.listed`."""
         with self._connected(self.engine) as connection:

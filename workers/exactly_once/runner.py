@@ -29,6 +29,7 @@ from ..request import Call, RequestRunner, begin_again, is_traced, request_of
 from .encoding import decode, encode, is_unfinished, note_of
 from .errors import ResultLost
 from .ids import fix_links
+from .pruning import Pruning
 from .replacing import REPLACED, send_replacement
 from .rows import Rows
 
@@ -49,14 +50,15 @@ class ExactlyOnceRunner(RequestRunner):
     Args:
         runner: Runs one attempt.
         rows: The table of the app's completed tasks.
+        pruning: Deletes its old rows.
         mode: When the row is written.
         retries: `isolation_retries` of the task, where it has any.
     """
 
-    def __init__(self, runner: RequestRunner, rows: Rows, mode: Mode, retries: int = 0) -> None:
+    def __init__(self, runner: RequestRunner, rows: Rows, pruning: Pruning, mode: Mode, retries: int = 0) -> None:
         super().__init__(runner.registry, runner.options, runner.hook_options)
         self._runner = runner
-        self._rows = rows
+        self._rows, self._pruning = rows, pruning
         self._mode: Mode = mode
         self._retries = retries or RUNS_AGAIN
 
@@ -75,6 +77,7 @@ class ExactlyOnceRunner(RequestRunner):
             outcome, value = self._run_once(number, attempt, call, task, request, args, kwargs)
             if outcome is _RETURNED:
                 self._complete(attempt)
+                self._pruning.recorded()
                 return value
             if outcome is _RECORDED:
                 return self._repeat(task, request, key, value)
