@@ -138,7 +138,7 @@ class Kills:
             canvas = chord([step.s(None, key, f"m{number}") for number in range(3)], step.s(key, "body"))
         else:
             name, note = {"replace": ("replaced", "r"), "retry": ("retried", "t"), "follow": ("follows", "f")}[kind]
-            canvas = self.app.tasks[name].s(None, key, note)
+            canvas = self.app.tasks[name].s(None, key, note).set(task_id=str(uuid.uuid4()))
             if kind != "follow":
                 canvas = canvas.set(link=[link])
         with self._captured(key):
