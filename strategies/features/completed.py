@@ -289,7 +289,7 @@ def listed(
     limit: int = 100,
 ) -> list[Listed]:  # fmt: skip
     """Return rows, the newest first."""
-    where: list[ColumnElement[bool]] = []
+    where: list[ColumnElement[bool]] = [table.c.nesting >= 0]
     if task_ids:
         where.append(table.c.task_id.in_(task_ids))
     if task is not None:
