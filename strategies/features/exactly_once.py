@@ -59,12 +59,18 @@ class Attempt:
     """
 
     __slots__ = (
-        *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "record", "table"),
-        *("task", "written"),
+        *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "over", "record"),
+        *("table", "task", "written"),
     )
 
     def __init__(self, key: Key, task: str, table: Table, mode: Mode, label: str) -> None:
         self.key, self.task, self.table, self.mode, self.label = key, task, table, mode, label
+        self.over: bool = False
+        """It has turned out that the body need not run: there is nothing to write."""
+        self.again()
+
+    def again(self) -> None:
+        """The body runs, for the first time or once more."""
         self.record: Record | None = None
         """What its row is to say; None: the body has not returned."""
         self.written: Record | bool = False
@@ -189,7 +195,9 @@ class OnceSession(Session):
 
 def _after_begin(session: OnceSession, transaction: SessionTransaction, connection: Connection) -> None:
     attempt = session.celery_alchemy_attempt
-    if attempt is not None and transaction.parent is None and _is_its_own(session, connection, attempt):
+    if attempt is None or attempt.over or transaction.parent is not None:
+        return
+    if _is_its_own(session, connection, attempt):
         attempt.begun(connection)
 
 
@@ -202,7 +210,7 @@ def _is_its_own(session: Session, connection: Connection, attempt: Attempt) -> b
 
 def _before_commit(session: OnceSession) -> None:
     attempt = session.celery_alchemy_attempt
-    if attempt is None or session.in_nested_transaction():
+    if attempt is None or attempt.over or session.in_nested_transaction():
         return
     attempt.go_on()
     if attempt.committed:
@@ -283,7 +291,7 @@ def attempt_of(unit: Any) -> Attempt | None:
     if unit.kind not in {"run", "call"} or unit.database != "default" or unit.request is None:
         return None
     found: Attempt | None = unit.request.__dict__.get(ATTEMPT)
-    return found
+    return found if found is not None and not found.over else None
 
 
 def probe(engine: Any, table: Table, key: Key, task: str) -> Claim | None:

@@ -26,6 +26,7 @@ from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Supersed
 from ...strategies.interrupts import is_interrupt
 from ..errors import as_configuration_error
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
+from .chords import let_claim_go
 from .encoding import decode, encode, is_unfinished, note_of
 from .errors import ResultLost
 from .ids import fix_links
@@ -71,6 +72,8 @@ class ExactlyOnceRunner(RequestRunner):
         fix_links(request, key)
         record = self._look(key)
         if record is not None:
+            if ATTEMPT in request.__dict__:  # of the task's own `__call__`, whose unit of work goes on
+                request.__dict__[ATTEMPT].over = True
             return self._repeat(task, request, key, record)
         for number in range(self._retries + 1):
             attempt = self._attempt(task, request, key)
@@ -80,6 +83,7 @@ class ExactlyOnceRunner(RequestRunner):
                 self._pruning.recorded()
                 return value
             if outcome is _RECORDED:
+                attempt.over = True
                 return self._repeat(task, request, key, value)
             begin_again(task)
         raise AssertionError("the last attempt returns or raises")
@@ -99,7 +103,9 @@ class ExactlyOnceRunner(RequestRunner):
 
     def _attempt(self, task: Any, request: Any, key: Key) -> Attempt:
         attempt: Attempt | None = request.__dict__.get(ATTEMPT)
-        if attempt is None or attempt.lost is not None or attempt.committing:
+        if attempt is not None:
+            attempt.again()
+        else:
             label = f"{task.name}[{request.id}]"
             attempt = request.__dict__[ATTEMPT] = Attempt(key, task.name, self._rows.table, self._mode, label)
         return attempt
@@ -202,6 +208,7 @@ class ExactlyOnceRunner(RequestRunner):
         )  # fmt: skip
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
+        let_claim_go(task, request)
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
