@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SessionStrategy,
         TransientDatabaseError,
         WorkerPool,
+        completed_tasks_table,
         is_transient,
         outbox_table,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "TransientDatabaseError",
     "UseDatabase",
     "WorkerPool",
+    "completed_tasks_table",
     "is_transient",
     "late",
     "outbox_table",

@@ -12,6 +12,8 @@ from .errors import (
     ReservedSlotsInUse,
     TransientDatabaseError,
 )
+from .features.completed_table import completed_tasks_table
+from .features.exactly_once import CommittedEarly
 from .features.outbox import outbox_table
 from .features.read_only import ReadOnlyError
 from .local import LocalStrategy
@@ -23,6 +25,7 @@ from .worker_pool import WorkerPool
 __all__ = [
     "BrokenTransaction",
     "CeleryAlchemyError",
+    "CommittedEarly",
     "InvalidSetting",
     "LocalStrategy",
     "NoConnectionFree",
@@ -36,6 +39,7 @@ __all__ = [
     "TransientDatabaseError",
     "TwoPhaseUnavailable",
     "WorkerPool",
+    "completed_tasks_table",
     "is_transient",
     "outbox_table",
 ]

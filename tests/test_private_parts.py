@@ -104,7 +104,8 @@ SHARED = {
     "strategies/drivers/awaited_psycopg.py": {"_making"},
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
     "strategies/engines/callers.py": {"_around"},
-    "strategies/engines/elsewhere.py": {"_running"},
+    "strategies/engines/elsewhere.py": {"_running", "_unnoted"},
+    "strategies/features/completed_table.py": {"_declared", "_named"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {
         "_pools", "_records", "_detached", "_private", "_callbacks", "_graveyard", "_pinned", "_registered",

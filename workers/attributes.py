@@ -8,9 +8,9 @@ from typing import Any
 
 from .errors import ConfigurationError
 
-NAMES = ("commit_on_success", "enqueue_on_commit", "isolation_retries", "read_only")
+NAMES = ("commit_on_success", "enqueue_on_commit", "exactly_once", "isolation_retries", "read_only")
 #: `enqueue_on_commit` is of any task: it is about the message, not about a Session.
-_OF_DATABASE_TASKS = ("commit_on_success", "isolation_retries", "read_only")
+_OF_DATABASE_TASKS = ("commit_on_success", "exactly_once", "isolation_retries", "read_only")
 _CLOSE = 0.86
 """`readonly` and `isolation_retry` are as close as that; `isolation_level` and `read_only_fields` are not."""
 

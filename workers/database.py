@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.orm import Session
 
 from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.asynchronous.strategy import PerLoopStrategy
@@ -37,6 +38,7 @@ from . import apps, selection
 from .async_side import AsyncSide
 from .database_refusals import refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
+from .exactly_once import choosing as once
 from .isolation import IsolatingRunner
 from .request import RequestRunner
 from .running_tasks import RunningTasks
@@ -111,13 +113,24 @@ class Database:
         raise NotImplementedError
 
     def unit_options(
-        self, *, commits: bool, read_only: ReadOnly = False, extra: tuple[UnitHook, ...] = ()
+        self,
+        *,
+        commits: bool,
+        read_only: ReadOnly = False,
+        extra: tuple[UnitHook, ...] = (),
+        session_kind: type[Session] | None = None,
     ) -> UnitOptions:
         """Return how units of work on this database are treated."""
-        return self.options_of(self, commits=commits, read_only=read_only, extra=extra)
+        return self.options_of(self, commits=commits, read_only=read_only, extra=extra, session_kind=session_kind)
 
     def options_of(
-        self, side: Database | AsyncSide, *, commits: bool, read_only: ReadOnly, extra: tuple[UnitHook, ...]
+        self,
+        side: Database | AsyncSide,
+        *,
+        commits: bool,
+        read_only: ReadOnly,
+        extra: tuple[UnitHook, ...],
+        session_kind: type[Session] | None = None,
     ) -> UnitOptions:
         """Return how units of work of ordinary code, or of coroutines, are treated."""
         return unit_options(
@@ -127,6 +140,7 @@ class Database:
             read_only=read_only,
             always=(*observers.hooks(), *outbox.hooks(self.settings)),
             extra=extra,
+            session_kind=session_kind,
         )
 
     def runner_of(self, task: Any) -> RequestRunner:
@@ -140,11 +154,17 @@ class Database:
         settings = self.settings
         commits = task.commit_on_success if task.commit_on_success is not None else settings.commit_on_success
         retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
+        mode = once.mode_of(task, settings)
         if task.is_async:
             return self.coroutines.new_runner(commits, task.read_only, retries)
-        options = self.unit_options(commits=commits, read_only=task.read_only)
+        if mode is None:
+            options = self.unit_options(commits=commits, read_only=task.read_only)
+        else:
+            options = self.unit_options(commits=commits, extra=once.hooks(), session_kind=once.OnceSession)
         kind = DeferringRunner if self.strategy.worker_pool.forks else RequestRunner
         runner = kind(self.units, options, self.unit_options(commits=True))
+        if mode is not None:
+            return once.runner(self, runner, mode, retries)
         return IsolatingRunner(runner, retries) if retries > 0 else runner
 
     # -- the strategy ------------------------------------------------------------------------------------------------

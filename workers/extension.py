@@ -35,6 +35,7 @@ from .database import Database
 from .databases import Databases, databases_of
 from .decorating import TaskDecorator, task_decorator
 from .errors import ConfigurationError
+from .exactly_once import public
 from .sending import canvas
 from .sending.attach import attach as attach_sending
 from .sending.following import session_to_wait_for
@@ -54,8 +55,8 @@ Followed = TypeVar("Followed")
 
 PUBLIC = (
     *("app", "apply_async_on_commit", "async_engine", "async_session", "async_unit_of_work", "database", "databases"),
-    *("delay_on_commit", "dispose", "engine", "follow", "in_unit_of_work", "init_app", "on_commit", "on_engine"),
-    *("one_transaction", "session", "share", "strategy", "task", "unit_of_work"),
+    *("delay_on_commit", "dispose", "engine", "follow", "forget", "idempotency_key", "in_unit_of_work", "init_app"),
+    *("on_commit", "on_engine", "one_transaction", "session", "share", "strategy", "task", "unit_of_work"),
 )
 """The names of an Alchemy that are for users; the others are for workers."""
 
@@ -240,6 +241,26 @@ class Alchemy(Database):
             ConfigurationError: `base` is no DatabaseTask, or this Alchemy is not that of the default database.
         """
         return task_decorator(self.app, self.database)
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for a provider of mail or payments: the same whenever this task is delivered again, or retried.
+
+        What is outside the database is not undone with its transaction, and may be done again: a provider that takes a
+        key does it once. The key is of the task's id; a task with another id has another one.
+
+        Raises:
+            NoUnitOfWork: no task runs in this thread or greenlet.
+        """
+        return public.idempotency_key()
+
+    def forget(self, task_id: str) -> int:
+        """Forget that the task with this id has completed (`exactly_once`), so that it can run again.
+
+        Returns:
+            How many rows there were: 0 where it was not recorded.
+        """
+        return public.forget(self, task_id)
 
     # -- units of work -----------------------------------------------------------------------------------------------
 

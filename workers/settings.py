@@ -33,6 +33,9 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_outbox": ((bool, str), "True, False or 'relay'"),
     "alchemy_outbox_table": ((str,), "the name of the outbox's table, with its schema: 'shop.messages'"),
     "alchemy_outbox_attempts": ((int,), "a whole number, 1 or more"),
+    "alchemy_exactly_once": ((bool, str), "True, False, 'first' or 'last'"),
+    "alchemy_completed_table": ((str,), "the name of the table of completed tasks, with its schema: 'shop.completed'"),
+    "alchemy_completed_kept_s": ((int, float), "a number of seconds above 0"),
     "alchemy_two_phase": ((bool,), "True or False"),
     "alchemy_isolation_retries": ((int,), "a whole number, 0 or more"),
     "alchemy_statement_timeout_s": ((int, float), "a number of seconds above 0"),
@@ -89,6 +92,9 @@ class Settings:
     outbox: bool | Literal["relay"] = False
     outbox_table: str | None = None
     outbox_attempts: int = 10
+    exactly_once: bool | Literal["first", "last"] = False
+    completed_table: str | None = None
+    completed_kept_s: float = 7 * 24 * 3600.0
     two_phase: bool = False
     isolation_retries: int = 0
     statement_timeout_s: float | None = None
@@ -165,6 +171,7 @@ def _checked(key: str, value: Any, spelling: str) -> Any:
 
 
 _SECONDS = {"alchemy_statement_timeout_s", "alchemy_warn_blocked_s", "alchemy_warn_idle_s"}
+_LONGEST_KEPT_S = 100 * 366 * 24 * 3600
 _LONGEST_S = 2_147_483  # PostgreSQL counts milliseconds, in 31 bits
 
 
@@ -175,11 +182,13 @@ def _is_none_of_its_values(key: str, value: Any) -> bool:
         (key == "alchemy_isolation_retries" and value < 0)
         or (key == "alchemy_outbox" and isinstance(value, str) and value != "relay")
         or (key == "alchemy_outbox_attempts" and value < 1)
-        or (key == "alchemy_outbox_table" and (not value.rpartition(".")[2] or masked_name(value) != value))
+        or (key == "alchemy_exactly_once" and isinstance(value, str) and value not in {"first", "last"})
+        or (key == "alchemy_completed_kept_s" and not 0 < value <= _LONGEST_KEPT_S)
         or (
-            key in {"alchemy_statement_timeout_s", "alchemy_warn_idle_s", "alchemy_warn_blocked_s"}
-            and not 0 < value <= _LONGEST_S
+            key in {"alchemy_outbox_table", "alchemy_completed_table"}
+            and (not value.rpartition(".")[2] or masked_name(value) != value)
         )
+        or (key in _SECONDS and not 0 < value <= _LONGEST_S)
         or (key == "alchemy_metrics" and value != "opentelemetry" and (":" not in value or masked_name(value) != value))
         or (key == "alchemy_on_commit_outside" and value not in {"warn", "send", "raise"})
         or (key == "alchemy_external_pooler" and value != "pgbouncer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
 from celery.result import AsyncResult
@@ -15,6 +15,7 @@ from ..strategies.scope import SCOPE, current_scope
 from . import apps, databases, wrapping
 from .attributes import refuse_misspelled
 from .errors import ConfigurationError
+from .exactly_once import choosing as once
 from .injection import hide_from_callers
 from .no_unit import no_unit_here
 from .sending import calls, enqueue, orders, plain
@@ -51,6 +52,11 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
     """Run the body again, in a fresh transaction and at once, up to so many times while the server rolls it back
     because of another one: deadlock, serialization failure. For a body that does nothing but work in the database.
     None: as `alchemy_isolation_retries` says (0)."""
+
+    exactly_once: ClassVar[bool | Literal["first", "last"] | None] = None
+    """Record the task in the transaction of its work: delivered again, it does not run, and its recorded result is
+    returned. True or "first": a copy that runs at the same time waits before it has done anything. "last": the copy
+    that comes second is rolled back. None: as `alchemy_exactly_once` says (False)."""
 
     read_only: ClassVar[ReadOnly] = False
     """True: no transaction, each statement sees what is committed, the database refuses writes; one SELECT is one round
@@ -141,6 +147,7 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
+        once.refuse_retry(self)
         entry = self._own_entry()
         if entry is not None:
             for inner in entry.registry.above(entry):
@@ -155,6 +162,7 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         if entry is not None:
             for inner in entry.registry.above(entry):
                 inner.succeed(final=False)
+            once.replaced_by(self, sig)
             entry.unit.succeed(final=False)
         with sent_by_celery():
             return super().on_replace(sig)
@@ -198,6 +206,7 @@ def _wrap(cls: type[BaseDatabaseTask]) -> None:
         raise ConfigurationError(
             f"isolation_retries={retries!r} of {cls.name or cls.__name__!r} must be a whole number, 0 or more."
         )
+    once.refuse_wrong(cls)
     if not isinstance(cls.commit_on_success, bool | None):
         raise ConfigurationError(
             f"commit_on_success={cls.commit_on_success!r} of {cls.name or cls.__name__!r} must be True or False."

@@ -15,6 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from ..options import DatabaseOptions
 from ..scope import here
+from .along import Along
 from .session_reset import SessionReset
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -224,6 +225,15 @@ class Driver:
         thread = threading.Thread(target=guarded, name="celery-alchemy-cancel", daemon=True)
         thread.start()
         thread.join(CANCEL_TIMEOUT_S)
+
+    def begin_with(self, dbapi_connection: Any, along: Along) -> bool:
+        """Send `along` together with the first statement of the transaction; False where the driver cannot. Where
+        something else comes first, it is not sent."""
+        return False
+
+    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+        """Send `along` together with the COMMIT; False where the driver cannot."""
+        return False
 
     def session_reset(self) -> SessionReset | None:
         """Return what sets the server's part of a session back; None: not known how."""

@@ -21,10 +21,11 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 
 from ..interrupts import is_interrupt
+from .along import Along
 from .followed_psycopg import FollowedConnection
 from .one_statement import is_one_statement
 
-IDLE = int(TransactionStatus.IDLE)
+IDLE, IN_TRANSACTION = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 PIPELINE_OFF = int(psycopg.pq.PipelineStatus.OFF)
 
 
@@ -37,6 +38,34 @@ class BeginningConnection(FollowedConnection):
     def may_begin_along(self, query: object) -> bool:
         """Tell whether BEGIN may go with `query`, on a connection that is in no transaction."""
         return not self.autocommit and self.pgconn.pipeline_status == PIPELINE_OFF and is_one_statement(query)
+
+    celery_alchemy_along: Along | None = None
+    """What is to be sent with the first statement of the transaction."""
+    celery_alchemy_ending: Along | None = None
+    """What is to be sent with the COMMIT."""
+
+    def celery_alchemy_begin_with(self, along: Along) -> bool:
+        """Send `along` together with the first statement that takes BEGIN along."""
+        if self.pgconn.transaction_status != IDLE or self.autocommit:
+            return False
+        self.celery_alchemy_along = along
+        return True
+
+    def celery_alchemy_commit_with(self, along: Along) -> bool:
+        """Send `along` together with the next COMMIT."""
+        if self.pgconn.transaction_status != IN_TRANSACTION or self.pgconn.pipeline_status != PIPELINE_OFF:
+            return False
+        if getattr(self, "_num_transactions", 0) or getattr(self, "_tpc", None):
+            return False  # the driver refuses that COMMIT
+        self.celery_alchemy_ending = along
+        self.__class__ = _Ending
+        return True
+
+    def _queue(self, along: Along) -> PQGen[None]:
+        """Put `along` into the pipeline."""
+        along.sent = True
+        text = psycopg.ClientCursor(self).mogrify(along.query, along.values)
+        yield from self._exec_command(text.encode(self.info.encoding))
 
     def send_begin_along(self, work: Callable[[], object]) -> None:
         """Do `work`, which executes one statement, in a pipeline that begins with BEGIN.
@@ -53,14 +82,17 @@ class BeginningConnection(FollowedConnection):
                     if is_interrupt(error):
                         self.interrupted = error
                     raise
-        except psycopg.Error:
+        except psycopg.Error as error:
+            along = self.celery_alchemy_along
+            if along is not None and along.sent:
+                along.failed(error)
             if self.interrupted is not None:
                 # The pipeline cannot be left in the middle of an answer, and says so in an error that hides this one.
                 raise self.interrupted from None
             raise
         finally:
             self.__class__ = BeginningConnection
-            self.interrupted = None
+            self.interrupted = self.celery_alchemy_along = None
 
 
 class _SendingBegin(BeginningConnection):
@@ -73,6 +105,9 @@ class _SendingBegin(BeginningConnection):
             return
         # As the driver does it, but without waiting for the answer: in a pipeline the command is only queued.
         yield from self._exec_command(self._get_tx_start_command())
+        along = self.celery_alchemy_along
+        if along is not None and along.is_due():
+            yield from self._queue(along)
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Do what the driver's own does, and wait no more once it was interrupted."""
@@ -84,6 +119,28 @@ class _SendingBegin(BeginningConnection):
         except BaseException as error:
             if is_interrupt(error):
                 self.interrupted = error
+            raise
+
+
+class _Ending(BeginningConnection):
+    """The same connection where a statement is to be sent together with the next COMMIT."""
+
+    def commit(self) -> None:
+        ending, self.celery_alchemy_ending = self.celery_alchemy_ending, None
+        self.__class__ = BeginningConnection  # type: ignore[assignment]
+        if ending is None or not ending.is_due() or self.pgconn.transaction_status != IN_TRANSACTION:
+            psycopg.Connection.commit(self)
+            return
+
+        def work() -> None:
+            with self.lock:
+                self.wait(self._queue(ending))
+                self.wait(self._exec_command(b"COMMIT"))  # `commit` would wait for its answer in the pipeline
+
+        try:
+            self.send_begin_along(work)
+        except psycopg.Error as error:
+            ending.failed(error)
             raise
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions, sql
 
+from .along import Along
 from .followed_psycopg2 import FollowedConnection
 from .one_statement import is_one_statement
 
@@ -50,6 +51,31 @@ class BeginningConnection(FollowedConnection):
         """Tell whether BEGIN may go with `query`, on a connection that is in no transaction."""
         self._settle()
         return not super().autocommit and super().status == READY and is_one_statement(query)
+
+    celery_alchemy_along: Along | None = None
+    """What is to be sent with the first statement of the transaction."""
+    celery_alchemy_ending: Along | None = None
+    """What is to be sent with the COMMIT."""
+
+    def celery_alchemy_begin_with(self, along: Along) -> bool:
+        """Send `along` together with the first statement that takes BEGIN along."""
+        if self.get_transaction_status() != IDLE or self.autocommit:
+            return False
+        self.celery_alchemy_along = along
+        return True
+
+    def celery_alchemy_commit_with(self, along: Along) -> bool:
+        """Send `along` together with the next COMMIT."""
+        if not self.has_begun_along:
+            return False
+        self.celery_alchemy_ending = along
+        return True
+
+    def text_of(self, along: Along) -> bytes:
+        """Return `along` with its values in it."""
+        along.sent = True
+        with super().cursor(cursor_factory=extensions.cursor) as cursor:
+            return bytes(cursor.mogrify(along.query, along.values))
 
     def begin_along(self) -> str:
         """Return the BEGIN to send before a statement; the driver sends none from now on."""
@@ -110,7 +136,15 @@ class BeginningConnection(FollowedConnection):
     def _end(self, command: str) -> None:
         try:
             with super().cursor(cursor_factory=extensions.cursor) as cursor:
-                cursor.execute(command)
+                ending, self.celery_alchemy_ending = self.celery_alchemy_ending, None
+                if ending is None or command != "COMMIT" or not ending.is_due():
+                    cursor.execute(command)
+                    return
+                try:
+                    cursor.execute(self.text_of(ending) + b";COMMIT")
+                except psycopg2.Error as error:
+                    ending.failed(error)
+                    raise
         finally:
             if not self.closed:
                 self._settle()
@@ -222,9 +256,17 @@ class _Beginning(extensions.cursor):  # type: ignore[misc]
         elif connection.get_transaction_status() != IDLE or not connection.may_begin_along(query):
             super().execute(query, vars)
         else:
+            along, connection.celery_alchemy_along = connection.celery_alchemy_along, None
             try:
-                super().execute(f"{connection.begin_along()};{query}", vars)
+                if along is not None and along.is_due():
+                    own = self.mogrify(query, vars)
+                    begin = connection.begin_along().encode()
+                    super().execute(b";".join((begin, connection.text_of(along), own)))
+                else:
+                    super().execute(f"{connection.begin_along()};{query}", vars)
             except psycopg2.Error as error:
+                if along is not None and along.sent:
+                    along.failed(error)
                 if error.pgcode == SYNTAX_ERROR and not connection.closed and not connection.has_begun_along:
                     connection.fail()
                 raise

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from ..scope import here
+from .along import Along
 from .base import FAILED, Connect, Converters, Driver, Ended
 from .postgresql import BY_STATEMENT, IDLE, IN_TRANSACTION, REFUSES, Libpq
 from .reset_postgresql import Psycopg2Reset
@@ -103,6 +104,14 @@ class Psycopg2(Libpq):
         if status == REFUSES:
             return FAILED
         return BY_STATEMENT if _is_over(raw) or _ends_of(raw) > 0 else None
+
+    def begin_with(self, dbapi_connection: Any, along: Along) -> bool:
+        take = getattr(dbapi_connection, "celery_alchemy_begin_with", None)
+        return take is not None and bool(take(along))
+
+    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+        take = getattr(dbapi_connection, "celery_alchemy_commit_with", None)
+        return take is not None and bool(take(along))
 
     def session_reset(self) -> SessionReset:
         return Psycopg2Reset()

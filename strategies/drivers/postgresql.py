@@ -12,6 +12,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from ..options import DatabaseOptions
 from ..scope import SCOPE, current_scope, here
+from .along import Along
 from .base import CANCEL_TIMEOUT_S, FAILED, Connect, Driver, Ended
 from .keepalive import libpq_defaults
 from .lost_clients import notice_lost_clients
@@ -245,6 +246,14 @@ class Psycopg(Libpq):
 
     def stop_preparing(self, dbapi_connection: Any) -> None:
         dbapi_connection.prepare_threshold = None
+
+    def begin_with(self, dbapi_connection: Any, along: Along) -> bool:
+        take = getattr(dbapi_connection, "celery_alchemy_begin_with", None)
+        return take is not None and bool(take(along))
+
+    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+        take = getattr(dbapi_connection, "celery_alchemy_commit_with", None)
+        return take is not None and bool(take(along))
 
     def session_reset(self) -> SessionReset:
         return PsycopgReset()

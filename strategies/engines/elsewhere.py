@@ -8,6 +8,8 @@ whichever connection pool of the process, by a listener on the class `Pool`. It 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import event
@@ -18,6 +20,20 @@ from .held import holding_of
 from .leaks import describe, find_origin
 
 _running: list[Attempt] = []
+_unnoted: set[Scope] = set()
+
+
+@contextmanager
+def unnoted() -> Iterator[None]:
+    """Let what the block executes, on connections of its own, be none of what is committed meanwhile."""
+    scope = here()
+    before = scope.commits, scope.ends
+    _unnoted.add(scope)
+    try:
+        yield
+    finally:
+        _unnoted.discard(scope)
+        scope.commits, scope.ends = before
 
 
 class Attempt:
@@ -32,7 +48,7 @@ class Attempt:
         self._helpers = [
             (scope, _count(scope))
             for scope in living_scopes()
-            if scope.held and scope is not self._scope and not _runs_task(scope)
+            if scope.held and scope is not self._scope and not _runs_task(scope) and scope not in _unnoted
         ]
         if not event.contains(Pool, "checkout", _on_checkout):
             event.listen(Pool, "checkout", _on_checkout)
@@ -62,6 +78,8 @@ def _on_checkout(dbapi_connection: object, record: ConnectionPoolEntry, fairy: A
     if not _running:
         return
     scope, holding = here(), holding_of(record)
+    if scope in _unnoted:
+        return
     for attempt in list(_running):
         if attempt._scope is scope or not _runs_task(scope):
             attempt.note(scope, holding is not None and holding.unit is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
 
 from ..base import SessionStrategy
 from ..engines.factory import EngineHook
@@ -44,6 +45,7 @@ def unit_options(
     read_only: ReadOnly,
     always: tuple[UnitHook, ...] = (),
     extra: tuple[UnitHook, ...] = (),
+    session_kind: type[Session] | None = None,
 ) -> UnitOptions:
     """Return how units of work are treated; its hooks are empty in the common case.
 
@@ -54,6 +56,7 @@ def unit_options(
         read_only: As the task asks for.
         always: Follow every unit of work of the process: metrics.
         extra: Follow those of one task.
+        session_kind: A class that its Sessions are made of too.
     """
     if read_only and options.external_pooler:
         read_only = IN_TRANSACTION  # a connection cannot be set read-only: other clients use it too
@@ -64,5 +67,5 @@ def unit_options(
         hooks.append(ReadOnlyHook(read_only, strategy))
     if not commits and read_only is not True:
         hooks.append(RollBackUnasked())
-    kind = kind_of(read_only) if read_only else None
+    kind = kind_of(read_only) if read_only else session_kind
     return UnitOptions(commits, read_only, (*hooks, *extra), extra, kind)

@@ -143,9 +143,7 @@ def test_apply_in_a_coroutine_says_what_to_do(unharmed: Worker, key: str) -> Non
 
 
 @pytest.mark.parametrize("where", ["body", "child"])
-def test_a_retry_inside_except_exception(
-    unharmed: Worker, database: PostgreSQL, watched_key: str, where: str
-) -> None:
+def test_a_retry_inside_except_exception(unharmed: Worker, database: PostgreSQL, watched_key: str, where: str) -> None:
     """When its message is sent, everyone can see that the first attempt has been rolled back."""
     outcome = unharmed.call("retry_anyhow", watched_key, where)
     assert (outcome.state, outcome.value) == ("SUCCESS", "retried"), outcome

@@ -129,6 +129,35 @@ def drop(
     outbox_rows.drop(ctx.obj.app, choice, everything=everything, to_json=as_json)
 
 
+@alchemy.group()
+def completed() -> None:
+    """Tasks with exactly_once that are recorded as completed."""
+
+
+@completed.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--task", metavar="NAME", help="Those of the task with this name.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="So many at most.")
+@click.argument("task_ids", nargs=-1, metavar="[TASK_ID]...")
+@click.pass_context
+def list_completed(ctx: click.Context, task_ids: tuple[str, ...], task: str | None, limit: int, as_json: bool) -> None:
+    """Show the tasks that are recorded, the newest first."""
+    from . import completed as rows
+
+    rows.show(ctx.obj.app, task_ids, task, limit=limit, to_json=as_json)
+
+
+@completed.command()
+@click.option("--older-than", required=True, metavar="SPAN", help="7d, 12h, 90m or a number of seconds.")
+@click.option("--force", is_flag=True, help="Also within the visibility timeout of the broker.")
+@click.pass_context
+def prune(ctx: click.Context, older_than: str, force: bool) -> None:
+    """Delete what is recorded of tasks that completed long ago; delivered again, they would run again."""
+    from . import completed as rows
+
+    rows.prune(ctx.obj.app, older_than, force=force)
+
+
 @alchemy.command("in-doubt")
 @click.option(
     "--wait-s", default=10.0, show_default=True, help="Seconds between two looks: what is gone is not in doubt."

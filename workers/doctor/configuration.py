@@ -12,6 +12,9 @@ from ...strategies.drivers.url import shown
 from ...strategies.engines.pool import max_connections
 from ...strategies.engines.sizing import GREEN_CONNECTIONS
 from ...strategies.worker_pool import WorkerPool
+from .. import apps
+from ..exactly_once.choosing import mode_of
+from ..exactly_once.pruning import redelivered_within_s
 from ..extension import Alchemy
 from ..task import DatabaseTask
 from .code import tasks_of
@@ -117,15 +120,20 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
         )
     visible_s = app.conf.broker_transport_options.get("visibility_timeout", _REDIS_VISIBILITY_S)
     limits = {name: task.time_limit or app.conf.task_time_limit or 0 for name, task in late.items()}
-    twice = [name for name, limit_s in limits.items() if limit_s > visible_s]
+    settings = apps.get(app).settings
+    once = {name for name, task in tasks.items() if mode_of(task, settings) is not None}
+    twice = [name for name, limit_s in limits.items() if limit_s > visible_s and name not in once]
     if twice and str(app.conf.broker_url or "").startswith(("redis", "valkey", "sqs")):
         yield warning(
             "runs-twice",
             f"{_some(twice)}: may run longer than the broker's visibility_timeout ({visible_s} s), and is then given "
             f"to another worker while it runs: both commit.",
-            "Raise visibility_timeout in broker_transport_options above the longest time limit.",
+            "Set exactly_once=True on them (docs/exactly-once.md), or raise visibility_timeout in "
+            "broker_transport_options above the longest time limit.",
             "broker_transport_options",
         )
+    if once:
+        yield from _retention(app, settings.completed_kept_s)
     never = [name for name, task in tasks.items() if not task.acks_late]
     if never:
         yield note(
@@ -133,6 +141,18 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
             f"{_some(never)}: acknowledged before it runs, Celery's default. A worker that is killed loses it.",
             "Set task_acks_late and task_reject_on_worker_lost to True, for tasks that may run twice.",
             "task_acks_late",
+        )
+
+
+def _retention(app: Celery, kept_s: float) -> Iterator[Finding]:
+    within_s = redelivered_within_s(app)
+    if within_s is not None and kept_s <= within_s * 2:
+        yield warning(
+            "forgotten-early",
+            f"alchemy_completed_kept_s is {kept_s:.0f}, and the broker may deliver a message again after its "
+            f"visibility_timeout of {within_s:.0f} s: a task whose row is gone runs again.",
+            "Keep the rows for several times as long: leave alchemy_completed_kept_s out for seven days.",
+            "alchemy_completed_kept_s",
         )
 
 

@@ -13,9 +13,11 @@ from ...strategies.drivers.url import shown
 from ...strategies.options import DatabaseOptions
 from ...strategies.several import in_doubt
 from ...strategies.several.servers import TwoPhaseUnavailable
+from ..exactly_once.choosing import has_any
 from ..extension import Alchemy
 from ..settings import DEFAULT
 from .code import tasks_of
+from .completed import look_at_completed
 from .findings import Finding, error, note, warning
 from .outbox import look_at_outbox
 from .servers import Server, ask
@@ -35,6 +37,8 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
         try:
             server = servers[name] = ask(engine)
             outbox = list(look_at_outbox(db, engine)) if db.settings.outbox and name == DEFAULT else []
+            if name == DEFAULT and has_any(app, db.settings):
+                outbox += look_at_completed(db, engine)
         except Exception as failure:
             yield _unreachable(name, engine, failure)
             continue

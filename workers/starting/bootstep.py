@@ -14,6 +14,7 @@ from ...strategies.features import outbox
 from .. import apps
 from ..databases import check_two_phase
 from ..errors import ConfigurationError, as_configuration_error
+from ..exactly_once import choosing as once
 from ..sending.outbox import RELAY
 from ..watching import control, growth, processes  # `control` registers the remote-control commands
 from ..watching.idle_watch import IdleWatch
@@ -65,6 +66,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             strategy.reads_apart = reads
         check_two_phase(databases)
         checks.refuse_mistakes(worker.app, databases)
+        once.prepare_worker(worker.app, db.settings)
         if worker_pool.forks:
             detection.publish(
                 worker_pool,

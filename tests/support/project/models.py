@@ -3,7 +3,7 @@
 from sqlalchemy import ForeignKeyConstraint, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from celery_alchemy import outbox_table
+from celery_alchemy import completed_tasks_table, outbox_table
 
 
 class Base(DeclarativeBase):
@@ -49,3 +49,4 @@ class Child(Base):
 
 
 outbox = outbox_table(Base.metadata)
+completed = completed_tasks_table(Base.metadata)

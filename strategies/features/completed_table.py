@@ -1,0 +1,82 @@
+"""The table of tasks that have completed: what its columns are, and which one an app has."""
+
+from __future__ import annotations
+
+import weakref
+
+from sqlalchemy import Column, Double, Index, Integer, MetaData, PrimaryKeyConstraint, String, Table, Text
+
+from ..errors import InvalidSetting
+
+TABLE = "celery_alchemy_completed"
+LONGEST_ID = 255
+HOW_TO_CREATE = "completed_tasks_table(Base.metadata), then Alembic or create_all()"
+
+
+def completed_tasks_table(metadata: MetaData, name: str = TABLE, *, schema: str | None = None) -> Table:
+    """Return the table of tasks with `exactly_once` that have completed, as part of `metadata`: for `create_all`, and
+    for Alembic to find.
+
+    It is the one that is used where the process declares no other. `alchemy_completed_table` decides where it does.
+
+    Args:
+        metadata: Your own, for example `Base.metadata`.
+        name: Another name, where you want one.
+        schema: Its schema; left out, that of `metadata`.
+    """
+    table = _made(metadata, name, schema)
+    _declared.add(table)
+    return table
+
+
+def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
+    from sqlalchemy.dialects.mysql import LONGTEXT
+
+    long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
+    # Two ids that differ in case are two tasks; MySQL's usual collations would take them for one.
+    exact = String(LONGEST_ID).with_variant(String(LONGEST_ID, collation="utf8mb4_bin"), "mysql", "mariadb")
+    return Table(
+        name,
+        metadata,
+        Column("task_id", exact, nullable=False),
+        Column("nesting", Integer, nullable=False),
+        Column("task", String(255), nullable=False),
+        Column("completed_at", Double(), nullable=False),
+        Column("content_type", String(100)),
+        Column("result", long),
+        Column("note", long),
+        PrimaryKeyConstraint("task_id", "nesting", name=f"pk_{name}"[:60]),
+        Index(f"ix_{name}_completed_at"[:60], "completed_at"),
+        schema=schema,
+    )
+
+
+#: The tables that the user's code has declared in this process.
+_declared: weakref.WeakSet[Table] = weakref.WeakSet()
+#: Those that only a setting names, by it.
+_named: dict[str, Table] = {}
+
+
+def chosen_completed_table(setting: str | None = None) -> Table:
+    """Return the table that the completed tasks of an app are written into.
+
+    Args:
+        setting: `alchemy_completed_table`: its name, with its schema if it has one. None: the one that is declared.
+    Raises:
+        InvalidSetting: several are declared.
+    """
+    declared = {table.fullname: table for table in list(_declared)}
+    if setting is None and len(declared) > 1:
+        raise InvalidSetting(
+            f"Tasks have exactly_once, and this process declares {len(declared)} tables for it: "
+            f"{', '.join(sorted(declared))}. Name the one to use: alchemy_completed_table = {sorted(declared)[0]!r}."
+        )
+    if setting is None and declared:
+        return next(iter(declared.values()))
+    name = setting or TABLE
+    if name in declared:
+        return declared[name]
+    if name not in _named:
+        schema, _, short = name.rpartition(".")
+        _named[name] = _made(MetaData(), short, schema or None)
+    return _named[name]

@@ -1,0 +1,240 @@
+"""What makes a copy dangerous, a test each: see also test_isolation.py (losing in each isolation level) and
+test_kills.py (links, chains, chords, and what the main process acknowledges)."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import group
+from celery.exceptions import Reject
+from sqlalchemy import text
+from support import databases
+from support.exactly_once import Once, new_id
+from support.project.models import Row
+
+from celery_alchemy import DatabaseTask
+from celery_alchemy.strategies.features.completed import Key
+from celery_alchemy.workers.exactly_once import chords, ids, requests, runner
+
+
+def sent_by(once: Once) -> list[tuple[str, str]]:
+    """Return a list of what is sent from now on: the name and the id of each message."""
+    sent: list[tuple[str, str]] = []
+
+    def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        sent.append((name, options["task_id"]))
+        return once.app.AsyncResult(options["task_id"])
+
+    once.app.send_task = send_task
+    return sent
+
+
+def test_1_links_have_the_same_ids_at_each_delivery(once: Once) -> None:
+    sent = sent_by(once)
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="work")
+    def work(self: Any) -> int:
+        return 1
+
+    @once.app.task(name="linked")
+    def linked(value: int) -> None: ...
+
+    plain = dict(linked.s())
+    whole = dict(group(linked.s(), linked.s()))
+    task_id = new_id()
+    for _ in range(2):
+        callbacks = [dict(plain), {**plain, "options": {}}]
+        once.deliver(work, task_id=task_id, callbacks=callbacks, redelivered=True)
+    assert len(sent) == 4
+    assert sent[:2] == sent[2:]
+    assert sent[0] != sent[1]
+    fixed = [ids.derived(Key("a"), "callbacks", number) for number in range(2)]
+    assert len(set(fixed)) == 2
+    ids.fix(whole, Key("a"), "callbacks", 0)
+    assert [one["options"]["task_id"] for one in whole["kwargs"]["tasks"]] == [
+        ids.derived(Key("a"), "callbacks", 0, "tasks", number) for number in range(2)
+    ]
+
+
+def test_3_and_4_the_main_process_gives_back_what_was_lost(once: Once) -> None:
+    class Request(requests.OnceRequest):
+        def __init__(self, task: Any) -> None:
+            self._task = task
+
+        task = property(lambda self: self._task)  # type: ignore[assignment]
+        ignore_result = True
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, acks_late=True, reject_on_worker_lost=True)
+    def work(self: Any) -> None: ...
+
+    assert work.Request == "celery_alchemy.workers.exactly_once.requests:OnceRequest"
+    assert Request(work)._success_was_stored() is False
+
+
+def test_5_the_lease_of_a_chord_is_let_go_unless_it_is_done() -> None:
+    class Client(dict[str, bytes]):
+        def delete(self, key: str) -> None:
+            del self[key]
+
+    class Backend:
+        __module__ = "celery.backends.redis"
+        client = Client(**{"g.c": b"token", "h.c": b"done"})
+
+        def get_key_for_group(self, group_id: str, end: str) -> str:
+            return group_id + end
+
+    task = type("Task", (), {"backend": Backend()})()
+    for gid in ("g", "h", "i"):
+        chords.let_claim_go(task, type("Request", (), {"chord": {}, "group": gid})())
+        chords.let_claim_go(task, type("Request", (), {"chord": {"task": "body"}, "group": gid})())
+    assert Backend.client == {"h.c": b"done"}
+
+
+def test_6_a_timeout_while_it_waits_gives_the_message_back(
+    once: Once, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "GIVES_BACK_AFTER_S", 0.2)
+    entered, leave = threading.Event(), threading.Event()
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, acks_late=True)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.flush()
+        entered.set()
+        leave.wait(20)
+        return "done"
+
+    task_id, found = new_id(), []
+    thread = threading.Thread(target=lambda: found.append(once.deliver(work, task_id=task_id)))
+    thread.start()
+    assert entered.wait(20)
+    try:
+        state, reason = once.deliver(work, task_id=task_id)
+        assert state == "REJECTED"
+        assert isinstance(reason, Reject)
+        assert reason.requeue
+    finally:
+        leave.set()
+        thread.join(20)
+    assert found == [("SUCCESS", "done")]
+    assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
+    assert once.database.rows(key) == [""]
+
+
+def test_9_what_it_was_replaced_by_is_sent_again(once: Once, key: str) -> None:
+    sent = sent_by(once)
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="other")
+    def other(self: Any) -> None: ...
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="work")
+    def work(self: Any) -> Any:
+        self.db.add(Row(key=key))
+        return self.replace(other.s())
+
+    task_id = new_id()
+    for _ in range(2):
+        assert once.deliver(work, task_id=task_id)[0] == "IGNORED"
+    assert sent == [("other", task_id)] * 2
+    assert once.database.rows(key) == [""]
+    once.deliver(other, task_id=task_id, replaced_task_nesting=1)
+    assert [row[0] for row in once.recorded(task_id)] == [0, 1]
+
+
+def test_10_slow_work_before_the_first_statement_holds_no_connection(once: Once, key: str) -> None:
+    found = []
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> None:
+        found.append(once.db.engine.pool.checkedout())
+        self.db.add(Row(key=key))
+
+    once.deliver(work, task_id=new_id())
+    assert found == [0]
+
+
+def test_12_what_cannot_be_encoded_and_nobody_reads(once: Once, key: str) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, ignore_result=True)
+    def work(self: Any) -> Any:
+        self.db.add(Row(key=key))
+        return object()
+
+    task_id = new_id()
+    assert once.deliver(work, task_id=task_id)[0] == "SUCCESS"
+    assert once.deliver(work, task_id=task_id) == ("SUCCESS", None)
+
+
+def test_12_eager_tasks_and_calls_record_nothing(once: Once, key: str) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="inner")
+    def inner(self: Any) -> int:
+        self.db.add(Row(key=key))
+        return 1
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="outer")
+    def outer(self: Any) -> int:
+        return inner() + inner.apply(task_id=f"eager-{key}").get(disable_sync_subtasks=False)
+
+    task_id = new_id()
+    assert once.deliver(outer, task_id=task_id) == ("SUCCESS", 2)
+    assert once.recorded(f"eager-{key}") == []
+    assert len(once.recorded(task_id)) == 1
+    assert len(once.database.rows(key)) == 2
+
+
+def test_a_task_that_swallows_everything_is_still_overtaken(once: Once, key: str) -> None:
+    """The copy that comes second catches the error of its first statement, and goes on."""
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> str:
+        try:
+            self.db.execute(text("SELECT 1"))
+            self.db.add(Row(key=key))
+            self.db.flush()
+        except Exception:
+            self.db.rollback()
+        return "done"
+
+    for _ in range(5):
+        before = len(once.database.rows(key))
+        assert once.at_once(work, task_id=new_id(), copies=3) == [("SUCCESS", "done")] * 3
+        assert len(once.database.rows(key)) == before + 1
+
+
+def test_its_own_call_runs_around_it(once: Once, key: str) -> None:
+    class Own(DatabaseTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return [super().__call__(*args, **kwargs)]
+
+    @once.app.task(base=Own, bind=True, exactly_once=True)
+    def work(self: Any) -> int:
+        self.db.add(Row(key=key))
+        return 1
+
+    task_id = new_id()
+    assert [once.deliver(work, task_id=task_id) for _ in range(2)] == [("SUCCESS", [1])] * 2
+    assert {state for state, _ in once.at_once(work, task_id=new_id(), copies=3)} == {"SUCCESS"}
+    assert len(once.database.rows(key)) == 2
+
+
+@pytest.fixture
+def sqlite(tmp_path: Any) -> Iterator[Once]:
+    with databases.new_sqlite(tmp_path / "once.sqlite3") as database:
+        once = Once(database)
+        yield once
+        once.close()
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_on_sqlite(sqlite: Once, mode: Any, key: str) -> None:
+    @sqlite.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.flush()
+        return "done"
+
+    for number in range(3):
+        assert sqlite.at_once(work, task_id=new_id()) == [("SUCCESS", "done")] * 2
+        assert len(sqlite.database.rows(key)) == number + 1

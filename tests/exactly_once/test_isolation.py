@@ -1,0 +1,47 @@
+"""Copies of a task at the same moment, in each isolation level: one effect, equal results, no failure."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+from support import databases
+from support.exactly_once import Once, new_id
+from support.project.models import Counter, Row, User
+
+from celery_alchemy import DatabaseTask
+
+PAIRS = int(os.environ.get("EXACTLY_ONCE_PAIRS", "40"))
+LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+
+@pytest.fixture(params=LEVELS)
+def once(request: pytest.FixtureRequest, place: tuple[databases.Database, dict[str, Any]]) -> Iterator[Once]:
+    options = {"isolation_level": request.param, "pool_size": 4}
+    once = Once(place[0], alchemy_engine_options=options, **place[1])
+    yield once
+    once.close()
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_pairs(once: Once, mode: Any, key: str) -> None:
+    """The task reads, inserts, counts, and inserts what may be there once: each a way to meet its copy."""
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any, name: str) -> int:
+        self.db.scalars(select(Row).where(Row.key == key)).all()
+        self.db.add(Row(key=key))
+        self.db.execute(update(Counter).where(Counter.key == key).values(value=Counter.value + 1))
+        user = User(name=name)
+        self.db.add(user)
+        self.db.flush()
+        return user.id
+
+    once.database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=key)
+    for number in range(PAIRS):
+        results = once.at_once(work, f"{key}-{number}", task_id=new_id())
+        assert [state for state, _ in results] == ["SUCCESS"] * 2, results
+        assert results[0] == results[1]
+    assert once.database.column("SELECT value FROM counters WHERE key_ = :key", key=key) == [PAIRS]
+    assert len(once.database.rows(key)) == PAIRS

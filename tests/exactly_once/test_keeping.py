@@ -1,0 +1,162 @@
+"""What is kept of completed tasks: how it is forgotten and pruned, who looks at it, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from celery.bin.celery import celery as command
+from click.testing import CliRunner
+from sqlalchemy import MetaData
+from support.exactly_once import TABLE, Once, new_id
+from support.project.models import Row
+
+from celery_alchemy import ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
+from celery_alchemy.workers.doctor.examine import examine
+from celery_alchemy.workers.doctor.fleet import Fleet
+from celery_alchemy.workers.exactly_once import pruning
+
+
+def make_task(once: Once, key: str, **options: Any) -> Any:
+    @once.app.task(base=DatabaseTask, bind=True, name="create", **{"exactly_once": True, **options})
+    def create(self: Any) -> str:
+        self.db.add(Row(key=key))
+        return "done"
+
+    return create
+
+
+def test_what_is_forgotten_runs_again(once: Once, key: str) -> None:
+    create, task_id = make_task(once, key), new_id()
+    once.deliver(create, task_id=task_id)
+    assert once.db.forget(task_id) == 1
+    assert once.db.forget(task_id) == 0
+    once.deliver(create, task_id=task_id)
+    assert len(once.database.rows(key)) == 2
+
+
+def test_an_id_that_is_used_again_is_told(once: Once, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    create, task_id = make_task(once, key), new_id()
+    once.deliver(create, task_id=task_id)
+    once.deliver(create, task_id=task_id, redelivered=True)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    once.deliver(create, task_id=task_id)
+    assert f"db.forget({task_id!r})" in caplog.text
+
+
+def test_ids_that_differ_in_case_or_are_long_are_others(once: Once, key: str) -> None:
+    create = make_task(once, key)
+    for task_id in ("abc", "ABC", "x" * 300 + "1", "x" * 300 + "2", "ä"):
+        for _ in range(2):
+            assert once.deliver(create, task_id=f"{task_id}-{key}" if len(task_id) < 9 else task_id + key)[1] == "done"
+    assert len(once.database.rows(key)) == 5
+
+
+def test_the_key_is_the_same_for_each_delivery_and_of_no_other_task(once: Once) -> None:
+    keys = []
+
+    @once.app.task(base=DatabaseTask, bind=True)
+    def pay(self: Any) -> None:
+        keys.append(once.db.idempotency_key)
+
+    for task_id, retries in (("one", 0), ("one", 1), ("two", 0)):
+        once.deliver(pay, task_id=task_id, retries=retries)
+    assert keys[0] == keys[1] != keys[2]
+    with pytest.raises(NoUnitOfWork):
+        _ = once.db.idempotency_key
+
+
+def test_old_rows_go_with_new_ones(once: Once, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "AFTER_ROWS", 3)
+    create, ids = make_task(once, key), [new_id() for _ in range(5)]
+    for number, task_id in enumerate(ids):
+        once.deliver(create, task_id=task_id)
+        if number == 0:
+            once.database.execute(f"UPDATE {TABLE} SET completed_at = 0 WHERE task_id = :i", i=task_id)
+    assert [bool(once.recorded(task_id)) for task_id in ids] == [False, True, True, True, True]
+
+
+def test_the_commands_show_and_prune(once: Once, key: str) -> None:
+    create, ids = make_task(once, key), [new_id() for _ in range(3)]
+    for task_id in ids:
+        once.deliver(create, task_id=task_id)
+    once.database.execute(f"UPDATE {TABLE} SET completed_at = 5 WHERE task_id = :i", i=ids[0])
+    context = type("Context", (), {"app": once.app})()
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(command.get_command(None, "alchemy"), ["completed", *arguments], obj=context)
+
+    shown = json.loads(run("list", "--json", *ids).output)
+    assert {row["task_id"] for row in shown} == set(ids)
+    assert f"create[{ids[1]}]" in run("list", "--task", "create").output
+    assert run("prune", "--older-than", "3000 years").exit_code == 2
+    assert "1 rows deleted" in run("prune", "--older-than", "30d").output
+    assert [len(once.recorded(task_id)) for task_id in ids] == [0, 1, 1]
+    once.app.conf.broker_url = "redis://localhost"
+    assert "visibility timeout" in run("prune", "--older-than", "1h").output
+
+
+def test_a_table_that_is_missing_is_told_with_the_remedy(once: Once, key: str) -> None:
+    once.app.conf.alchemy_completed_table = "not_there"
+    create = make_task(once, key)
+    state, error = once.deliver(create, task_id=new_id())
+    assert state == "FAILURE"
+    assert isinstance(error, ConfigurationError)
+    assert "CREATE TABLE" in str(error)
+    assert "completed_tasks_table(Base.metadata)" in str(error)
+    assert once.database.rows(key) == []
+    found = examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=True)
+    assert "completed-table" in {finding.code for finding in found.findings}
+
+
+def test_another_name_and_schema() -> None:
+    table = completed_tasks_table(MetaData(), "done", schema="shop")
+    try:
+        assert table.fullname == "shop.done"
+    finally:
+        del table  # it is declared as long as it lives
+        import gc
+
+        gc.collect()
+
+
+def test_the_setting_is_for_all_that_write(once: Once, key: str) -> None:
+    once.app.conf.alchemy_exactly_once = "last"
+    create, task_id = make_task(once, key, exactly_once=None), new_id()
+
+    @once.app.task(base=DatabaseTask, bind=True, read_only=True)
+    def read(self: Any) -> int:
+        return 1
+
+    for _ in range(2):
+        assert once.deliver(create, task_id=task_id) == ("SUCCESS", "done")
+        assert once.deliver(read, task_id="read" + task_id) == ("SUCCESS", 1)
+    assert len(once.database.rows(key)) == 1
+    assert once.recorded("read" + task_id) == []
+
+
+def test_a_retry_after_an_early_commit_is_refused(once: Once, key: str) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def create(self: Any) -> None:
+        self.db.add(Row(key=key))
+        self.db.commit()
+        raise self.retry()
+
+    state, error = once.deliver(create, task_id=new_id())
+    assert state == "FAILURE"
+    assert "retries after self.db.commit()" in str(error)
+
+
+def test_the_doctor_proposes_it_and_looks_at_how_long_rows_are_kept(once: Once, key: str) -> None:
+    create = make_task(once, key, exactly_once=False, acks_late=True, time_limit=7200)
+    once.app.conf.broker_url = "redis://localhost"
+
+    def codes() -> dict[str, str]:
+        found = examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=False)
+        return {finding.code: finding.remedy for finding in found.findings}
+
+    assert "exactly_once=True" in codes()["runs-twice"]
+    once.app.tasks[create.name].__class__.exactly_once = True
+    assert "runs-twice" not in codes()
+    assert "forgotten-early" not in codes()
+    once.app.conf.alchemy_completed_kept_s = 3600
+    assert "forgotten-early" in codes()

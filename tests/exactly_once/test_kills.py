@@ -1,0 +1,51 @@
+"""Workers that are killed at named points: each effect once, links included, whatever is sent again."""
+
+import os
+
+import pytest
+from support import databases, servers
+from support.once_kills import EXPECTED, POINTS, Kills, count
+from support.worker import Site
+
+ROUNDS = int(os.environ.get("EXACTLY_ONCE_ROUNDS", "1"))
+SETUPS = {
+    "redis-postgresql-prefork": ("redis", "run_database", "prefork"),
+    "rabbitmq-mariadb-prefork": ("rabbitmq", "mariadb", "prefork"),
+    "redis-mariadb-threads": ("redis", "mariadb", "threads"),
+    "rabbitmq-postgresql-solo": ("rabbitmq", "run_database", "solo"),
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str) -> None:
+    broker, database_name, pool = SETUPS[setup]
+    database: databases.Database = request.getfixturevalue(database_name)
+    kills = Kills(
+        site,
+        database,
+        pool,
+        servers.rabbitmq() if broker == "rabbitmq" else "",
+        alchemy_exactly_once="first",
+        alchemy_outbox=True,
+    )
+    keys: dict[str, str] = {}
+    unfinished = []
+    try:
+        kills.start()
+        for _ in range(ROUNDS):
+            for point in POINTS:
+                for kind in EXPECTED:
+                    if "count" in point and kind != "chord":
+                        continue
+                    key, done = kills.run(kind, point)
+                    keys[key] = kind
+                    if not done:
+                        unfinished.append((kind, point))
+        odd = kills.settle(keys)
+        print(f"\n{setup}: {kills.killed()} kills, {len(keys)} flows, twice and lost {count(odd, keys)}, {unfinished=}")
+        assert odd == {}, kills.tail()
+        assert kills.failures() == []
+        assert kills.killed() >= len(POINTS)
+    finally:
+        kills.stop()

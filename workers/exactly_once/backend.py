@@ -1,0 +1,112 @@
+"""`result_backend = "alchemy://"`: results are read from the table of completed tasks.
+
+SUCCESS of a task with `exactly_once` is seen if and only if its work is committed: it is the same row. States, failures
+and the results of other tasks are kept beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import states
+from celery.backends.base import KeyValueStoreBackend
+from kombu.utils.encoding import bytes_to_str
+from sqlalchemy import Table
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from ...strategies.engines.elsewhere import unnoted
+from ...strategies.features import completed, completed_states
+from ...strategies.features.completed import Record
+from ...strategies.features.completed_states import OF_GROUP, OF_TASK, is_state
+from .. import apps
+from .encoding import decode
+from .rows import Rows
+
+_BASE64 = "base64"
+
+
+class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
+    """Results in the default database of the app's Alchemy. What waits for a result asks again and again."""
+
+    persistent: bool = True
+    supports_autoexpire: bool = False
+
+    def __init__(self, app: Any = None, url: str | None = None, **keywords: Any) -> None:
+        super().__init__(app=app, url=url or "alchemy://", **keywords)
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return the URL."""
+        return "alchemy://"
+
+    def get(self, key: Any) -> Any:
+        """Return what is stored for `key`, encoded; None where nothing is."""
+        return self.mget([key])[0]
+
+    def mget(self, keys: Iterable[Any]) -> list[Any]:
+        """Return what is stored for each of `keys`."""
+        places = [self._place_of(key) for key in keys]
+        found: dict[tuple[str, int], Record] = {}
+        with self._connected() as (connection, table):
+            for kind in {kind for _, kind in places}:
+                ids = [name for name, one in places if one == kind]
+                known = completed_states.states_of(connection, table, ids, kind)
+                found |= {(name, kind): record for name, record in known.items()}
+        return [self._stored(place[0], found.get(place)) for place in places]
+
+    def set(self, key: Any, value: Any) -> None:
+        """Store `value` for `key`."""
+        name, kind = self._place_of(key)
+        if isinstance(value, bytes):
+            record = Record(_BASE64, base64.b64encode(value).decode("ascii"))
+        else:
+            record = Record("text", value)
+        with self._connected() as (connection, table):
+            completed_states.put(connection, table, name, kind, record)
+
+    def delete(self, key: Any) -> None:
+        """Forget what is stored for `key`; not that a task has completed: `db.forget` does that."""
+        with self._connected() as (connection, table):
+            completed_states.drop(connection, table, *self._place_of(key))
+
+    def cleanup(self) -> None:
+        """Delete the states that are older than `result_expires`."""
+        if self.expires:
+            with self._connected() as (connection, table):
+                completed_states.drop_old(connection, table, float(self.expires))
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__reduce__(args, {**(kwargs or {}), "url": "alchemy://"})
+
+    def _place_of(self, key: Any) -> tuple[str, int]:
+        text = bytes_to_str(key)
+        kind = OF_GROUP if text.startswith(bytes_to_str(self.group_keyprefix)) else OF_TASK
+        return self._strip_prefix(key), kind
+
+    def _stored(self, task_id: str, record: Record | None) -> Any:
+        if record is None:
+            return None
+        if not is_state(record):
+            value = decode(self.app, record)
+            meta = self._get_result_meta(result=value, state=states.SUCCESS, traceback=None, request=None)
+            meta |= {"task_id": task_id, "date_done": datetime.fromtimestamp(record.completed_at, UTC).isoformat()}
+            return self.encode(meta)
+        return base64.b64decode(record.result or "") if record.content_type == _BASE64 else record.result
+
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[Connection, Table]]:
+        db = apps.get(self.app)
+        rows = Rows(db)
+        engine, table = rows.engine, rows.table
+        try:
+            with unnoted(), engine.begin() as connection:
+                yield connection, table
+        except DBAPIError as error:
+            raise completed.explained(error, engine, table) from error
+        finally:
+            if db.strategy.worker_pool.in_main_process:
+                db.strategy.dispose()  # prefork's main process keeps no connection that a child would inherit

@@ -1,0 +1,152 @@
+"""Which tasks have `exactly_once`, and what is refused with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from ...strategies.features.exactly_once import (
+    ATTEMPT,
+    FIRST,
+    LAST,
+    Attempt,
+    CommittedEarly,
+    ExactlyOnce,
+    Mode,
+    OnceSession,
+)
+from ...strategies.hooks import UnitHook
+from ..apps import Served
+from ..errors import ConfigurationError
+from ..request import RequestRunner, request_of
+from ..settings import Settings
+from ..wrapping import is_database_task
+
+__all__ = [
+    "OnceSession",
+    "follow_in_main_process",
+    "has_any",
+    "hooks",
+    "mode_of",
+    "prepare_worker",
+    "refuse_retry",
+    "refuse_wrong",
+    "replaced_by",
+    "runner",
+]
+
+REQUEST = "celery_alchemy.workers.exactly_once.requests:OnceRequest"
+_CELERYS = "celery.worker.request:Request"
+
+
+def mode_of(task: Any, settings: Settings) -> Mode | None:
+    """Return when the row of `task` is written; None: it has none.
+
+    What the setting says is not for tasks that only read: they have no effects.
+
+    Raises:
+        ConfigurationError: it is an `async def` task.
+    """
+    wish = task.exactly_once
+    if wish is None:
+        wish = settings.exactly_once if not task.read_only else False
+    if not wish:
+        return None
+    if task.is_async:
+        raise _is_async(task.name, wish)
+    return LAST if wish == LAST else FIRST
+
+
+def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int) -> RequestRunner:
+    """Return what runs the requests of a task with `exactly_once`, each attempt by `inner`."""
+    from .pruning import Pruning
+    from .rows import Rows
+    from .runner import ExactlyOnceRunner
+
+    rows = Rows(db)
+    return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
+
+
+def hooks() -> tuple[UnitHook, ...]:
+    """Return what follows the units of work of such a task."""
+    return (ExactlyOnce(),)
+
+
+def refuse_wrong(cls: Any) -> None:
+    """Refuse what the task class `cls` says of it, where it can mean nothing; let Celery's main process know of it.
+
+    Raises:
+        ConfigurationError: names the task, the value and the remedy.
+    """
+    wish = cls.exactly_once
+    if wish is None or wish is False:
+        return
+    name = cls.name or cls.__name__
+    if wish is not True and wish not in (FIRST, LAST):
+        raise ConfigurationError(f"exactly_once={wish!r} of {name!r} must be True, False, 'first' or 'last'.")
+    if cls.is_async:
+        raise _is_async(name, wish)
+    if cls.read_only:
+        raise ConfigurationError(
+            f"{name!r} has exactly_once={wish!r} and read_only={cls.read_only!r}. A task that only reads has no "
+            f"effects, and nothing to write its row with: leave one of them out."
+        )
+    follow_in_main_process(cls)
+
+
+def _is_async(name: str, wish: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name!r} has exactly_once={wish!r} and is `async def`: no row of such tasks is kept yet. Write it as `def` with "
+        f"DatabaseTask, or set exactly_once=False on it."
+    )
+
+
+def follow_in_main_process(task: Any) -> None:
+    """Let Celery's main process treat requests of `task`, or of all tasks of a class, as of one with `exactly_once`."""
+    if task.Request == _CELERYS:
+        task.Request = REQUEST
+
+
+def has_any(app: Celery, settings: Settings) -> bool:
+    """Tell whether a task of `app` has `exactly_once`."""
+    return any(is_database_task(task) and mode_of(task, settings) is not None for task in app.tasks.values())
+
+
+def prepare_worker(app: Celery, settings: Settings) -> None:
+    """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so."""
+    if settings.exactly_once:
+        for task in app.tasks.values():
+            if is_database_task(task) and mode_of(task, settings) is not None:
+                follow_in_main_process(task)
+
+
+def refuse_retry(task: Any) -> None:
+    """Refuse a retry of a request that has committed: it is recorded, and would not run again.
+
+    Raises:
+        CommittedEarly: it is one.
+    """
+    attempt = attempt_of(task)
+    if attempt is not None and attempt.committed:
+        raise CommittedEarly(
+            f"{attempt.label} has exactly_once, and retries after self.db.commit(): the COMMIT has recorded it, so "
+            f"that it would not run again. Leave self.db.commit() out, which the end of the task does; or send what is "
+            f"to be tried again as a task of its own."
+        )
+
+
+def replaced_by(task: Any, signature: Any) -> None:
+    """`task` is about to commit, and to be replaced by `signature`: its row says so."""
+    attempt = attempt_of(task)
+    if attempt is not None:
+        from .replacing import record_of
+
+        attempt.record = record_of(signature)
+
+
+def attempt_of(task: Any) -> Attempt | None:
+    """Return the Attempt that `task` runs in; None where it has no `exactly_once`, or is called like a function."""
+    request = request_of(task)
+    found: Attempt | None = request.__dict__.get(ATTEMPT) if request is not None else None
+    return found

@@ -1,0 +1,29 @@
+"""What an Alchemy offers to tasks with `exactly_once`, and to people."""
+
+from __future__ import annotations
+
+from .._celery import outermost_request
+from ..apps import Served
+from ..errors import as_configuration_error
+from ..no_unit import no_unit_here
+from .ids import derived
+from .rows import Rows
+from .runner import key_of
+
+
+def idempotency_key() -> str:
+    """Return a key that is the same whenever the task request that runs here is delivered, or retried.
+
+    Raises:
+        NoUnitOfWork: no task runs in this thread or greenlet.
+    """
+    request = outermost_request()
+    if request is None or request.id is None:
+        raise no_unit_here("db.idempotency_key")
+    return derived(key_of(request), "idempotency")
+
+
+def forget(db: Served, task_id: str) -> int:
+    """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were."""
+    with as_configuration_error():
+        return Rows(db).forget(task_id)

@@ -1,0 +1,22 @@
+"""Celery's main process and a request of a task with `exactly_once` whose pool process was lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.request import Request
+
+PATH = "celery_alchemy.workers.exactly_once.requests:OnceRequest"
+
+
+class OnceRequest(Request):  # type: ignore[misc]
+    """A request whose message goes back to the broker when its pool process was lost, whatever the result backend
+    says.
+
+    Where that says SUCCESS, Celery 5.7 acknowledges the message. But links, the rest of a chain and the part of a chord
+    may not have been sent. Delivered again, the row of the task is found, and what is left is done.
+    """
+
+    def _success_was_stored(self) -> Any:
+        goes_back = self.task.acks_late and self.task.reject_on_worker_lost
+        return False if goes_back else super()._success_was_stored()

@@ -1,0 +1,268 @@
+"""A task request whose effects in the database happen once.
+
+look       is the task recorded? Then its body does not run, and what is recorded is returned
+run        the body, as without; its row is written by `strategies.features.exactly_once`
+lost       another copy has the row, or had it first: wait for its end without a connection, then look again
+failed     the body may have failed because another copy was first: look before Celery is told of a failure
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import random
+import time
+from typing import Any
+
+from celery.exceptions import Ignore, Reject, TaskPredicate
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from ...strategies.engines.elsewhere import Attempt as Watch
+from ...strategies.engines.transient import is_conflict
+from ...strategies.features.completed import Key, Record
+from ...strategies.features.completed_table import LONGEST_ID
+from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
+from ...strategies.interrupts import is_interrupt
+from ..errors import as_configuration_error
+from ..request import Call, RequestRunner, begin_again, is_traced, request_of
+from .chords import let_claim_go
+from .encoding import decode, encode, is_unfinished, note_of
+from .errors import ResultLost
+from .ids import fix_links
+from .pruning import Pruning
+from .replacing import REPLACED, send_replacement
+from .rows import Rows
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+GIVES_BACK_AFTER_S = 10.0
+"""A copy that has waited so long for the one that runs gives its message back."""
+WAITS_FOR_RESULT_S = 5.0
+"""And so long for the result of one that has committed before its end."""
+RUNS_AGAIN = 20
+"""So often a body runs again at most, where the server rolls it back because of another transaction."""
+
+
+class ExactlyOnceRunner(RequestRunner):
+    """Runs the requests of one task that has `exactly_once`.
+
+    Args:
+        runner: Runs one attempt.
+        rows: The table of the app's completed tasks.
+        pruning: Deletes its old rows.
+        mode: When the row is written.
+        retries: `isolation_retries` of the task, where it has any.
+    """
+
+    def __init__(self, runner: RequestRunner, rows: Rows, pruning: Pruning, mode: Mode, retries: int = 0) -> None:
+        super().__init__(runner.registry, runner.options, runner.hook_options)
+        self._runner = runner
+        self._rows, self._pruning = rows, pruning
+        self._mode: Mode = mode
+        self._retries = retries or RUNS_AGAIN
+
+    def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        """Run `call`, the task's `run`, unless it is recorded."""
+        request = request_of(task)
+        if not is_traced(request) or request.is_eager:
+            return self._runner.run(call, task, args, kwargs)
+        key = key_of(request)
+        fix_links(request, key)
+        record = self._look(key)
+        if record is not None:
+            if ATTEMPT in request.__dict__:  # of the task's own `__call__`, whose unit of work goes on
+                request.__dict__[ATTEMPT].over = True
+            return self._repeat(task, request, key, record)
+        for number in range(self._retries + 1):
+            attempt = self._attempt(task, request, key)
+            outcome, value = self._run_once(number, attempt, call, task, request, args, kwargs)
+            if outcome is _RETURNED:
+                self._complete(attempt)
+                self._pruning.recorded()
+                return value
+            if outcome is _RECORDED:
+                attempt.over = True
+                return self._repeat(task, request, key, value)
+            begin_again(task)
+        raise AssertionError("the last attempt returns or raises")
+
+    def run_call(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        """Run the task's own `__call__`: the `run` that it calls is what is done once."""
+        request = request_of(task)
+        if is_traced(request) and not request.is_eager:
+            self._attempt(task, request, key_of(request))
+        return self._runner.run_call(call, task, args, kwargs)
+
+    def inside(self, *args: Any, **kwargs: Any) -> Any:
+        """Run hooks as without."""
+        return self._runner.inside(*args, **kwargs)
+
+    # -- one attempt -------------------------------------------------------------------------------------------------
+
+    def _attempt(self, task: Any, request: Any, key: Key) -> Attempt:
+        attempt: Attempt | None = request.__dict__.get(ATTEMPT)
+        if attempt is not None:
+            attempt.again()
+        else:
+            label = f"{task.name}[{request.id}]"
+            attempt = request.__dict__[ATTEMPT] = Attempt(key, task.name, self._rows.table, self._mode, label)
+        return attempt
+
+    def _run_once(
+        self, number: int, attempt: Attempt, call: Call, task: Any, request: Any, args: Any, kwargs: Any
+    ) -> tuple[object, Any]:
+        """Return what became of one run of the body, and the result or the record that goes with it."""
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            attempt.record = encode(task.app, result)
+            return result
+
+        watch, last = Watch(), number == self._retries
+        runner = type(self._runner)(self.registry, self.options, self.hook_options)
+        runner.first = number == 0
+        runner.goes_on = functools.partial(_may_go_on, attempt, watch)
+        try:
+            return _RETURNED, runner.run(body, task, args, kwargs)
+        except Superseded:
+            return self._lost(attempt, task, request)
+        except TaskPredicate:
+            raise
+        except Exception as error:
+            if is_interrupt(error) or attempt.committed:
+                raise
+            if attempt.lost is not None:  # the INSERT went along with the statement that says so
+                return self._lost(attempt, task, request)
+            record = self._look_quietly(attempt.key)
+            if record is not None:
+                logger.info("%s: another copy of it was first; this one ended with %r", attempt.label, error)
+                return _RECORDED, record
+            if last or not is_conflict(error) or watch.found() is not None:
+                raise
+            logger.info("%s lost its transaction to another one (%s); again", attempt.label, type(error).__name__)
+            time.sleep(_pause_s(number))
+        finally:
+            watch.end()
+        return _AGAIN, None
+
+    def _lost(self, attempt: Attempt, task: Any, request: Any) -> tuple[object, Any]:
+        """Return what to do after another copy had the row: what it has recorded, or run again."""
+        logger.info("%s: another copy of it runs, or has run", attempt.label)
+        record = self._look(attempt.key)
+        if record is None:
+            record = self._wait(attempt, task, request)
+        return (_AGAIN, None) if record is None else (_RECORDED, record)
+
+    def _wait(self, attempt: Attempt, task: Any, request: Any) -> Record | None:
+        """Wait, holding no connection, until the copy that has the row has ended; return what it has recorded, None
+        where it has recorded nothing.
+
+        Raises:
+            Reject: that takes long: the message goes back to the broker, and the slot is free.
+            Ignore: a time limit strikes, and the message is acknowledged already: the copy that runs goes on.
+        """
+        until, number = time.monotonic() + _patience_s(request), 0
+        try:
+            while True:
+                time.sleep(_pause_s(number))
+                number += 1
+                record = self._look(attempt.key)
+                if record is not None:
+                    return record
+                if self._rows.probe(attempt.key, attempt.task) is None:
+                    return None
+                if time.monotonic() > until and task.acks_late:
+                    logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
+                    raise Reject("another copy of the task runs", requeue=True)
+        except Exception as error:
+            if isinstance(error, Reject) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
+                raise
+            logger.info("%s: another copy of it runs, and waiting for that has ended: %r", attempt.label, error)
+            if task.acks_late:
+                raise Reject(error, requeue=True) from error
+            raise Ignore from error
+
+    # -- what is recorded --------------------------------------------------------------------------------------------
+
+    def _look(self, key: Key) -> Record | None:
+        with as_configuration_error():
+            return self._rows.look(key)
+
+    def _look_quietly(self, key: Key) -> Record | None:
+        """Look; where the database does not answer, the error that led here says more."""
+        try:
+            return self._rows.look(key)
+        except SQLAlchemyError:
+            return None
+
+    def _repeat(self, task: Any, request: Any, key: Key, record: Record) -> Any:
+        """Return what the task that is recorded has returned; send again what it was replaced by."""
+        redelivered = (request.delivery_info or {}).get("redelivered")
+        logger.log(
+            logging.INFO if redelivered else logging.WARNING,
+            "%s[%s] has completed %.0f s ago and does not run again: what it returned then is its result. Where an id "
+            "is used again on purpose, call db.forget(%r) first.",
+            task.name, request.id, self._rows.age_s(record), request.id,
+        )  # fmt: skip
+        if is_unfinished(record):
+            record = self._wait_for_result(task, request, key, record)
+        let_claim_go(task, request)
+        replacement = note_of(record).get(REPLACED)
+        if replacement is not None:
+            send_replacement(task, replacement)
+        return decode(task.app, record)
+
+    def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
+        until, number = time.monotonic() + min(WAITS_FOR_RESULT_S, _patience_s(request)), 0
+        while is_unfinished(record) and time.monotonic() < until:
+            time.sleep(_pause_s(number))
+            number += 1
+            record = self._look(key) or record
+        if not is_unfinished(record):
+            return record
+        raise ResultLost(
+            f"{task.name}[{request.id}] has exactly_once, and has called self.db.commit() before its end: what it has "
+            f"committed is done, and is not done again. But its worker was lost before it returned, or it still runs, "
+            f"so its result is not known. Leave self.db.commit() out, and the result is committed with the work."
+        )
+
+    def _complete(self, attempt: Attempt) -> None:
+        """Record the result of a task that has committed before its end."""
+        if not attempt.committed or attempt.record is None or attempt.written == attempt.record:
+            return
+        try:
+            self._rows.complete(attempt.key, attempt.record)
+        except SQLAlchemyError:
+            logger.warning(
+                "%s: its result could not be recorded; a copy would not find it", attempt.label, exc_info=True
+            )
+
+
+_RETURNED, _RECORDED, _AGAIN = object(), object(), object()
+
+
+def key_of(request: Any) -> Key:
+    """Return what names `request`, whenever it is delivered."""
+    task_id = str(request.id)
+    if len(task_id) > LONGEST_ID:
+        task_id = "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))
+
+
+def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
+    if isinstance(error, Superseded) or attempt.lost is not None:
+        return True
+    return error is not None and is_conflict(error) and watch.found() is None and not attempt.committed
+
+
+def _pause_s(number: int) -> float:
+    longest = min(FIRST_PAUSE_S * 2 ** min(number, 10), LONGEST_PAUSE_S)
+    return random.uniform(longest / 2, longest)  # noqa: S311
+
+
+def _patience_s(request: Any) -> float:
+    """Return how long a copy waits: no longer than half its hard time limit, which would kill its process."""
+    limit_s = (request.timelimit or (None, None))[0]
+    return min(GIVES_BACK_AFTER_S, limit_s / 2) if limit_s else GIVES_BACK_AFTER_S
