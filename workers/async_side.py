@@ -63,6 +63,9 @@ class AsyncSide:
                 "alchemy_two_phase is for ordinary tasks; `async def` tasks commit in several databases one after the "
                 "other. Leave it out, or make the tasks that need it DatabaseTasks of an app of their own."
             )
+        ordinary = self._db._strategy
+        if ordinary is not None and not isinstance(ordinary, PerLoopStrategy):
+            ordinary.beside, strategy.is_beside = strategy, True
         self._in_force(strategy)
         return strategy
 
