@@ -109,9 +109,9 @@ class OffloadedProducers:
         threads: Those that publish.
         waiting: One that waits for a connection, where other code has them all.
 
-    A child coroutine cannot wait: it calls `delay()` outside of any greenlet. Were it to block until a producer is free,
-    none would ever be, for requests give them back on the loop. So children have producers of their own, on connections
-    of their own, of which more than one is in use only where a publish publishes.
+    A child coroutine cannot wait: it calls `delay()` outside of any greenlet. Were it to block until a producer is
+    free, none would ever be, for requests give them back on the loop. So children have producers of their own, on
+    connections of their own, of which more than one is in use only where a publish publishes.
     """
 
     def __init__(self, producers: Any, threads: Threads, waiting: Threads) -> None:

@@ -360,17 +360,27 @@ async def call_back(self: AsyncDatabaseTask, key: str, how: str) -> str:
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
-async def apply_here(self: AsyncDatabaseTask, key: str) -> str:
-    try:
-        nothing_much.apply()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "applied"
+async def apply_here(self: AsyncDatabaseTask, key: str) -> list[str]:
+    """In the task's own coroutine, and in a child."""
+    self.db.add(Row(key=key, note="of the task"))
+    await self.db.flush()
+    own = self.db
+    states = [insert.apply((key,)).state]
+    assert self.db is own
+
+    async def child() -> None:
+        try:
+            states.append(insert.apply((key,)).state)
+        except Exception as error:
+            states.append(f"{type(error).__name__}: {error}")
+
+    await asyncio.create_task(child())
+    return states
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
-async def nothing_much(self: AsyncDatabaseTask) -> None:
-    await self.db.execute(text("SELECT 1"))
+async def insert(self: AsyncDatabaseTask, key: str) -> None:
+    self.db.add(Row(key=key, note="applied"))
 
 
 @app.task(base=AsyncDatabaseTask, bind=True, max_retries=2)
@@ -384,8 +394,8 @@ async def retry_anyhow(self: AsyncDatabaseTask, key: str, where: str) -> str:
         except Exception as error:
             if where == "child":
 
-                async def child() -> None:
-                    raise self.retry(exc=error, countdown=0)
+                async def child(reason: Exception = error) -> None:
+                    raise self.retry(exc=reason, countdown=0)
 
                 await asyncio.create_task(child())
             raise self.retry(exc=error, countdown=0) from error
