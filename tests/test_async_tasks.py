@@ -3,15 +3,18 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import pytest
-from celery import Celery
+from celery import Celery, current_task
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from support.databases import PostgreSQL
+from support.docs import DOCS, blocks
 from support.project.models import Row
 
 from celery_alchemy import (
@@ -54,6 +57,16 @@ def shop(request: pytest.FixtureRequest, run_database: PostgreSQL) -> Iterator[S
     if "asyncpg" in request.param:
         rest = rest.partition("?")[0]  # the name of an application is another parameter there
     shop = Shop(f"{request.param}://{rest}")
+    yield shop
+    shop.db.coroutines.stop()
+    shop.app.close()
+    loop_thread.stop()
+
+
+@pytest.fixture
+def psycopg_shop(run_database: PostgreSQL) -> Iterator[Shop]:
+    """For what is above the drivers, or needs one that serves ordinary tasks too."""
+    shop = Shop(run_database.url("async-tasks"))
     yield shop
     shop.db.coroutines.stop()
     shop.app.close()
@@ -383,10 +396,9 @@ def test_a_lost_conflict_runs_the_coroutine_again_and_the_pause_is_awaited(
 
 
 def test_several_databases_are_one_unit_of_work(
-    run_database: PostgreSQL, there: PostgreSQL, shop: Shop, key: str
+    run_database: PostgreSQL, there: PostgreSQL, psycopg_shop: Shop, key: str
 ) -> None:
-    if "asyncpg" in shop.app.conf.alchemy_database_url:
-        pytest.skip("one driver will do: what several databases have is above the drivers")
+    shop = psycopg_shop
     shop.app.conf.alchemy_databases = {"there": there.url("async-tasks")}
 
     async def body(task: Any, fails: bool) -> None:
@@ -403,3 +415,63 @@ def test_several_databases_are_one_unit_of_work(
     assert (run_database.rows(key), there.rows(key)) == (["added"], ["there"])
     for db in shop.db.databases.values():
         db.coroutines.stop()
+
+
+def test_a_test_in_one_transaction_is_not_left_by_a_coroutine(psycopg_shop: Shop) -> None:
+    shop = psycopg_shop
+
+    async def body(task: Any) -> Any:
+        return await task.db.scalar(text("SELECT 1"))
+
+    task = shop.task(body)
+    assert task.apply(throw=True).result == 1
+    with shop.db.one_transaction(), pytest.raises(ConfigurationError, match="one_transaction"):
+        task.apply(throw=True)
+    assert task.apply(throw=True).result == 1
+    shop.db.stop()
+
+
+def test_the_page_about_async_tasks(run_database: PostgreSQL, key: str) -> None:
+    code = "\n".join(blocks((DOCS / "async.md").read_text(), "python")).replace("orders", "rows_")
+    url = "postgresql+psycopg://localhost/shop"
+    assert url in code
+    page: dict[str, Any] = {"__name__": "shop"}
+    exec(code.replace(url, run_database.url("async-page")).replace("redis://localhost", "memory://"), page)
+    page["register"].apply((key,), throw=True)
+    number = page["welcome"].apply((key,), throw=True).result
+    assert number == f"Welcome, number {run_database.column('SELECT id FROM users WHERE name = :key', key=key)[0]}!"
+    page["rename"].apply((key, f"{key}-renamed"), throw=True)
+    assert page["count_both"].apply(throw=True).result[0] >= 1
+    page["db"].stop()
+    loop_thread.stop()
+
+
+def test_children_and_threads_of_many_tasks_see_their_own_request(shop: Shop) -> None:
+    variable: ContextVar[str] = ContextVar("variable")
+
+    def look(task: Any, own: str) -> None:
+        assert (task.request.id, current_task.request.id, variable.get()) == (own, own, own)
+
+    async def child(task: Any, own: str) -> None:
+        for _ in range(3):
+            look(task, own)
+            await asyncio.sleep(0)
+        await asyncio.to_thread(look, task, own)
+
+    async def body(task: Any) -> str:
+        own = str(task.request.id)
+        variable.set(own)
+        session = task.db
+        for _ in range(3):
+            look(task, own)
+            await asyncio.gather(child(task, own), child(task, own))
+            assert await task.db.scalar(text("SELECT :own"), {"own": own}) == own
+            assert task.db is session
+        return own
+
+    shop.app.conf.alchemy_engine_options = {"pool_size": 4, "max_overflow": 0, "pool_timeout": 60}
+    task = shop.task(body)
+    keys = [uuid.uuid4().hex for _ in range(40)]
+    with ThreadPoolExecutor(10) as executor:
+        found = list(executor.map(lambda key: task.apply(task_id=key, throw=True).result, keys))
+    assert found == keys

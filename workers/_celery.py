@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -314,15 +314,22 @@ def serve_while_stopping(hub: Any) -> None:
     hub.fire_timers()
 
 
-def working_on(task: Any, request: Any, function: Callable[[], Any]) -> Any:
-    """Call `function` in the thread of an event loop as `request` of `task`, which another thread waits for: it is the
-    current task there too."""
+@contextmanager
+def working_as(task: Any, request: Any) -> Iterator[None]:
+    """Let `task` be the current task, and `request` its request, for the block."""
     _task_stack.push(task)
     if request is not None:
         task.request_stack.push(request)
     try:
-        return function()
+        yield
     finally:
         if request is not None:
             task.request_stack.pop()
         _task_stack.pop()
+
+
+def working_on(task: Any, request: Any, function: Callable[[], Any]) -> Any:
+    """Call `function` in the thread of an event loop as `request` of `task`, which another thread waits for: it is the
+    current task there too."""
+    with working_as(task, request):
+        return function()

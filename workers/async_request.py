@@ -15,6 +15,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from celery.app.task import Context
@@ -26,7 +27,8 @@ from ..strategies.interrupts import shield
 from ..strategies.place import current_coroutine
 from ..strategies.registry import innermost_entry
 from ..strategies.scope import runs_in_greenlet
-from ._celery import working_on
+from ._celery import identify_by, uses_fast_locals, working_as, working_on
+from .asyncio_pool.identity import Identity, become, who
 from .errors import ConfigurationError
 from .interruptions import as_celerys, new_interruption
 from .request import Call, Enter, RequestRunner, is_traced, is_workers, label_of, leave_inner, request_of
@@ -110,7 +112,7 @@ class AsyncRunner(RequestRunner):
         refusal = strategy.refuses(strategy.worker_pool)
         if refusal is not None:
             raise ConfigurationError(f"{task.name} is an `async def` task, and {refusal}.")
-        return self._cross(lambda: working_on(task, request, function), request)
+        return self._cross(functools.partial(_as_request, task, request, function), request)
 
     def _cross(self, function: Callable[[], Any], request: Any) -> Any:
         return loop_thread.started().run(function, new_interruption())
@@ -127,12 +129,24 @@ class AsyncRunner(RequestRunner):
                 return await call(*args, **kwargs)
         self._refuse_other_mode(current, task)
         entry = self.registry.join(current, kind="run", holder=task, request=request)
+        # In a child coroutine others take turns with this one, and would find its request.
+        shown = working_as(task, request) if runs_in_greenlet() else nullcontext()
         try:
-            return await call(*args, **kwargs)
+            with shown:
+                return await call(*args, **kwargs)
         finally:
             if entry.scope.units[-1] is not entry:
                 leave_inner(self.registry, entry)
             self.registry.leave(entry)
+
+
+def _as_request(task: Any, request: Any, function: Callable[[], Any]) -> Any:
+    """Call `function` on the event loop as `request` of `task`, its child coroutines and threads included."""
+    if not uses_fast_locals():
+        identify_by(who)
+        identify_by(who, task)
+        become(Identity(f"{task.name}[{request.id}]" if request is not None else task.name))
+    return working_on(task, request, function)
 
 
 def is_error_callback(args: Any) -> bool:

@@ -36,6 +36,11 @@ class AsyncSide:
         Raises:
             ConfigurationError: the settings do not say enough, or something that cannot work.
         """
+        if self._db.pinned is not None:
+            raise ConfigurationError(
+                "db.one_transaction() and the fixture alchemy_session are for ordinary tasks: an `async def` task "
+                "would commit on a connection of its own. Test it with a database of its own."
+            )
         strategy = self._strategy
         if strategy is None:
             with self._db.lock:
@@ -58,8 +63,16 @@ class AsyncSide:
                 "alchemy_two_phase is for ordinary tasks; `async def` tasks commit in several databases one after the "
                 "other. Leave it out, or make the tasks that need it DatabaseTasks of an app of their own."
             )
-        self.units.use(strategy, AsyncSeveralUnits if self._db.count_databases() > 1 else AsyncUnitOfWork)
+        self._in_force(strategy)
         return strategy
+
+    def pin(self, *, pinned: bool) -> None:
+        """Refuse units of work while all is in one transaction, a test's."""
+        self._in_force(None if pinned else self._strategy)
+
+    def _in_force(self, strategy: SessionStrategy | None) -> None:
+        several = strategy is not None and self._db.count_databases() > 1
+        self.units.use(strategy, AsyncSeveralUnits if several else AsyncUnitOfWork)
 
     @property
     def started(self) -> SessionStrategy | None:
@@ -69,7 +82,7 @@ class AsyncSide:
     def stop(self) -> None:
         """Close idle connections and forget the strategy."""
         strategy, self._strategy = self._strategy, None
-        self.units.use(None, AsyncUnitOfWork)
+        self._in_force(None)
         if strategy is not None:
             strategy.dispose()
 

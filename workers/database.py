@@ -165,6 +165,7 @@ class Database:
     def pin(self, strategy: SessionStrategy | None) -> None:
         """Let `strategy` be in force whatever else was chosen; None: no longer."""
         self.pinned = strategy
+        self.coroutines.pin(pinned=strategy is not None)
         self._in_force(strategy or self._strategy)
 
     def _in_force(self, strategy: SessionStrategy | None) -> None:

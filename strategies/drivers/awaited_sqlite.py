@@ -4,8 +4,8 @@ A coroutine that is cancelled leaves the thread at work, and to close the connec
 interrupted: so that comes first. It does not listen while it waits for a lock; then the thread is left alone, and
 closes the connection when it is through.
 
-Tried with aiosqlite 0.22.1 and SQLAlchemy 2.1.9. Private of aiosqlite are `_connection`, the one of sqlite3, and
-`_execute`, which tells when its thread is through.
+Tried with aiosqlite 0.22.1, SQLAlchemy 2.0.43 and 2.1.9. Private of aiosqlite are `_connection`, the one of sqlite3,
+`_execute`, which tells when its thread is through, and `_tx`, what the thread is to do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ GIVE_UP_AFTER_S = 0.5
 class AdaptedCursor:
     """Comes before SQLAlchemy's own class of adapted cursors."""
 
+    __slots__ = ()
     _adapt_connection: Any
 
     @property
@@ -53,14 +54,41 @@ class AdaptedSQLite(Adapted):
         """sqlite3's."""
         return self.dbapi.OperationalError
 
-    def cursor(self, server_side: bool = False) -> Any:
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor that knows its connection."""
-        return _cursor_class_of(self._ss_cursor_cls if server_side else self._cursor_cls)(self)  # type: ignore[attr-defined]
+        cursor = super().cursor(*args, **kwargs)  # type: ignore[misc]
+        cursor.__class__ = _cursor_class_of(type(cursor))  # type: ignore[arg-type]
+        return cursor
+
+    def execute(self, operation: str, parameters: Any = ()) -> Any:
+        """Execute a statement with a cursor of its own, which is returned; sqlite3 has it too."""
+        cursor = self.cursor()
+        cursor.execute(operation, parameters)
+        return cursor
+
+    def close(self) -> None:
+        """Close the connection; one that is stuck is closed when it is through, and not waited for."""
+        self._roll_back_first()
+        if self.celery_alchemy_stuck:
+            self._connection.stop()
+        else:
+            super().close()  # type: ignore[misc]
+
+    def terminate(self) -> None:
+        """Close the connection, whatever it is doing."""
+        self._roll_back_first()
+        super().terminate()  # type: ignore[misc]
 
     async def _terminate_graceful_close(self) -> None:
         if self.celery_alchemy_stuck:
             raise TimeoutError
         await super()._terminate_graceful_close()
+
+    def _roll_back_first(self) -> None:
+        """Let go of its locks: while an exception, say, still has a cursor, SQLite keeps them after the close."""
+        raw = self._connection._connection
+        if raw is not None:
+            self._connection._tx.put_nowait((None, raw.rollback))
 
 
 @cache

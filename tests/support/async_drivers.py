@@ -47,6 +47,8 @@ class Server:
         self.connects = 0
         self.port: int | None = None
         """In place of the server's."""
+        self.serves_tasks = False
+        """As in a worker: SQLite's write lock is taken when a transaction begins."""
         self.errors: list[BaseException] = []
         self.noises: list[dict[str, Any]] = []
         self.listeners: list[Callable[[Engine], object]] = []
@@ -76,6 +78,7 @@ class Server:
         factory = EngineFactory(
             self.url, None, DatabaseOptions(engine_options=given, **more), RunningScope(), self._observe, ENGINE_HOOKS
         )
+        factory.serves_tasks = self.serves_tasks
         factory.on_engine(self._count)
         for listener in self.listeners:
             factory.on_engine(listener)
