@@ -274,13 +274,6 @@ def put_producer_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], N
     return lambda: setattr(amqp, "_producer_pool", pool)
 
 
-def has_free_connection(producers: Any) -> bool:
-    """Tell whether a producer of this pool gets its connection at once: to acquire a producer waits for one, however
-    it is called."""
-    connections = producers.connections
-    return not connections.limit or len(connections._dirty) < connections.limit
-
-
 def hub_wakes_itself(hub: Any) -> bool:
     """Tell whether `hub.call_soon` from another thread ends the hub's wait; Kombu before 5.7 goes on waiting, for up to
     a second."""

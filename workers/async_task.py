@@ -11,6 +11,7 @@ from ..strategies.errors import CeleryAlchemyError
 from ..strategies.place import current_coroutine
 from ..strategies.scope import runs_in_greenlet
 from . import apps, databases
+from .async_request import refuse_in_coroutine
 from .async_sessions import async_session_of
 from .errors import ConfigurationError
 from .injection import UseDatabase
@@ -49,6 +50,15 @@ class AsyncDatabaseTask(BaseDatabaseTask):
             ConfigurationError: the app has no Alchemy.
         """
         return async_session_of(apps.get(self.app), f"self.db of {self.name}", self)
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Run this task here and now, as Celery does.
+
+        Raises:
+            ConfigurationError: a coroutine calls it that cannot wait: a child of a task's, or a web request.
+        """
+        refuse_in_coroutine(self)
+        return super().apply(*args, **kwargs)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry, as any DatabaseTask does.

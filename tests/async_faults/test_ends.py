@@ -54,7 +54,7 @@ def assert_unharmed(worker: Worker, database: PostgreSQL) -> None:
     assert {report["checkedout"] for report in worker.probe()} == {0}
 
 
-@pytest.mark.parametrize("where", ["connection", "statement", "lock", "thread", "pause", "commit"])
+@pytest.mark.parametrize("where", ["connection", "statement", "thread", "pause", "commit"])
 def test_a_task_is_revoked(make: Make, site: Site, slow_commits: PostgreSQL, key: str, where: str) -> None:
     """Nothing of it is left on the server; a COMMIT that has begun is waited for."""
     with running(make(20)) as worker:

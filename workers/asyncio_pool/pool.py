@@ -58,7 +58,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
     results: Threads
     requests: Threads
     messages: Threads
-    connections: Threads
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -107,7 +106,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.requests = Threads(loop, "requests", REQUESTS, limit)
         senders = app.conf.broker_pool_limit or MESSAGES
         self.messages = Threads(loop, "messages", senders, senders)
-        self.connections = Threads(loop, "connections", 1, 1)
         self._undo += [
             _celery.put_backend(app, self._offloaded),
             _celery.put_producer_pool(app, self._offloaded_producers),
@@ -122,7 +120,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         return offloading.OffloadedBackend(backend, of_thread, self.results)
 
     def _offloaded_producers(self, producers: Any) -> Any:
-        offloaded = offloading.OffloadedProducers(producers, self.messages, self.connections)
+        offloaded = offloading.OffloadedProducers(producers, self.messages)
         self._undo.append(offloaded.close)
         return offloaded
 
@@ -320,7 +318,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._undo = []
         if self._watchdog is not None:
             self._watchdog.stop()
-        for threads in (self.bodies, self.results, self.requests, self.messages, self.connections):
+        for threads in (self.bodies, self.results, self.requests, self.messages):
             threads.close()
         self.executor.shutdown()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):

@@ -439,8 +439,6 @@ async def wait_in(self: AsyncDatabaseTask, key: str, where: str) -> str:
         await self.db.execute(SLEEP)
     elif where == "thread":
         await asyncio.to_thread(threading.Event().wait, 3)
-    elif where == "lock":
-        await self.db.execute(text("SELECT pg_advisory_xact_lock(17)"))
     else:
         await asyncio.sleep(30)
     return "waited"
