@@ -274,6 +274,13 @@ def put_producer_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], N
     return lambda: setattr(amqp, "_producer_pool", pool)
 
 
+def put_connection_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let `app.pool` be `wrap(pool)`. Call what is returned to undo it."""
+    pool = app.pool
+    app._pool = wrap(pool)
+    return lambda: setattr(app, "_pool", pool)
+
+
 def hub_wakes_itself(hub: Any) -> bool:
     """Tell whether `hub.call_soon` from another thread ends the hub's wait; Kombu before 5.7 goes on waiting, for up to
     a second."""

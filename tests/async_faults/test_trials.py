@@ -120,6 +120,12 @@ def test_bodies_children_and_threads_publish_together(unharmed: Worker, key: str
     assert {outcome.value for outcome in outcomes} == {"published"}
 
 
+def test_tasks_send_commands_together(unharmed: Worker, key: str) -> None:
+    tasks = 60 if unharmed.pool == "asyncio" else 4
+    outcomes = unharmed.call_together("command", [(key,)] * tasks)
+    assert {outcome.value for outcome in outcomes} == {"told"}
+
+
 @pytest.mark.parametrize(
     ("how", "rows"),
     [

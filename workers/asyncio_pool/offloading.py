@@ -127,15 +127,44 @@ class OffloadedProducers:
             return self._producers.acquire(block=block, timeout=timeout)
         if not may_wait():  # a child coroutine, which calls `delay()` outside of any greenlet
             return self._own["children"].acquire(block=False)
-        while True:
-            try:
-                return OffloadedProducer(self._own["requests"].acquire(block=False), self._threads)
-            except self._producers.LimitExceeded:
-                if not block:
-                    raise
-            await_only(asyncio.sleep(RETRY_S))
+        return OffloadedProducer(_acquired(self._own["requests"], block), self._threads)
 
     def close(self) -> None:
         """Close the connections of the loop."""
         for resources in (*self._own.values(), *self._connections.values()):
             resources.force_close_all()
+
+
+class OffloadedConnections:
+    """Stands for the app's `pool`, from which Celery takes a connection for a command to workers: the same rule."""
+
+    def __init__(self, connections: Any) -> None:
+        self._connections = connections
+        self._loops_thread = threading.get_ident()
+        self._own = {name: connections.connection.clone().Pool(CHILDREN) for name in ("requests", "children")}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connections, name)
+
+    def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
+        if threading.get_ident() != self._loops_thread:
+            return self._connections.acquire(block=block, timeout=timeout)
+        if not may_wait():
+            return self._own["children"].acquire(block=False)
+        return _acquired(self._own["requests"], block)
+
+    def close(self) -> None:
+        """Close the connections of the loop."""
+        for connections in self._own.values():
+            connections.force_close_all()
+
+
+def _acquired(resources: Any, block: bool) -> Any:
+    """Acquire one of them; the loop goes on until one is free."""
+    while True:
+        try:
+            return resources.acquire(block=False)
+        except resources.LimitExceeded:
+            if not block:
+                raise
+        await_only(asyncio.sleep(RETRY_S))

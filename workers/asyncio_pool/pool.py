@@ -109,6 +109,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._undo += [
             _celery.put_backend(app, self._offloaded),
             _celery.put_producer_pool(app, self._offloaded_producers),
+            _celery.put_connection_pool(app, self._offloaded_connections),
         ]
         limit_s = app.conf.get(BLOCKED_SETTING) or BLOCKED_S
         self._watchdog = Watchdog(loop, limit_s, self._identity_of, self._beat)
@@ -121,6 +122,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _offloaded_producers(self, producers: Any) -> Any:
         offloaded = offloading.OffloadedProducers(producers, self.messages)
+        self._undo.append(offloaded.close)
+        return offloaded
+
+    def _offloaded_connections(self, connections: Any) -> Any:
+        offloaded = offloading.OffloadedConnections(connections)
         self._undo.append(offloaded.close)
         return offloaded
 
@@ -323,6 +329,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.executor.shutdown()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
+        if self._hub is not None:
+            self._hub.serve()  # what the last tasks have acknowledged, which would run again
 
     def _kill_and_wait(self) -> None:
         self.call(functools.partial(self._kill_all, shutdown=False))

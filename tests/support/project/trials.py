@@ -330,6 +330,15 @@ async def publish_everywhere(self: AsyncDatabaseTask, key: str, times: int) -> s
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
+async def command(self: AsyncDatabaseTask, key: str) -> str:
+    """Tell workers something: Celery takes a connection for it, and then a producer."""
+    for _ in range(3):
+        self.app.control.revoke(key)
+        await asyncio.sleep(0)
+    return "told"
+
+
+@app.task(base=AsyncDatabaseTask, bind=True)
 async def call_back(self: AsyncDatabaseTask, key: str, how: str) -> str:
     """Callbacks after the COMMIT, one of which awaits."""
 
