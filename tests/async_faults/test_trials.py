@@ -33,7 +33,7 @@ def test_a_child_may_not_use_the_session_of_its_task(
     assert database.rows(key) == ["before", "pending"]
 
 
-@pytest.mark.parametrize("how", ["timeout", "anyio", "group", "unit"])
+@pytest.mark.parametrize("how", ["timeout", "anyio", "group", "unit", "anyio unit", "anyio group"])
 def test_a_task_ends_its_own_statement_and_goes_on(unharmed: Worker, database: PostgreSQL, key: str, how: str) -> None:
     outcome = unharmed.call("cut", key, how)
     assert (outcome.state, outcome.value) == ("SUCCESS", "went on"), outcome
@@ -46,6 +46,13 @@ def test_a_statement_that_was_ended_loses_the_transaction(unharmed: Worker, data
     assert outcome.state == "FAILURE"
     assert "rollback" in outcome.message
     assert database.rows(key) == []
+
+
+def test_an_ordinary_unit_of_work_in_a_thread(unharmed: Worker, database: PostgreSQL, key: str) -> None:
+    outcome = unharmed.call("ordinary_unit", key)
+    assert outcome.state == "SUCCESS", outcome
+    assert outcome.value >= 3
+    assert sorted(database.rows(key)) == ["of the task", "of the thread"]
 
 
 @pytest.mark.parametrize("how", ["commit", "begin", "transaction", "nested", "called", "child"])
