@@ -274,11 +274,11 @@ def put_producer_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], N
     return lambda: setattr(amqp, "_producer_pool", pool)
 
 
-def has_free_connection(producers: Any) -> bool:
-    """Tell whether a producer of this pool gets its connection at once: to acquire a producer waits for one, however
-    it is called."""
-    connections = producers.connections
-    return not connections.limit or len(connections._dirty) < connections.limit
+def put_connection_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let `app.pool` be `wrap(pool)`. Call what is returned to undo it."""
+    pool = app.pool
+    app._pool = wrap(pool)
+    return lambda: setattr(app, "_pool", pool)
 
 
 def hub_wakes_itself(hub: Any) -> bool:

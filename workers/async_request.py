@@ -102,12 +102,7 @@ class AsyncRunner(RequestRunner):
         """Call `function` in a greenlet on the event loop, whatever thread this is."""
         if runs_in_greenlet():
             return function()
-        if current_coroutine() is not None:
-            raise ConfigurationError(
-                f"{task.name}.apply() in a coroutine would stop the event loop, and with it what the task waits for. "
-                f"Write `await {task.__name__}(...)`, which joins the unit of work that is open; or, for a request of "
-                f"its own, `await asyncio.to_thread({task.__name__}.apply, args)`."
-            )
+        refuse_in_coroutine(task)
         strategy = self.registry.started()
         refusal = strategy.refuses(strategy.worker_pool)
         if refusal is not None:
@@ -147,6 +142,20 @@ def _as_request(task: Any, request: Any, function: Callable[[], Any]) -> Any:
         identify_by(who, task)
         become(Identity(f"{task.name}[{request.id}]" if request is not None else task.name))
     return working_on(task, request, function)
+
+
+def refuse_in_coroutine(task: Any) -> None:
+    """Refuse `task.apply()` where nothing can wait for it.
+
+    Raises:
+        ConfigurationError: says what to write.
+    """
+    if current_coroutine() is not None and not runs_in_greenlet():
+        raise ConfigurationError(
+            f"{task.name}.apply() in a coroutine would stop the event loop, and with it what the task waits for. "
+            f"Write `await {task.__name__}(...)`, which joins the unit of work that is open; or, for a request of "
+            f"its own, `await asyncio.to_thread({task.__name__}.apply, args)`."
+        )
 
 
 def is_error_callback(args: Any) -> bool:

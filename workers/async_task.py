@@ -7,7 +7,11 @@ from typing import Annotated, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from ..strategies.errors import CeleryAlchemyError
+from ..strategies.place import current_coroutine
+from ..strategies.scope import runs_in_greenlet
 from . import apps, databases
+from .async_request import refuse_in_coroutine
 from .async_sessions import async_session_of
 from .errors import ConfigurationError
 from .injection import UseDatabase
@@ -46,6 +50,30 @@ class AsyncDatabaseTask(BaseDatabaseTask):
             ConfigurationError: the app has no Alchemy.
         """
         return async_session_of(apps.get(self.app), f"self.db of {self.name}", self)
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Run this task here and now, as Celery does.
+
+        Raises:
+            ConfigurationError: a coroutine calls it that cannot wait: a child of a task's, or a web request.
+        """
+        refuse_in_coroutine(self)
+        return super().apply(*args, **kwargs)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Roll back, give the connection back, then retry, as any DatabaseTask does.
+
+        Raises:
+            CeleryAlchemyError: a child coroutine asks for it, which cannot wait for the ROLLBACK of its task.
+        """
+        request = self.request_stack.top
+        is_called = request is None or request.called_directly
+        if not is_called and current_coroutine() is not None and not runs_in_greenlet():
+            raise CeleryAlchemyError(
+                f"{self.name}.retry() was called in a coroutine that the task has started. The next attempt would "
+                f"begin before this one is rolled back. Let the error reach the task's own coroutine, and retry there."
+            )
+        return super().retry(*args, **kwargs)
 
     def session_for(self, database: str) -> AsyncSession:
         """Return the AsyncSession of this task request on another database of the app; `self.db` is of "default".

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import concurrency
 
 from .._sqlalchemy import options_of, streams
 from ..errors import CeleryAlchemyError
-from ..sessions import UnitSession, owner_of
+from ..sessions import UnitSession, UnitTransaction, owner_of
 from .hosting import check, held
 
 
@@ -28,12 +29,24 @@ class AwaitingSession(UnitSession):
         self._refuse_others()
         return super().get_bind(*args, **keywords)
 
+    def flush(self, *args: Any, **keywords: Any) -> None:
+        self._refuse_others()  # before there is a transaction of the flush, which would be broken then
+        super().flush(*args, **keywords)
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        self._refuse_others()
+        return super().begin(nested)
+
     def commit(self) -> None:
         self._refuse_others()
+        self.commit_held(super().commit)
+
+    def commit_held(self, commit: Callable[[], None]) -> None:
+        """Call `commit`, which commits: a time limit waits for its end."""
         owner = owner_of(self)
         callbacks = owner.waiting if owner is not None else None
         if callbacks is not None and callbacks.held_back:
-            super().commit()  # its unit of work ends, and holds the limit back
+            commit()  # its unit of work ends, and holds the limit back
             return
         self._follow_own_commit()
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
@@ -42,7 +55,7 @@ class AwaitingSession(UnitSession):
             callbacks.held_back += 1
         try:
             with held():
-                super().commit()
+                commit()
         finally:
             if callbacks is not None:
                 callbacks.held_back -= 1
@@ -54,15 +67,38 @@ class AwaitingSession(UnitSession):
         self._refuse_others()
         super().rollback()
 
+    def _hand_out(self, transaction: SessionTransaction | None = None) -> None:
+        super()._hand_out(transaction)
+        if transaction is not None:
+            transaction.__class__ = AwaitingTransaction
+
+    def _close_impl(self, *args: Any, **keywords: Any) -> None:
+        owner: Any = self.celery_alchemy_owner
+        if owner is not None and owner.opened is self:
+            self._refuse_others()
+        super()._close_impl(*args, **keywords)
+
     def _refuse_others(self) -> None:
         owner: Any = self.celery_alchemy_owner
         if owner is None or owner.task is None or owner.task is asyncio.current_task():
             return
         raise SharedSession(
             f"The Session of {owner.label} was used by another coroutine than the one that it belongs to: by one that "
-            f"asyncio.gather(), a TaskGroup or create_task() has started. A Session does one thing at a time. In that "
-            f"coroutine, write `async with db.async_unit_of_work() as session:`, or await one after the other."
+            f"asyncio.gather(), a TaskGroup, create_task() or shield() has started, or wait_for() in Python 3.11 "
+            f"(write `async with asyncio.timeout(...):`). A Session does one thing at a time. In that coroutine, "
+            f"write `async with db.async_unit_of_work() as session:`, or await one after the other."
         )
+
+
+class AwaitingTransaction(UnitTransaction):
+    """What `AsyncSession.begin()` is around: its COMMIT is not cut either."""
+
+    def commit(self, _to_root: bool = False) -> None:
+        commit = functools.partial(super().commit, _to_root)
+        if self.nested:
+            commit()
+        else:
+            self.session.commit_held(commit)  # type: ignore[attr-defined]
 
 
 class UnitAsyncSession(AsyncSession):

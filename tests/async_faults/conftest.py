@@ -1,6 +1,7 @@
 """Workers whose tasks are coroutines, under each worker pool that is made for them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import databases
@@ -15,7 +16,12 @@ SLOW_COMMIT = (
     "EXECUTE FUNCTION nap_()",
 )
 """A row in this table makes the COMMIT take a second."""
-OPTIONS = {"pool_size": 6, "max_overflow": 2, "pool_timeout": 20}
+
+
+@pytest.fixture(scope="session")
+def few_connections() -> dict[str, Any]:
+    """Engine options for eight of them in a process."""
+    return {"pool_size": 6, "max_overflow": 2, "pool_timeout": 20}
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +32,12 @@ def slow_commits(run_database: databases.PostgreSQL) -> databases.PostgreSQL:
 
 
 @pytest.fixture(scope="module", params=["asyncio", "prefork"])
-def trials(request: pytest.FixtureRequest, site: Site, slow_commits: databases.PostgreSQL) -> Iterator[Worker]:
-    """A worker for the tasks of `trials`, with eight connections in a process."""
+def trials(
+    request: pytest.FixtureRequest, site: Site, slow_commits: databases.PostgreSQL, few_connections: dict[str, Any]
+) -> Iterator[Worker]:
+    """A worker for the tasks of `trials`."""
     name = f"{site.prefix[:-1]}-trials-{request.param}"
-    settings = {"alchemy_engine_options": OPTIONS, "worker_prefetch_multiplier": 4}
+    settings = {"alchemy_engine_options": few_connections, "worker_prefetch_multiplier": 4}
     with running(
         Worker(
             site, name, request.param, database_url=slow_commits.url(name), modules=["trials"], awaits=True,

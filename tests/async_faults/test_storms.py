@@ -56,7 +56,7 @@ def storm(request: pytest.FixtureRequest, site: Site, there: tuple[str, database
 def test_a_task_has_succeeded_exactly_when_its_rows_are_there(storm: Storm, key: str) -> None:
     """Nothing stays checked out, and nothing runs or is idle in a transaction on the server."""
     worker, database = storm.worker, storm.database
-    chance = random.Random(SEED)  # noqa: S311
+    chance = random.Random(SEED)
     slow = storm.driver in {"asyncpg", "psycopg"}
     warm = worker.call_together("live", [(f"{key}-warm", "warm", slow)] * WAVE)
     assert {outcome.state for outcome in warm} == {"SUCCESS"}

@@ -17,7 +17,6 @@ from kombu.pools import ProducerPool
 from sqlalchemy.util import await_only, concurrency
 
 from ...strategies.asynchronous.hosting import current_interruption
-from .._celery import has_free_connection
 from .threads import Threads
 
 #: Methods of a result backend that talk to its server.
@@ -105,43 +104,67 @@ class OffloadedProducer:
 class OffloadedProducers:
     """Stands for the app's `producer_pool`: a task request that finds all producers in use lets the loop go on.
 
+    On the loop nothing may block until a producer, or its connection, is free: requests give them back there. So the
+    loop has producers on connections of its own, and nothing but the loop's thread takes one.
+
     Args:
         threads: Those that publish.
-        waiting: One that waits for a connection, where other code has them all.
-
-    A child coroutine cannot wait: it calls `delay()` outside of any greenlet. Were it to block until a producer is free,
-    none would ever be, for requests give them back on the loop. So children have producers of their own, on connections
-    of their own, of which more than one is in use only where a publish publishes.
     """
 
-    def __init__(self, producers: Any, threads: Threads, waiting: Threads) -> None:
-        self._producers, self._threads, self._waiting = producers, threads, waiting
+    def __init__(self, producers: Any, threads: Threads) -> None:
+        self._producers, self._threads = producers, threads
         self._loops_thread = threading.get_ident()
-        self._connections = producers.connections.connection.clone().Pool(CHILDREN)
-        self._of_children = ProducerPool(self._connections, limit=CHILDREN)
-
-    def close(self) -> None:
-        """Close the connections of child coroutines."""
-        for resources in (self._of_children, self._connections):
-            resources.force_close_all()
+        limits = {"requests": producers.limit, "children": CHILDREN}
+        connection = producers.connections.connection
+        self._connections = {name: connection.clone().Pool(limit) for name, limit in limits.items()}
+        self._own = {name: ProducerPool(self._connections[name], limit=limit) for name, limit in limits.items()}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producers, name)
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
-        if not may_wait():
-            in_child = threading.get_ident() == self._loops_thread
-            producers = self._of_children if in_child else self._producers
-            return producers.acquire(block=block and not in_child, timeout=timeout)
-        while True:
-            try:
-                return OffloadedProducer(self._acquired(), self._threads)
-            except self._producers.LimitExceeded:
-                if not block:
-                    raise
-            await_only(asyncio.sleep(RETRY_S))
+        if threading.get_ident() != self._loops_thread:
+            return self._producers.acquire(block=block, timeout=timeout)
+        if not may_wait():  # a child coroutine, which calls `delay()` outside of any greenlet
+            return self._own["children"].acquire(block=False)
+        return OffloadedProducer(_acquired(self._own["requests"], block), self._threads)
 
-    def _acquired(self) -> Any:
-        acquire = functools.partial(self._producers.acquire, block=False)
-        # In a thread that publishes nothing: who has the connection may need one of those.
-        return acquire() if has_free_connection(self._producers) else await_only(self._waiting.run(acquire))
+    def close(self) -> None:
+        """Close the connections of the loop."""
+        for resources in (*self._own.values(), *self._connections.values()):
+            resources.force_close_all()
+
+
+class OffloadedConnections:
+    """Stands for the app's `pool`, from which Celery takes a connection for a command to workers: the same rule."""
+
+    def __init__(self, connections: Any) -> None:
+        self._connections = connections
+        self._loops_thread = threading.get_ident()
+        self._own = {name: connections.connection.clone().Pool(CHILDREN) for name in ("requests", "children")}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connections, name)
+
+    def acquire(self, block: bool = False, timeout: float | None = None) -> Any:
+        if threading.get_ident() != self._loops_thread:
+            return self._connections.acquire(block=block, timeout=timeout)
+        if not may_wait():
+            return self._own["children"].acquire(block=False)
+        return _acquired(self._own["requests"], block)
+
+    def close(self) -> None:
+        """Close the connections of the loop."""
+        for connections in self._own.values():
+            connections.force_close_all()
+
+
+def _acquired(resources: Any, block: bool) -> Any:
+    """Acquire one of them; the loop goes on until one is free."""
+    while True:
+        try:
+            return resources.acquire(block=False)
+        except resources.LimitExceeded:
+            if not block:
+                raise
+        await_only(asyncio.sleep(RETRY_S))

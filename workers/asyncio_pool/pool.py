@@ -59,7 +59,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
     results: Threads
     requests: Threads
     messages: Threads
-    connections: Threads
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -122,10 +121,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.requests = Threads(loop, "requests", REQUESTS, limit)
         senders = app.conf.broker_pool_limit or MESSAGES
         self.messages = Threads(loop, "messages", senders, senders)
-        self.connections = Threads(loop, "connections", 1, 1)
         self._undo += [
             _celery.put_backend(app, self._offloaded),
             _celery.put_producer_pool(app, self._offloaded_producers),
+            _celery.put_connection_pool(app, self._offloaded_connections),
         ]
         limit_s = app.conf.get(BLOCKED_SETTING) or BLOCKED_S
         self._watchdog = Watchdog(loop, limit_s, self._identity_of, self._beat)
@@ -137,7 +136,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         return offloading.OffloadedBackend(backend, of_thread, self.results)
 
     def _offloaded_producers(self, producers: Any) -> Any:
-        offloaded = offloading.OffloadedProducers(producers, self.messages, self.connections)
+        offloaded = offloading.OffloadedProducers(producers, self.messages)
+        self._undo.append(offloaded.close)
+        return offloaded
+
+    def _offloaded_connections(self, connections: Any) -> Any:
+        offloaded = offloading.OffloadedConnections(connections)
         self._undo.append(offloaded.close)
         return offloaded
 
@@ -335,11 +339,13 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._undo = []
         if self._watchdog is not None:
             self._watchdog.stop()
-        for threads in (self.bodies, self.results, self.requests, self.messages, self.connections):
+        for threads in (self.bodies, self.results, self.requests, self.messages):
             threads.close()
         self.executor.shutdown()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
+        if self._hub is not None:
+            self._hub.serve()  # what the last tasks have acknowledged, which would run again
 
     def _kill_and_wait(self) -> None:
         self.call(functools.partial(self._kill_all, shutdown=False))

@@ -1,12 +1,15 @@
 """`async def` tasks that do what coroutines can do wrong, or in their own way."""
 
 import asyncio
+import collections
 import contextlib
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import psutil
 from celery import current_task
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event, text
@@ -156,11 +159,58 @@ async def cut(self: AsyncDatabaseTask, key: str, how: str, rolls_back: bool = Tr
             async with asyncio.timeout(0.1), db.async_unit_of_work() as session:
                 session.add(Row(key=key, note="inner"))
                 await session.execute(SLEEP)
+        elif how == "anyio unit":
+            import anyio
+
+            with anyio.fail_after(0.1):
+                async with db.async_unit_of_work() as session:
+                    session.add(Row(key=key, note="inner"))
+                    await session.flush()
+                    await session.execute(SLEEP)
+        elif how == "anyio group":
+            import anyio
+
+            with anyio.fail_after(0.1):
+                async with anyio.create_task_group() as children:
+                    for _ in range(3):
+                        children.start_soon(sleep_in_unit, key)
+                    await asyncio.sleep(30)
     except TimeoutError:
         if rolls_back:
             await self.db.rollback()
     self.db.add(Row(key=key, note="after"))
     return "went on"
+
+
+async def sleep_in_unit(key: str) -> None:
+    async with db.async_unit_of_work() as session:
+        session.add(Row(key=key, note="of a child"))
+        await session.flush()
+        await session.execute(SLEEP)
+
+
+@app.task(base=AsyncDatabaseTask, bind=True)
+async def ordinary_unit(self: AsyncDatabaseTask, key: str) -> int:
+    """Open an ordinary unit of work in a thread; return how often another coroutine ran meanwhile."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.02)
+            ticks += 1
+
+    def work() -> None:
+        with db.unit_of_work() as session:
+            session.add(Row(key=key, note="of the thread"))
+            session.execute(text("SELECT pg_sleep(0.5)"))
+
+    ticking = asyncio.create_task(tick())
+    self.db.add(Row(key=key, note="of the task"))
+    await self.db.flush()
+    await asyncio.to_thread(work)
+    ticking.cancel()
+    return ticks
 
 
 # -- limits in COMMITs -----------------------------------------------------------------------------------------------
@@ -330,6 +380,15 @@ async def publish_everywhere(self: AsyncDatabaseTask, key: str, times: int) -> s
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
+async def command(self: AsyncDatabaseTask, key: str) -> str:
+    """Tell workers something: Celery takes a connection for it, and then a producer."""
+    for _ in range(3):
+        self.app.control.revoke(key)
+        await asyncio.sleep(0)
+    return "told"
+
+
+@app.task(base=AsyncDatabaseTask, bind=True)
 async def call_back(self: AsyncDatabaseTask, key: str, how: str) -> str:
     """Callbacks after the COMMIT, one of which awaits."""
 
@@ -360,17 +419,27 @@ async def call_back(self: AsyncDatabaseTask, key: str, how: str) -> str:
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
-async def apply_here(self: AsyncDatabaseTask, key: str) -> str:
-    try:
-        nothing_much.apply()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "applied"
+async def apply_here(self: AsyncDatabaseTask, key: str) -> list[str]:
+    """In the task's own coroutine, and in a child."""
+    self.db.add(Row(key=key, note="of the task"))
+    await self.db.flush()
+    own = self.db
+    states = [insert.apply((key,)).state]
+    assert self.db is own
+
+    async def child() -> None:
+        try:
+            states.append(insert.apply((key,)).state)
+        except Exception as error:
+            states.append(f"{type(error).__name__}: {error}")
+
+    await asyncio.create_task(child())
+    return states
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
-async def nothing_much(self: AsyncDatabaseTask) -> None:
-    await self.db.execute(text("SELECT 1"))
+async def insert(self: AsyncDatabaseTask, key: str) -> None:
+    self.db.add(Row(key=key, note="applied"))
 
 
 @app.task(base=AsyncDatabaseTask, bind=True, max_retries=2)
@@ -384,13 +453,41 @@ async def retry_anyhow(self: AsyncDatabaseTask, key: str, where: str) -> str:
         except Exception as error:
             if where == "child":
 
-                async def child() -> None:
-                    raise self.retry(exc=error, countdown=0)
+                async def child(reason: Exception = error) -> None:
+                    raise self.retry(exc=reason, countdown=0)
 
                 await asyncio.create_task(child())
             raise self.retry(exc=error, countdown=0) from error
     self.db.add(Row(key=key, note="second attempt"))
     return "retried"
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@app.task(base=AsyncDatabaseTask, bind=True)
+async def write(self: AsyncDatabaseTask, key: str, number: int) -> None:
+    """Be one of many: some fail, some have children."""
+    self.db.add(Row(key=key, note=f"{number}"))
+    await self.db.flush()
+    if number % 10 == 1:
+        raise ValueError(number)
+    if number % 10 == 2:
+        await asyncio.create_task(asyncio.sleep(0.001))
+    if number % 10 == 3:
+        await asyncio.gather(asyncio.to_thread(len, key), return_exceptions=True)
+
+
+@app.task
+def count_objects() -> dict[str, Any]:
+    """Return how many objects there are of each class that belongs to a task, and what the process has in memory."""
+    gc.collect()
+    names = collections.Counter(type(one).__name__ for one in gc.get_objects())
+    found = {name: count for name, count in names.items() if any(word in name.lower() for word in WORDS)}
+    return {"objects": found, "rss_kb": psutil.Process().memory_info().rss // 1024}
+
+
+WORDS = ("session", "transaction", "unitofwork", "job", "interruption", "identity", "coroutine", "greenlet", "report")
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------
@@ -429,8 +526,6 @@ async def wait_in(self: AsyncDatabaseTask, key: str, where: str) -> str:
         await self.db.execute(SLEEP)
     elif where == "thread":
         await asyncio.to_thread(threading.Event().wait, 3)
-    elif where == "lock":
-        await self.db.execute(text("SELECT pg_advisory_xact_lock(17)"))
     else:
         await asyncio.sleep(30)
     return "waited"
