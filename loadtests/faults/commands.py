@@ -17,10 +17,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from ..bench import arguments
 from ..errors import WorkerError
+from ..reports.tables import table
+from ..reports.terminal import print_table
 from ..services.harness import Services, services
 from ..tasks.patterns import OURS, PATTERNS
 from .place import FAULTS, Damage, place
@@ -96,11 +97,11 @@ def _run(services: Services, cell: Cell, seed: int) -> Result:
 
 def sums(results: Sequence[Result]) -> dict[str, dict[str, Damage]]:
     """Return the damage over all worker pools, by fault and way."""
-    table: dict[str, dict[str, Damage]] = {}
+    found: dict[str, dict[str, Damage]] = {}
     for result in results:
-        row = table.setdefault(result.cell.fault, {})
+        row = found.setdefault(result.cell.fault, {})
         row[result.cell.way] = row.get(result.cell.way, Damage()) + result.damage
-    return table
+    return found
 
 
 def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -> str:
@@ -118,18 +119,6 @@ def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -
         together=lambda row: sum((damage for way, damage in row.items() if way not in by_hand), Damage()),
         hurt=lambda fault, way: [pool for pool in pools if (fault, way, pool) in damaged],
     )  # fmt: skip
-
-
-def print_table(console: Console, results: Sequence[Result]) -> None:
-    """Print the table, and which cells could not be run."""
-    ways = list(dict.fromkeys(result.cell.way for result in results))
-    table = Table("fault", *ways, title="Damage, over all worker pools", show_lines=True)
-    for fault, row in sums(results).items():
-        table.add_row(fault, *(str(row.get(way, "")) for way in ways))
-    console.print(table)
-    for result in results:
-        if result.failed:
-            console.print(f"[red]not run[/red]: {result.cell}: {result.failed.splitlines()[-1]}")
 
 
 @click.command()
@@ -157,7 +146,12 @@ def faults(
         bar = progress.add_task(f"{len(chosen)} cells", total=len(chosen))
         results = run_all(found, chosen, seed, side_by_side, lambda: progress.advance(bar))
         server, broker = found.server.label, found.broker.label
-    print_table(console, results)
+    ways = list(dict.fromkeys(result.cell.way for result in results))
+    rows = ([fault, *(str(row.get(way, "")) for way in ways)] for fault, row in sums(results).items())
+    print_table(console, *table("Damage, over all worker pools", " | ".join(["fault", *ways]), rows))
+    for result in results:
+        if result.failed:
+            console.print(f"[red]not run[/red]: {result.cell}: {result.failed.splitlines()[-1]}")
     if out is not None:
         command = "celery " + shlex.join(sys.argv[1:])
         about = [f"Database: {server}.", f"Broker: {broker}.", f"Seed {seed}."]

@@ -19,10 +19,11 @@ import click
 from rich.console import Console
 
 from ..reports.statistics import Estimate, Groups, estimate
+from ..reports.tables import table
+from ..reports.terminal import print_table
 from . import callgrind, child, counts
 from .processes import database, started
 from .rows import BY_HAND, OUTBOXES, PREFORK_RATIO, ROWS, SIDES, WITH_LAYER, Row
-from .walk import print_table
 
 WARM_UP_TASKS = 300
 PACKAGES = ("celery", "sqlalchemy", "psycopg", "celery-alchemy")
@@ -45,9 +46,9 @@ def print_instructions(console: Console, url: str, cells: list[counts.Cell], row
             row.name, f"{hand.median:,.0f}", f"{ours.median:,.0f}", f"{added:+,.0f}", f"{ratio:.3f}",
             f"{max(hand.spread, ours.spread):.2%}", f"{target} {'met' if met else 'missed'}",
         ])  # fmt: skip
-    headings = ["task", "by hand", "with layer", "added", "ratio", "spread", "target"]
+    columns = "task | by hand | with layer | added | ratio | spread | target"
     for where, lines in tables.items():
-        print_table(console, f"Instructions per task, acting as {where}", headings, lines)
+        print_table(console, *table(f"Instructions per task, acting as {where}", columns, lines))
 
 
 def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:
@@ -61,7 +62,7 @@ def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:
             added, ratio = counted.median - by_hand.median, counted.median / by_hand.median
             lines.append([side, f"{counted.median:,.0f}", f"{added:+,.0f}", f"{ratio:.3f}", f"{counted.spread:.2%}"])
         title = f"Instructions of an INSERT and one message, acting as {pool}, strategy {strategy}"
-        print_table(console, title, ["", "instructions", "added", "ratio", "spread"], lines)
+        print_table(console, *table(title, "side | instructions | added | ratio | spread", lines))
 
 
 def time_row(pool: str, strategy: str, url: str, row: Row, restarts: int, rounds: int, tasks: int) -> list[Groups]:
@@ -92,7 +93,7 @@ def print_times(
     console: Console, url: str, cells: list[counts.Cell], rows: list[Row], restarts: int, rounds: int, tasks: int
 ) -> None:
     """Measure and print; one process at a time, for two would be in each other's way."""
-    headings = "task", "by hand us", "with layer us", "added us", "ratio", "95 %", "the layer by itself, 95 %", "target"
+    columns = "task | by hand us | with layer us | added us | ratio | 95 % | the layer by itself, 95 % | target"
     for pool, strategy in cells:
         lines = []
         for row in rows:
@@ -110,7 +111,7 @@ def print_times(
                 between(same), target,
             ])  # fmt: skip
         title = f"CPU time per task, acting as {pool}, strategy {strategy}; {restarts} processes x {rounds} x {tasks}"
-        print_table(console, title, headings, lines)
+        print_table(console, *table(title, columns, lines))
 
 
 def least(ordered: list[float]) -> float:

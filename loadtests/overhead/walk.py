@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 import celery_alchemy
 
@@ -164,16 +163,6 @@ def record_scenes(sides: Sides, url: str, pool: str, strategy: str) -> Scenes:
     return requests | {"a fork, in the child": record_fork(), "a worker's start": record_start(url, pool, strategy)}
 
 
-def print_table(console: Console, title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Print a table whose first column is text, and the others numbers."""
-    table = Table(title=title)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-
-
 def print_list(console: Console, name: str, steps: list[Step]) -> None:
     """Print the calls of a scene in their order, each below its caller."""
     console.print(f"\n{name}", style="bold")
@@ -195,13 +184,17 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 @click.option("--list", "listed", is_flag=True, help="Print the calls in their order; * marks a file not seen before.")
 def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
+    from ..reports.tables import table
+    from ..reports.terminal import print_table
+
     with database(url) as address, started(pool, strategy, address, WITH_LAYER) as process:
         answer = process.call(record_scenes, address, pool, strategy)
     scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
     walks = {name: measure(steps) for name, steps in scenes.items()}
     console = Console(width=None if sys.stdout.isatty() else 130)
     lines = [[name, *map(str, numbers), TARGETS.get(name, "")] for name, numbers in walks.items()]
-    print_table(console, "Our files on the way of one request", ["", *Walk._fields, "target"], lines)
+    columns = " | ".join(["scene", *Walk._fields, "target"])
+    print_table(console, *table("Our files on the way of one request", columns, lines))
     if listed:
         for name, steps in scenes.items():
             print_list(console, name, steps)

@@ -79,7 +79,6 @@ FULL_RUN_ONLY = frozenset(
         "test_locust_run.py::test_each_threshold_that_is_not_kept_is_named_and_gives_code_3",
         "test_locust_run.py::test_kept_thresholds_give_code_0",
         "test_locust_run.py::test_several_processes_share_the_load_and_the_master_knows_all_of_it",
-        "test_locust_run.py::test_the_web_page_has_a_sessions_tab",
         "test_locust_users.py::test_a_few_lines_are_enough_and_each_task_is_one_request",
         "test_locust_users.py::test_a_task_without_an_answer_has_failed",
         "test_locust_users.py::test_a_user_class_without_a_broker_says_so",
