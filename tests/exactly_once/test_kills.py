@@ -7,6 +7,8 @@ from support import databases, servers
 from support.once_kills import EXPECTED, POINTS, Kills, count
 from support.worker import Site
 
+MODE = os.environ.get("EXACTLY_ONCE_MODE", "first")
+""""plain" counts what becomes of the same tasks without it."""
 ROUNDS = int(os.environ.get("EXACTLY_ONCE_ROUNDS", "1"))
 SETUPS = {
     "redis-postgresql-prefork": ("redis", "run_database", "prefork"),
@@ -26,7 +28,7 @@ def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str
         database,
         pool,
         servers.rabbitmq() if broker == "rabbitmq" else "",
-        alchemy_exactly_once="first",
+        alchemy_exactly_once=False if MODE == "plain" else MODE,
         alchemy_outbox=True,
     )
     keys: dict[str, str] = {}
@@ -43,9 +45,12 @@ def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str
                     if not done:
                         unfinished.append((kind, point))
         odd = kills.settle(keys)
-        print(f"\n{setup}: {kills.killed()} kills, {len(keys)} flows, twice and lost {count(odd, keys)}, {unfinished=}")
-        assert odd == {}, kills.tail()
-        assert kills.failures() == []
+        print(
+            f"\n{setup}, {MODE}: {kills.killed()} kills, {len(keys)} flows, twice and lost {count(odd, keys)}, {unfinished=}"
+        )
+        if MODE != "plain":
+            assert odd == {}, kills.tail()
+            assert kills.failures() == []
         assert kills.killed() >= len(POINTS)
     finally:
         kills.stop()
