@@ -45,8 +45,9 @@ def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str
                     if not done:
                         unfinished.append((kind, point))
         odd = kills.settle(keys)
+        twice, lost = count(odd, keys)
         print(
-            f"\n{setup}, {MODE}: {kills.killed()} kills, {len(keys)} flows, twice and lost {count(odd, keys)}, {unfinished=}"
+            f"\n{setup}, {MODE}: {kills.killed()} kills, {len(keys)} flows, {twice} twice, {lost} lost, {unfinished=}"
         )
         if MODE != "plain":
             assert odd == {}, kills.tail()
