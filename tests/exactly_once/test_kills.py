@@ -14,6 +14,7 @@ SETUPS = {
     "redis-postgresql-prefork": ("redis", "run_database", "prefork"),
     "rabbitmq-mariadb-prefork": ("rabbitmq", "mariadb", "prefork"),
     "redis-mariadb-threads": ("redis", "mariadb", "threads"),
+    "redis-postgresql-gevent": ("redis", "run_database", "gevent"),
     "rabbitmq-postgresql-solo": ("rabbitmq", "run_database", "solo"),
 }
 
