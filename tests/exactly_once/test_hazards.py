@@ -122,6 +122,43 @@ def test_6_a_timeout_while_it_waits_gives_the_message_back(
     assert once.database.rows(key) == [""]
 
 
+def test_6_a_winner_that_fails_lets_the_copy_run_as_often_as_it_takes(once: Once, key: str) -> None:
+    ends = [ValueError("no")] * 4
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, isolation_retries=1)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.flush()
+        if ends:
+            raise ends.pop()
+        return "done"
+
+    results = once.at_once(work, task_id=new_id(), copies=6)
+    assert sorted(state for state, _ in results) == ["FAILURE"] * 4 + ["SUCCESS"] * 2
+    assert once.database.rows(key) == [""]
+
+
+def test_a_task_that_has_committed_and_still_runs_fails_no_copy(
+    once: Once, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WAITS_FOR_RESULT_S", 0.1)
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, acks_late=True)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.commit()
+        raise SystemExit  # as if its process were killed now
+
+    task_id = new_id()
+    with pytest.raises(SystemExit):
+        once.deliver(work, task_id=task_id)
+    assert once.deliver(work, task_id=task_id)[0] == "REJECTED"
+    monkeypatch.setattr(runner, "RUNS_FOR_S", 0.0)
+    state, error = once.deliver(work, task_id=task_id)
+    assert (state, type(error).__name__) == ("FAILURE", "ResultLost")
+    assert once.database.rows(key) == [""]
+
+
 def test_9_what_it_was_replaced_by_is_sent_again(once: Once, key: str) -> None:
     sent = sent_by(once)
 

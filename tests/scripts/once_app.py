@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
 
 
 task = functools.partial(
-    app.task, base=DatabaseTask, bind=True, acks_late=True, reject_on_worker_lost=True, max_retries=3
+    app.task, base=DatabaseTask, bind=True, shared=False, acks_late=True, reject_on_worker_lost=True, max_retries=3
 )
 
 

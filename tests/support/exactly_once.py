@@ -36,6 +36,8 @@ class Once:
 
     def at_once(self, task: Any, *args: Any, task_id: str, copies: int = 2, **request: Any) -> Sequence[Any]:
         """Deliver copies at the same moment, each in a thread of its own."""
+        self.app.finalize()
+        task = self.app.tasks[task.name]  # Celery binds a task at its first use, which is not safe for threads
         return together([lambda: self.deliver(task, *args, task_id=task_id, **request)] * copies)
 
     def recorded(self, task_id: str) -> list[tuple[Any, ...]]:

@@ -52,7 +52,7 @@ class Rows:
         """
         engine, table = self.engine, self.table
         try:
-            if engine.dialect.driver in _PSYCOPGS:
+            if engine.dialect.driver in _PSYCOPGS and not engine.dialect.is_async:
                 return self._look_alone(engine, table, key)
             with self._connected(engine) as connection:
                 return completed.look(connection, table, key)

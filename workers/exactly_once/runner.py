@@ -13,6 +13,7 @@ import hashlib
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, TaskPredicate
@@ -41,6 +42,8 @@ GIVES_BACK_AFTER_S = 10.0
 """A copy that has waited so long for the one that runs gives its message back."""
 WAITS_FOR_RESULT_S = 5.0
 """And so long for the result of one that has committed before its end."""
+RUNS_FOR_S = 600.0
+"""A task without a time limit that has committed, and not returned, is taken for lost after that."""
 RUNS_AGAIN = 20
 """So often a body runs again at most, where the server rolls it back because of another transaction."""
 
@@ -55,6 +58,9 @@ class ExactlyOnceRunner(RequestRunner):
         mode: When the row is written.
         retries: `isolation_retries` of the task, where it has any.
     """
+
+    pause: Callable[[float], object] = staticmethod(time.sleep)
+    """Waits for so many seconds; where others are to run meanwhile, in a way of their own."""
 
     def __init__(self, runner: RequestRunner, rows: Rows, pruning: Pruning, mode: Mode, retries: int = 0) -> None:
         super().__init__(runner.registry, runner.options, runner.hook_options)
@@ -75,9 +81,11 @@ class ExactlyOnceRunner(RequestRunner):
             if ATTEMPT in request.__dict__:  # of the task's own `__call__`, whose unit of work goes on
                 request.__dict__[ATTEMPT].over = True
             return self._repeat(task, request, key, record)
-        for number in range(self._retries + 1):
+        conflicts, first = 0, True
+        while True:
             attempt = self._attempt(task, request, key)
-            outcome, value = self._run_once(number, attempt, call, task, request, args, kwargs)
+            last = conflicts >= self._retries
+            outcome, value = self._run_once(attempt, call, task, request, args, kwargs, first=first, last=last)
             if outcome is _RETURNED:
                 self._complete(attempt)
                 self._pruning.recorded()
@@ -85,8 +93,11 @@ class ExactlyOnceRunner(RequestRunner):
             if outcome is _RECORDED:
                 attempt.over = True
                 return self._repeat(task, request, key, value)
+            if outcome is _CONFLICT:
+                self.pause(_pause_s(conflicts))
+                conflicts += 1
+            first = False
             begin_again(task)
-        raise AssertionError("the last attempt returns or raises")
 
     def run_call(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run the task's own `__call__`: the `run` that it calls is what is done once."""
@@ -111,7 +122,7 @@ class ExactlyOnceRunner(RequestRunner):
         return attempt
 
     def _run_once(
-        self, number: int, attempt: Attempt, call: Call, task: Any, request: Any, args: Any, kwargs: Any
+        self, attempt: Attempt, call: Call, task: Any, request: Any, args: Any, kwargs: Any, *, first: bool, last: bool
     ) -> tuple[object, Any]:
         """Return what became of one run of the body, and the result or the record that goes with it."""
 
@@ -120,9 +131,9 @@ class ExactlyOnceRunner(RequestRunner):
             attempt.record = encode(task.app, result)
             return result
 
-        watch, last = Watch(), number == self._retries
+        watch = Watch()
         runner = type(self._runner)(self.registry, self.options, self.hook_options)
-        runner.first = number == 0
+        runner.first = first
         runner.goes_on = functools.partial(_may_go_on, attempt, watch)
         try:
             return _RETURNED, runner.run(body, task, args, kwargs)
@@ -142,10 +153,9 @@ class ExactlyOnceRunner(RequestRunner):
             if last or not is_conflict(error) or watch.found() is not None:
                 raise
             logger.info("%s lost its transaction to another one (%s); again", attempt.label, type(error).__name__)
-            time.sleep(_pause_s(number))
+            return _CONFLICT, None
         finally:
             watch.end()
-        return _AGAIN, None
 
     def _lost(self, attempt: Attempt, task: Any, request: Any) -> tuple[object, Any]:
         """Return what to do after another copy had the row: what it has recorded, or run again."""
@@ -166,7 +176,7 @@ class ExactlyOnceRunner(RequestRunner):
         until, number = time.monotonic() + _patience_s(request), 0
         try:
             while True:
-                time.sleep(_pause_s(number))
+                self.pause(_pause_s(number))
                 number += 1
                 record = self._look(attempt.key)
                 if record is not None:
@@ -217,15 +227,17 @@ class ExactlyOnceRunner(RequestRunner):
     def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
         until, number = time.monotonic() + min(WAITS_FOR_RESULT_S, _patience_s(request)), 0
         while is_unfinished(record) and time.monotonic() < until:
-            time.sleep(_pause_s(number))
+            self.pause(_pause_s(number))
             number += 1
             record = self._look(key) or record
         if not is_unfinished(record):
             return record
+        if task.acks_late and self._rows.age_s(record) < _runs_for_s(request):
+            raise Reject("the task has committed, and may still run", requeue=True)
         raise ResultLost(
             f"{task.name}[{request.id}] has exactly_once, and has called self.db.commit() before its end: what it has "
-            f"committed is done, and is not done again. But its worker was lost before it returned, or it still runs, "
-            f"so its result is not known. Leave self.db.commit() out, and the result is committed with the work."
+            f"committed is done, and is not done again. But it has not returned: its worker was lost, so its result is "
+            f"not known. Leave self.db.commit() out, and the result is committed with the work."
         )
 
     def _complete(self, attempt: Attempt) -> None:
@@ -240,7 +252,7 @@ class ExactlyOnceRunner(RequestRunner):
             )
 
 
-_RETURNED, _RECORDED, _AGAIN = object(), object(), object()
+_RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
 
 
 def key_of(request: Any) -> Key:
@@ -260,6 +272,11 @@ def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> b
 def _pause_s(number: int) -> float:
     longest = min(FIRST_PAUSE_S * 2 ** min(number, 10), LONGEST_PAUSE_S)
     return random.uniform(longest / 2, longest)  # noqa: S311
+
+
+def _runs_for_s(request: Any) -> float:
+    """Return for how long a task that has committed may still run: its hard time limit, where it has one."""
+    return float((request.timelimit or (None, None))[0] or RUNS_FOR_S)
 
 
 def _patience_s(request: Any) -> float:
