@@ -97,8 +97,8 @@ def refuse_wrong(cls: Any) -> None:
 
 def _is_async(name: str, wish: object) -> ConfigurationError:
     return ConfigurationError(
-        f"{name!r} has exactly_once={wish!r} and is `async def`: no row of such tasks is kept yet. Write it as `def` with "
-        f"DatabaseTask, or set exactly_once=False on it."
+        f"{name!r} has exactly_once={wish!r} and is `async def`: no row of such tasks is kept yet. Write it as `def` "
+        f"with DatabaseTask, or set exactly_once=False on it."
     )
 
 
