@@ -56,7 +56,7 @@ class AsyncSide:
         with as_configuration_error():
             engines, sessions = self._db.for_coroutines(worker_pool)
             reason = "auto: an AsyncEngine belongs to one event loop"
-            strategy = self._strategy = PerLoopStrategy(engines, sessions, worker_pool, reason)
+            strategy = PerLoopStrategy(engines, sessions, worker_pool, reason)
             strategy.start()
         if engines.options.two_phase:
             raise ConfigurationError(
@@ -67,6 +67,7 @@ class AsyncSide:
         if ordinary is not None and not isinstance(ordinary, PerLoopStrategy):
             ordinary.beside, strategy.is_beside = strategy, True
         self._in_force(strategy)
+        self._strategy = strategy  # last: another thread takes it for ready
         return strategy
 
     def pin(self, *, pinned: bool) -> None:
