@@ -14,7 +14,7 @@ SETUPS = {
     "redis-postgresql-prefork": ("redis", "run_database", "prefork"),
     "rabbitmq-mariadb-prefork": ("rabbitmq", "mariadb", "prefork"),
     "redis-mariadb-threads": ("redis", "mariadb", "threads"),
-    "redis-postgresql-gevent": ("redis", "run_database", "gevent"),
+    "redis-postgresql-prefork-own results": ("redis", "run_database", "prefork"),
     "rabbitmq-postgresql-solo": ("rabbitmq", "run_database", "solo"),
 }
 
@@ -24,6 +24,11 @@ SETUPS = {
 def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str) -> None:
     broker, database_name, pool = SETUPS[setup]
     database: databases.Database = request.getfixturevalue(database_name)
+    own: dict[str, object] = {
+        "result_backend": "alchemy://",
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+    }
     kills = Kills(
         site,
         database,
@@ -31,6 +36,7 @@ def test_each_effect_once(request: pytest.FixtureRequest, site: Site, setup: str
         servers.rabbitmq() if broker == "rabbitmq" else "",
         alchemy_exactly_once=False if MODE == "plain" else MODE,
         alchemy_outbox=True,
+        **own if setup.endswith("own results") else {},
     )
     keys: dict[str, str] = {}
     unfinished = []

@@ -48,7 +48,7 @@ class Kills:
         options = {"global_keyprefix": self.prefix, "visibility_timeout": 1, "unacked_mutex_expire": 1}
         self._config: dict[str, Any] = {
             "broker": broker or site.urls.celery,
-            "backend": site.urls.celery,
+            "backend": settings.pop("result_backend", site.urls.celery),
             "redis": site.urls.client,
             "prefix": self.prefix,
             "settings": {
