@@ -318,10 +318,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
         """Let what runs end; what waits goes back to the broker. After a cold shutdown what runs has been cancelled,
         and has a few seconds."""
         self._end(kills=bool(state.should_terminate))
+        if not state.should_terminate and self._hub is not None:
+            self._hub.serve()  # else the hub's end would lose what the last tasks have to acknowledge
 
     def on_terminate(self) -> None:
         """End what runs: it is not acknowledged where it is to be late, and goes back to the broker."""
         self._end(kills=True)
+        if self._hub is not None:
+            self._hub.serve()
 
     def _end(self, *, kills: bool) -> None:
         if self._thread is None or self._gave_up or not self._thread.is_alive:
