@@ -281,12 +281,6 @@ def put_connection_pool(app: Celery, wrap: Callable[[Any], Any]) -> Callable[[],
     return lambda: setattr(app, "_pool", pool)
 
 
-def hub_wakes_itself(hub: Any) -> bool:
-    """Tell whether `hub.call_soon` from another thread ends the hub's wait; Kombu before 5.7 goes on waiting, for up to
-    a second."""
-    return hasattr(hub, "_waker")
-
-
 def was_revoked(request: Any) -> bool:
     """Tell whether the worker has told the world that this request is revoked, and acknowledged it."""
     return bool(request._already_revoked)

@@ -1,9 +1,11 @@
 """Many async tasks, some of which fail, leave nothing behind in the process."""
 
+import pytest
 from support.databases import PostgreSQL
 from support.faults import amount
 from support.worker import Worker
 
+pytestmark = pytest.mark.timeout(amount(180, 1800))
 WARM, TASKS, WAVE = 400, amount(800, 20_000), 200
 MOST_KB = 10 * 1024
 """More than so much would be seen after 20,000 tasks that leave one object of half a kilobyte each."""

@@ -12,6 +12,7 @@ from support.async_drivers import url_for
 from support.faults import SEED, amount
 from support.worker import Site, Worker, running
 
+pytestmark = pytest.mark.timeout(amount(180, 1800))
 TASKS = amount(60, 2000)
 ROWS = 8
 WAVE = 40
