@@ -103,6 +103,9 @@ class SessionStrategy(ABC):
     reads_apart = False
     """Some tasks are `read_only=True`: `read_engine` counts among the most connections."""
 
+    beside: SessionStrategy | None = None
+    """That of the coroutines of the app: its connections count among the most connections."""
+
     @property
     def read_engine(self) -> Engine:
         """This process's Engine for what only reads; made on first use, connected by its first statement."""
@@ -186,6 +189,8 @@ class SessionStrategy(ABC):
         if self.reads_apart and self.engines.user_engine is None:
             pools.append(self._probe)  # as big as the other
         limits = [pool.max_connections(one) for one in pools]
+        if self.beside is not None:
+            limits.append(self.beside._each())
         return None if None in limits else sum(limit for limit in limits if limit is not None)
 
     def describe(self) -> str:

@@ -134,13 +134,16 @@ class UnitOfWorkRegistry:
     def unit_of(self, entry: Entry) -> UnitOfWork:
         """Return the unit of work of `entry` on this database, which joins it with its first use."""
         whole: UnitOfWork = entry.unit
-        return whole if self._is_its(entry) else whole.part_of(self, self.started, self.position)
-
-    def _is_its(self, entry: Entry) -> bool:
-        return entry.registry is self or entry.registry.twin_of is self
+        own = entry.registry is self or entry.registry.twin_of is self
+        return whole if own else whole.part_of(self, self.started, self.position)
 
     def _serves(self, entry: Entry) -> bool:
-        return self._is_its(entry) or (self.default is not None and self.default._is_its(entry))
+        registry, default = entry.registry, self.default
+        return (
+            registry is self
+            or registry.twin_of is self
+            or (default is not None and (registry is default or registry.twin_of is default))
+        )
 
     # -- finding -----------------------------------------------------------------------------------------------------
 

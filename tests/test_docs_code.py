@@ -30,7 +30,7 @@ ALL |= {name: (ROOT / name).read_text() for name in ("examples/README.md", "load
 
 #: Pages whose code is run by tests of their own, which look at what it does.
 ELSEWHERE = {
-    "docs/async.md": "test_async_tasks",
+    "docs/async.md": "async_tasks/test_features",
     "docs/fastapi.md": "test_bridges",
     "docs/flask.md": "test_bridges",
     "docs/injection.md": "test_bridges",

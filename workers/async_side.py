@@ -56,14 +56,18 @@ class AsyncSide:
         with as_configuration_error():
             engines, sessions = self._db.for_coroutines(worker_pool)
             reason = "auto: an AsyncEngine belongs to one event loop"
-            strategy = self._strategy = PerLoopStrategy(engines, sessions, worker_pool, reason)
+            strategy = PerLoopStrategy(engines, sessions, worker_pool, reason)
             strategy.start()
         if engines.options.two_phase:
             raise ConfigurationError(
                 "alchemy_two_phase is for ordinary tasks; `async def` tasks commit in several databases one after the "
                 "other. Leave it out, or make the tasks that need it DatabaseTasks of an app of their own."
             )
+        ordinary = self._db._strategy
+        if ordinary is not None and not isinstance(ordinary, PerLoopStrategy):
+            ordinary.beside, strategy.is_beside = strategy, True
         self._in_force(strategy)
+        self._strategy = strategy  # last: another thread takes it for ready
         return strategy
 
     def pin(self, *, pinned: bool) -> None:

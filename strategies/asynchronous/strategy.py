@@ -30,6 +30,9 @@ class PerLoopStrategy(SessionStrategy):
     keyed_on = "the task request; in a coroutine that a task starts, the asyncio task"
     released = "at the request's end"
 
+    is_beside = False
+    """There is a strategy for ordinary tasks, which announces its connections too."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from ..engines.awaited_engines import AwaitedEngines
@@ -69,6 +72,11 @@ class PerLoopStrategy(SessionStrategy):
             pool.max_connections(self._probe)
             str(select(literal(1)).compile(dialect=engine.dialect))
         self.sessions.check(engine)
+
+    def describe_limit(self) -> str:
+        """Return the most connections of this worker, for people."""
+        counted = " among those that the ordinary tasks announce" if self.is_beside else ""
+        return super().describe_limit() + counted
 
     def engines_made(self) -> list[Engine]:
         return [engine.sync_engine for engine in self._awaited.made()]

@@ -17,15 +17,17 @@ from ..wrapping import async_tasks, is_database_task
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def start(app: Celery, databases: Databases, worker_pool: WorkerPool) -> None:
+def start(app: Celery, databases: Databases, worker_pool: WorkerPool) -> list[str]:
     """Choose and prepare the strategy of the `async def` tasks of `app`; nothing for an app that has none.
 
+    Returns:
+        Lines for the log.
     Raises:
         ConfigurationError: the worker pool cannot run them, and there are no others; or the driver cannot be awaited.
     """
     names = async_tasks(app)
     if not names:
-        return
+        return []
     own = [name for name in app.tasks if not name.startswith("celery.")]
     ordinary = [name for name in own if is_database_task(app.tasks[name]) and name not in names]
     shown = ", ".join(sorted(names)[:3])
@@ -35,10 +37,14 @@ def start(app: Celery, databases: Databases, worker_pool: WorkerPool) -> None:
         if len(names) == len(own):
             raise ConfigurationError(f"{text}: {refusal}.")
         logger.warning("%s: %s. Here they are refused; the other tasks run.", text, refusal)
-        return
+        return []
+    lines = []
+    reads = any(app.tasks[name].read_only is True for name in names)
     for name, db in databases.items():
-        strategy = db.coroutines.start(worker_pool)
-        if db.strategy.name == strategy.name and ordinary and worker_pool.name != "asyncio":
+        alone = isinstance(db.strategy, PerLoopStrategy)
+        strategy = db.strategy if alone else db.coroutines.start(worker_pool)
+        strategy.reads_apart = reads
+        if alone and ordinary and worker_pool.name != "asyncio":
             raise ConfigurationError(
                 f"{counted(len(ordinary), 'DatabaseTask')} ({', '.join(sorted(ordinary)[:3])}) in this app, whose "
                 f"database driver can only be awaited. Write postgresql+psycopg, which serves both kinds of task, or "
@@ -46,7 +52,8 @@ def start(app: Celery, databases: Databases, worker_pool: WorkerPool) -> None:
             )
         which = f"database {name!r}: " if len(databases) > 1 else ""
         loop = "the event loop of the worker pool" if worker_pool.name == "asyncio" else "one event loop per process"
-        logger.info(
-            "celery-alchemy in pid %s: %s on %s; %s%s",
-            os.getpid(), counted(len(names), "`async def` task"), loop, which, strategy.describe(),
-        )  # fmt: skip
+        lines.append(
+            f"celery-alchemy in pid {os.getpid()}: {counted(len(names), '`async def` task')} on {loop}; "
+            f"{which}{strategy.describe()}"
+        )
+    return lines

@@ -60,6 +60,7 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             if one is not db:
                 one.start_worker(worker_pool, self._strategy_name)
         strategies = {name: one.strategy for name, one in databases.items()}
+        lines = asynchronous.start(worker.app, databases, worker_pool)
         reads = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
         for strategy in strategies.values():
             strategy.reads_apart = reads
@@ -75,7 +76,8 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         for name, strategy in strategies.items():
             which = f"database {name!r}: " if len(strategies) > 1 else ""
             logger.info("%s %s; %s%s", pool, worker_pool.concurrency, which, strategy.describe())
-        asynchronous.start(worker.app, databases, worker_pool)
+        for line in lines:
+            logger.info("%s", line)
         if len(strategies) > 1:
             logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
         if db.settings.outbox:

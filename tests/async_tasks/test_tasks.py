@@ -2,19 +2,16 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
-from celery import Celery, current_task
+from celery import Celery
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from support.async_shop import Shop, add
 from support.databases import PostgreSQL
-from support.docs import DOCS, blocks
 from support.project.models import Row
 
 from celery_alchemy import (
@@ -27,55 +24,11 @@ from celery_alchemy import (
     NoUnitOfWork,
     UseDatabase,
 )
-from celery_alchemy.strategies.asynchronous import loop_thread
 from celery_alchemy.strategies.asynchronous.sessions import SharedSession
 from celery_alchemy.strategies.scope import here
 from celery_alchemy.workers.interruptions import BodyCancelled
 
 Start = Callable[..., Any]
-
-
-class Shop:
-    """An app with a broker in memory and PostgreSQL."""
-
-    def __init__(self, url: str, **settings: Any) -> None:
-        self.app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
-        self.app.conf.update(alchemy_database_url=url, alchemy_engine_options={"pool_size": 2}, **settings)
-        self.db = Alchemy(self.app)
-
-    def run(self, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Run `body` as a task that takes itself first; return its result or raise its error."""
-        return self.task(body, **options).apply(args, throw=True).result
-
-    def task(self, body: Callable[..., Any], base: Any = AsyncDatabaseTask, **options: Any) -> Any:
-        return self.app.task(base=base, bind=True, shared=False, **{"name": uuid.uuid4().hex, **options})(body)
-
-
-@pytest.fixture(params=["postgresql+psycopg", "postgresql+asyncpg"])
-def shop(request: pytest.FixtureRequest, run_database: PostgreSQL) -> Iterator[Shop]:
-    _, _, rest = run_database.url("async-tasks").partition("://")
-    if "asyncpg" in request.param:
-        rest = rest.partition("?")[0]  # the name of an application is another parameter there
-    shop = Shop(f"{request.param}://{rest}")
-    yield shop
-    shop.db.coroutines.stop()
-    shop.app.close()
-    loop_thread.stop()
-
-
-@pytest.fixture
-def psycopg_shop(run_database: PostgreSQL) -> Iterator[Shop]:
-    """For what is above the drivers, or needs one that serves ordinary tasks too."""
-    shop = Shop(run_database.url("async-tasks"))
-    yield shop
-    shop.db.coroutines.stop()
-    shop.app.close()
-    loop_thread.stop()
-
-
-async def add(task: Any, key: str, note: str = "added") -> None:
-    task.db.add(Row(key=key, note=note))
-    await task.db.flush()
 
 
 def test_returning_commits_and_raising_rolls_back(shop: Shop, run_database: PostgreSQL, key: str) -> None:
@@ -364,114 +317,3 @@ def test_an_engine_of_ones_own_cannot_be_awaited(run_database: PostgreSQL) -> No
     with pytest.raises(ConfigurationError, match="alchemy_database_url"):
         task.apply(throw=True)
     app.close()
-
-
-@pytest.mark.parametrize("mode", [True, "transaction"])
-def test_a_task_that_only_reads_cannot_write(shop: Shop, run_database: PostgreSQL, key: str, mode: Any) -> None:
-    async def body(task: Any) -> Any:
-        found = await task.db.scalar(text("SELECT current_setting('transaction_read_only')"))
-        with pytest.raises(DBAPIError, match="read-only"):
-            await task.db.execute(text("INSERT INTO rows_ (key_, note) VALUES (:key, '')"), {"key": key})
-        await task.db.rollback()
-        return found
-
-    assert shop.run(body, read_only=mode) == "on"
-    assert run_database.rows(key) == []
-
-
-def test_a_lost_conflict_runs_the_coroutine_again_and_the_pause_is_awaited(
-    shop: Shop, run_database: PostgreSQL, key: str
-) -> None:
-    attempts: list[int] = []
-
-    async def body(task: Any) -> int:
-        attempts.append(len(attempts))
-        await add(task, key, f"attempt {attempts[-1]}")
-        if len(attempts) < 3:
-            await task.db.execute(text("DO $$ BEGIN RAISE EXCEPTION 'of two' USING ERRCODE = '40001'; END $$"))
-        return len(attempts)
-
-    assert shop.run(body, isolation_retries=3) == 3
-    assert run_database.rows(key) == ["attempt 2"]
-
-
-def test_several_databases_are_one_unit_of_work(
-    run_database: PostgreSQL, there: PostgreSQL, psycopg_shop: Shop, key: str
-) -> None:
-    shop = psycopg_shop
-    shop.app.conf.alchemy_databases = {"there": there.url("async-tasks")}
-
-    async def body(task: Any, fails: bool) -> None:
-        await add(task, key)
-        task.session_for("there").add(Row(key=key, note="there"))
-        await task.session_for("there").flush()
-        if fails:
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        shop.run(body, True)
-    assert (run_database.rows(key), there.rows(key)) == ([], [])
-    shop.run(body, False)
-    assert (run_database.rows(key), there.rows(key)) == (["added"], ["there"])
-    for db in shop.db.databases.values():
-        db.coroutines.stop()
-
-
-def test_a_test_in_one_transaction_is_not_left_by_a_coroutine(psycopg_shop: Shop) -> None:
-    shop = psycopg_shop
-
-    async def body(task: Any) -> Any:
-        return await task.db.scalar(text("SELECT 1"))
-
-    task = shop.task(body)
-    assert task.apply(throw=True).result == 1
-    with shop.db.one_transaction(), pytest.raises(ConfigurationError, match="one_transaction"):
-        task.apply(throw=True)
-    assert task.apply(throw=True).result == 1
-    shop.db.stop()
-
-
-def test_the_page_about_async_tasks(run_database: PostgreSQL, key: str) -> None:
-    code = "\n".join(blocks((DOCS / "async.md").read_text(), "python")).replace("orders", "rows_")
-    url = "postgresql+psycopg://localhost/shop"
-    assert url in code
-    page: dict[str, Any] = {"__name__": "shop"}
-    exec(code.replace(url, run_database.url("async-page")).replace("redis://localhost", "memory://"), page)
-    page["register"].apply((key,), throw=True)
-    number = page["welcome"].apply((key,), throw=True).result
-    assert number == f"Welcome, number {run_database.column('SELECT id FROM users WHERE name = :key', key=key)[0]}!"
-    page["rename"].apply((key, f"{key}-renamed"), throw=True)
-    assert page["count_both"].apply(throw=True).result[0] >= 1
-    page["db"].stop()
-    loop_thread.stop()
-
-
-def test_children_and_threads_of_many_tasks_see_their_own_request(shop: Shop) -> None:
-    variable: ContextVar[str] = ContextVar("variable")
-
-    def look(task: Any, own: str) -> None:
-        assert (task.request.id, current_task.request.id, variable.get()) == (own, own, own)
-
-    async def child(task: Any, own: str) -> None:
-        for _ in range(3):
-            look(task, own)
-            await asyncio.sleep(0)
-        await asyncio.to_thread(look, task, own)
-
-    async def body(task: Any) -> str:
-        own = str(task.request.id)
-        variable.set(own)
-        session = task.db
-        for _ in range(3):
-            look(task, own)
-            await asyncio.gather(child(task, own), child(task, own))
-            assert await task.db.scalar(text("SELECT :own"), {"own": own}) == own
-            assert task.db is session
-        return own
-
-    shop.app.conf.alchemy_engine_options = {"pool_size": 4, "max_overflow": 0, "pool_timeout": 60}
-    task = shop.task(body)
-    keys = [uuid.uuid4().hex for _ in range(40)]
-    with ThreadPoolExecutor(10) as executor:
-        found = list(executor.map(lambda key: task.apply(task_id=key, throw=True).result, keys))
-    assert found == keys
