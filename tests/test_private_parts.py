@@ -117,6 +117,7 @@ SHARED = {
     "strategies/features/outbox_table.py": {"_declared", "_named"},
     "strategies/watching/statements.py": {"_outside", "_watched", "_wanted"},
     "workers/apps.py": {"_all"},
+    "workers/asyncio_pool/identity.py": {"_identity"},
     "workers/sending/arguments.py": {"_warned"},
     "workers/sending/broker.py": {"_brokers"},
     "workers/sending/celerys_own.py": {"_sending"},

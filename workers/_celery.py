@@ -303,8 +303,9 @@ def serve_while_stopping(hub: Any) -> None:
     Without it, what has ended would be run again if the process were killed while it waits for the last task, and
     RabbitMQ would close a connection without heartbeats.
     """
-    for callback in hub._pop_ready() if hasattr(hub, "_pop_ready") else ():
-        callback()
+    for _ in range(3):  # what is called there makes Celery call something there, which acknowledges
+        for callback in hub._pop_ready() if hasattr(hub, "_pop_ready") else ():
+            callback()
     hub.fire_timers()
 
 

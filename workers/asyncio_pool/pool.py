@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import logging
 import os
 import threading
@@ -95,6 +96,20 @@ class TaskPool(BasePool):  # type: ignore[misc]
             "asyncio worker pool in pid %s: %s tasks at a time; of the tasks known, %s",
             os.getpid(), self.limit, "; ".join(f"{n} {one.value}" for n, one in zip(counts, Way, strict=True) if n),
         )  # fmt: skip
+
+        self._tell_of_limits()
+
+    def _tell_of_limits(self) -> None:
+        """Say which tasks have time limits that nothing can keep."""
+        names = [name for name, way in self._ways.items() if way is Way.THREAD]
+        limited = [name for name in names if self.app.tasks[name].time_limit or self.app.tasks[name].soft_time_limit]
+        if limited:
+            shown = ", ".join(sorted(limited)[:3])
+            logger.warning(
+                "%s `def` tasks (%s) have time limits: a thread cannot be stopped, so they have no effect under "
+                "--pool=asyncio. Make them `async def`, or run a worker of another worker pool for them.",
+                len(limited), shown,
+            )  # fmt: skip
 
     def _begin(self) -> None:
         """Called on the loop, before any task."""
@@ -303,10 +318,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
         """Let what runs end; what waits goes back to the broker. After a cold shutdown what runs has been cancelled,
         and has a few seconds."""
         self._end(kills=bool(state.should_terminate))
+        if not state.should_terminate and self._hub is not None:
+            self._hub.serve()  # else the hub's end would lose what the last tasks have to acknowledge
 
     def on_terminate(self) -> None:
         """End what runs: it is not acknowledged where it is to be late, and goes back to the broker."""
         self._end(kills=True)
+        if self._hub is not None:
+            self._hub.serve()
 
     def _end(self, *, kills: bool) -> None:
         if self._thread is None or self._gave_up or not self._thread.is_alive:
@@ -361,6 +380,10 @@ def refuse_options(options: dict[str, Any]) -> None:
                 f"{spelling} is for pool processes, which are replaced; --pool=asyncio runs its tasks in one process. "
                 "Leave it out, and let your service manager restart the worker."
             )
+    if importlib.util.find_spec("greenlet") is None:
+        raise ConfigurationError(
+            "--pool=asyncio needs greenlet, which SQLAlchemy 2.1 does not install: install 'sqlalchemy[asyncio]'."
+        )
     if _celery.uses_fast_locals():
         raise ConfigurationError(
             "The environment variable USE_FAST_LOCALS is set: all tasks of an event loop would be one to "
