@@ -60,7 +60,14 @@ class Awaited(Driver):
     def follow_transactions(self, engine: Engine) -> None:
         def wrap(create: Callable[..., Any]) -> Callable[..., Any]:
             def creator(connection_record: Any = None) -> Any:
-                return self.made(create(connection_record))
+                cancellations = asyncio.current_task().cancelling()  # type: ignore[union-attr]
+                made = self.made(create(connection_record))
+                if asyncio.current_task().cancelling() > cancellations:  # type: ignore[union-attr]
+                    # Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes when it is done. asyncmy and
+                    # aiomysql connect with it.
+                    made.close()
+                    raise asyncio.CancelledError
+                return made
 
             return creator
 

@@ -1,7 +1,7 @@
 """The five drivers for asyncio, each with an Engine of ours on a real server, without Celery."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import URL, Connection, event, make_url, text
@@ -92,11 +92,20 @@ class Server:
         def on_connect(*_: object) -> None:
             self.connects += 1
 
-    def run(self, body: Body, size: PoolSize = THREE, within_s: float = 90, **options: Any) -> Any:
+    def run(
+        self,
+        body: Body,
+        size: PoolSize = THREE,
+        within_s: float = 90,
+        before: Coroutine[Any, Any, None] | None = None,
+        **options: Any,
+    ) -> Any:
         """Run a coroutine with the AsyncEngine of its loop; nothing is checked out at its end."""
-        engines = AwaitedEngines(self.factory(size, options), lambda: size)
 
         async def main() -> Any:
+            if before is not None:
+                await before
+            engines = AwaitedEngines(self.factory(size, options), lambda: size)
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.noises.append(context))
             engine = engines.engine
             try:

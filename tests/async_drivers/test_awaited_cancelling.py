@@ -1,12 +1,15 @@
 """A coroutine that is cancelled in a statement: the server stops it, the connection is discarded, its place is free."""
 
 import asyncio
+import contextlib
 import contextvars
 import random
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.util import await_only
 from support.async_drivers import Server
 from support.waiting import eventually
 
@@ -107,3 +110,32 @@ def test_a_cancelled_commit_leaves_no_connection_in_a_transaction(server: Server
     assert not server.busy()
     for number in range(CANCELLATIONS):
         assert server.database.rows(f"{key}{number}") in ([], ["a", "b"])
+
+
+def test_a_cancellation_that_the_driver_has_swallowed_is_raised(server: Server) -> None:
+    """`asyncio.wait_for` of Python 3.11 does so now and then, and two of the drivers connect with it."""
+
+    async def swallow(begun: asyncio.Event) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+
+    async def body(engine: AsyncEngine) -> None:
+        for _ in range(CANCELLATIONS):
+            begun = asyncio.Event()
+
+            def connect(dialect: Any, record: object, args: Any, options: Any, begun: asyncio.Event = begun) -> Any:
+                made = dialect.connect(*args, **options)
+                await_only(swallow(begun))
+                return made
+
+            event.listen(engine.sync_engine, "do_connect", connect)
+            task = asyncio.create_task(in_statement(engine, server.slow, asyncio.Event()))
+            await begun.wait()
+            task.cancel()
+            await asyncio.wait([task], timeout=10)
+            assert task.cancelled()
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            event.remove(engine.sync_engine, "do_connect", connect)
+
+    server.run(body, PoolSize(1))
