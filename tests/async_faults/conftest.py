@@ -40,7 +40,7 @@ def trials(
     settings = {"alchemy_engine_options": few_connections, "worker_prefetch_multiplier": 4}
     with running(
         Worker(
-            site, name, request.param, database_url=slow_commits.url(name), modules=["trials"], awaits=True,
+            site, name, request.param, database_url=slow_commits.url(name), modules=["trials", "ends"], awaits=True,
             settings=settings, concurrency={"asyncio": 200, "prefork": 2}[request.param],
         )
     ) as worker:  # fmt: skip

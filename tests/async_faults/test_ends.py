@@ -27,7 +27,7 @@ def make(
         settings = {"alchemy_engine_options": few_connections}
         return Worker(
             site, name, "asyncio", database_url=slow_commits.url(name), concurrency=concurrency, settings=settings,
-            modules=["trials"], awaits=True, broker_url=broker_url, own=True, **more,
+            modules=["trials", "ends"], awaits=True, broker_url=broker_url, own=True, **more,
         )  # fmt: skip
 
     return make
