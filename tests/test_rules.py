@@ -23,7 +23,7 @@ DRIVERS = {"psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"}
 #: Modules of one driver, imported when it is selected.
 OF_ONE_DRIVER = {
     "begin_psycopg.py": {"psycopg"}, "begin_psycopg2.py": {"psycopg2"},
-    "followed_psycopg.py": {"psycopg"}, "followed_psycopg2.py": {"psycopg2"},
+    "awaited_psycopg.py": {"psycopg"}, "followed_psycopg.py": {"psycopg"}, "followed_psycopg2.py": {"psycopg2"},
 }  # fmt: skip
 GREEN = {"gevent", "eventlet"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines

@@ -36,7 +36,7 @@ from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
 from .async_side import AsyncSide
-from .database_refusals import refuse_async, refuse_what_it_cannot
+from .database_refusals import no_database, refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
 from .exactly_once import choosing as once
 from .isolation import IsolatingRunner
@@ -299,7 +299,7 @@ class Database:
         url = None
         if engine is None:
             if settings.database_url is None or settings.database_url == "":
-                raise ConfigurationError(self._no_database())
+                raise ConfigurationError(no_database(self.database))
             spelled = self._spelled("url", "alchemy_database_url")
             url = parse_url(settings.database_url, spelled, may_await=may_await)
         else:
@@ -371,18 +371,6 @@ class Database:
 
     def _spelled(self, key: str, setting: str) -> str:
         return setting if self.database == DEFAULT else f"alchemy_databases[{self.database!r}][{key!r}]"
-
-    def _no_database(self) -> str:
-        if self.database == DEFAULT:
-            return (
-                "No database: set app.conf.alchemy_database_url, for example to "
-                "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
-            )
-        return (
-            f"No URL for the database {self.database!r}: put it into app.conf.alchemy_databases, for example "
-            f"{{{self.database!r}: 'postgresql+psycopg://localhost/{self.database}'}}, or bring an Engine with "
-            f"Alchemy(app, database={self.database!r}, engine=engine)."
-        )
 
     def after_fork(self) -> None:
         """Begin anew in the child: the thread that held the lock in the parent is not there to release it."""

@@ -9,7 +9,7 @@ from ..strategies.features import reset_on_return
 from ..strategies.names import type_of
 from ..strategies.options import DatabaseOptions
 from .errors import ConfigurationError
-from .settings import Settings
+from .settings import DEFAULT, Settings
 
 
 def refuse_what_it_cannot(settings: Settings, options: DatabaseOptions, dialect: type[Dialect]) -> None:
@@ -50,3 +50,17 @@ def refuse_async(engine: object) -> None:
             "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
             "Engine made by create_engine() with a sync driver."
         )
+
+
+def no_database(database: str) -> str:
+    """Return what to say where nothing tells which server the database `database` is on."""
+    if database == DEFAULT:
+        return (
+            "No database: set app.conf.alchemy_database_url, for example to "
+            "'postgresql+psycopg://localhost/shop', or bring an Engine with Alchemy(app, engine=engine)."
+        )
+    return (
+        f"No URL for the database {database!r}: put it into app.conf.alchemy_databases, for example "
+        f"{{{database!r}: 'postgresql+psycopg://localhost/{database}'}}, or bring an Engine with "
+        f"Alchemy(app, database={database!r}, engine=engine)."
+    )

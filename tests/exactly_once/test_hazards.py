@@ -1,5 +1,5 @@
 """What makes a copy dangerous, a test each: see also test_isolation.py (losing in each isolation level) and
-test_kills.py (links, chains, chords, and what the main process acknowledges)."""
+test_once_kills.py (links, chains, chords, and what the main process acknowledges)."""
 
 import threading
 from collections.abc import Iterator
