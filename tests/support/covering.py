@@ -17,7 +17,7 @@ import pytest
 PAIRS = {
     "prefork": ("per_process", "local", "scoped", "per_loop"),
     "threads": ("scoped", "per_loop"),
-    "asyncio": ("per_loop",),
+    "asyncio": ("per_loop", "scoped"),
     "gevent": ("scoped",),
     "eventlet": ("local",),
     "solo": ("per_process", "per_loop"),
