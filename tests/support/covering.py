@@ -40,6 +40,8 @@ FULL_RUN_ONLY = frozenset(
         "test_bench_runs.py::test_a_demo_counts_the_orders_of_the_recipe_and_of_ours",
         "test_counts.py::test_a_walk_that_finds_nothing_is_no_short_one",
         "test_doctor_static.py::test_the_command",
+        "exactly_once/test_once_kills.py",
+        "async_faults/test_memory.py",
         "test_locust_run.py::test_a_master_and_two_workers_started_by_hand_find_each_other",
         "test_loadtest_patterns.py::test_another_framework_does_the_same_work_on_the_same_queue",
         "test_loadtest_profiles.py::test_a_mariadb_of_the_runs_own",
