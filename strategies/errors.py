@@ -68,6 +68,15 @@ class OtherDatabase(CeleryAlchemyError):
     """A message was to wait for the COMMIT of a Session that is of another database than the outbox."""
 
 
+class BodyCancelled(CeleryAlchemyError):
+    """A task was cancelled by its own code, not by a time limit, nor by who revokes it."""
+
+
+class ResultLost(CeleryAlchemyError):
+    """The work of a task is committed, and its result is not known: it had committed before its end, and never
+    returned."""
+
+
 class RollBack(Exception):
     """Stands for the exception where a roll back was asked for and nothing failed."""
 

@@ -7,15 +7,11 @@ import asyncio
 from celery.exceptions import SoftTimeLimitExceeded
 
 from ..strategies.asynchronous.hosting import Interruption, Killed
-from ..strategies.errors import CeleryAlchemyError
+from ..strategies.errors import BodyCancelled
 
 
 class SoftLimit(SoftTimeLimitExceeded, asyncio.CancelledError):  # type: ignore[misc]
     """A soft time limit at an `await`: to libraries a cancellation, to the task's code Celery's exception."""
-
-
-class BodyCancelled(CeleryAlchemyError):
-    """A task was cancelled by its own code, not by a time limit, nor by who revokes it."""
 
 
 def new_interruption() -> Interruption:

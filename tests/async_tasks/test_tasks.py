@@ -25,8 +25,8 @@ from celery_alchemy import (
     UseDatabase,
 )
 from celery_alchemy.strategies.asynchronous.sessions import SharedSession
+from celery_alchemy.strategies.errors import BodyCancelled
 from celery_alchemy.strategies.scope import here
-from celery_alchemy.workers.interruptions import BodyCancelled
 
 Start = Callable[..., Any]
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
+from ...strategies.errors import ResultLost
 from ...strategies.features.completed import Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
@@ -29,7 +30,6 @@ from ..errors import as_configuration_error
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
 from .chords import let_claim_go
 from .encoding import decode, encode, is_unfinished, note_of
-from .errors import ResultLost
 from .ids import fix_links
 from .pruning import Pruning
 from .replacing import REPLACED, send_replacement
