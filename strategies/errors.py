@@ -68,6 +68,14 @@ class OtherDatabase(CeleryAlchemyError):
     """A message was to wait for the COMMIT of a Session that is of another database than the outbox."""
 
 
+class SharedSession(CeleryAlchemyError):
+    """A Session was used by another coroutine than the one it belongs to."""
+
+
+class NotEnded(CeleryAlchemyError):
+    """The server refuses to end a prepared transaction."""
+
+
 class BodyCancelled(CeleryAlchemyError):
     """A task was cancelled by its own code, not by a time limit, nor by who revokes it."""
 

@@ -13,13 +13,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import concurrency
 
 from .._sqlalchemy import options_of, streams
-from ..errors import CeleryAlchemyError
+from ..errors import SharedSession
 from ..sessions import UnitSession, UnitTransaction, owner_of
 from .hosting import check, held
-
-
-class SharedSession(CeleryAlchemyError):
-    """A Session was used by another coroutine than the one it belongs to."""
 
 
 class AwaitingSession(UnitSession):

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from ..drivers.base import code_of
-from ..errors import CeleryAlchemyError
+from ..errors import NotEnded
 from .names import PREFIX, Name, parse, short
 from .servers import Server, can_prepare, server_of
 
@@ -50,10 +50,6 @@ class Findings(NamedTuple):
     ours: list[InDoubt]
     """In the order in which they are to be resolved."""
     foreign: list[Foreign]
-
-
-class NotEnded(CeleryAlchemyError):
-    """The server refuses to end a prepared transaction."""
 
 
 class _Look:

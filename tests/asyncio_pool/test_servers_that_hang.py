@@ -17,7 +17,7 @@ from support.worker import Site, Worker, running
 from celery_alchemy.loadtests.services.proxy import Proxy
 
 #: The clients wait for 3 s at least, the loop for none of that.
-LONGEST_SILENCE_S = 1.5
+LONGEST_SILENCE_S = 2.9
 
 
 @pytest.fixture(params=["silent", "refusing"])

@@ -19,6 +19,7 @@ from support.waiting import eventually
 from support.worker import TESTS
 
 from celery_alchemy.loadtests.services.proxy import CountingProxy
+from celery_alchemy.strategies.errors import NotEnded
 from celery_alchemy.strategies.several import in_doubt
 
 
@@ -62,7 +63,7 @@ def test_resolved_while_its_worker_is_alive_both_are_committed_or_none(
             if resolving == "two at once":
                 with ThreadPoolExecutor(2) as resolvers:
                     for done in [resolvers.submit(resolve_all, engines) for _ in range(2)]:
-                        with contextlib.suppress(in_doubt.NotEnded):  # the server lets one of them at it at a time
+                        with contextlib.suppress(NotEnded):  # the server lets one of them at it at a time
                             done.result()
             else:
                 for one in in_doubt.find(engines)[slice(1) if resolving == "first one" else slice(-1, None)]:
