@@ -24,8 +24,7 @@ from celery_alchemy import (
     NoUnitOfWork,
     UseDatabase,
 )
-from celery_alchemy.strategies.errors import SharedSession
-from celery_alchemy.strategies.errors import BodyCancelled
+from celery_alchemy.strategies.errors import BodyCancelled, SharedSession
 from celery_alchemy.strategies.scope import here
 
 Start = Callable[..., Any]
