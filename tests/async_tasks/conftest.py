@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 from support.async_shop import Shop
 from support.databases import PostgreSQL
 
@@ -14,10 +15,10 @@ Start = Callable[..., Any]
 
 @pytest.fixture(params=["postgresql+psycopg", "postgresql+asyncpg"])
 def shop(request: pytest.FixtureRequest, run_database: PostgreSQL) -> Iterator[Shop]:
-    _, _, rest = run_database.url("async-tasks").partition("://")
+    url = make_url(run_database.url("async-tasks")).set(drivername=request.param)
     if "asyncpg" in request.param:
-        rest = rest.partition("?")[0]  # the name of an application is another parameter there
-    shop = Shop(f"{request.param}://{rest}")
+        url = url.difference_update_query(["application_name"])  # another parameter there
+    shop = Shop(url.render_as_string(hide_password=False))
     yield shop
     shop.db.coroutines.stop()
     shop.app.close()

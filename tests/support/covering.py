@@ -42,6 +42,7 @@ FULL_RUN_ONLY = frozenset(
         "test_doctor_static.py::test_the_command",
         "exactly_once/test_once_kills.py",
         "async_faults/test_memory.py",
+        "async_drivers/test_silent_servers.py",
         "test_locust_run.py::test_a_master_and_two_workers_started_by_hand_find_each_other",
         "test_loadtest_patterns.py::test_another_framework_does_the_same_work_on_the_same_queue",
         "test_loadtest_profiles.py::test_a_mariadb_of_the_runs_own",
