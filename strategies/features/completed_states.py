@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Table, delete, select
 from sqlalchemy.engine import Connection
 
-from .completed import Record
+from .completed import SENT, Record
 from .outbox_table import database_now
 
 OF_TASK, OF_GROUP = -1, -2
@@ -30,7 +30,7 @@ def states_of(connection: Connection, table: Table, ids: Iterable[str], kind: in
     # A note says that the task has not ended with this row: it was replaced, or had committed before its end.
     for task_id, _, *record in connection.execute(statement.order_by(table.c.nesting)):
         one = Record(*record)
-        if one.note is None or is_state(one):
+        if one.note in {None, SENT} or is_state(one):
             found[task_id] = one
     return found
 

@@ -14,8 +14,8 @@ from ...strategies.engines.sizing import GREEN_CONNECTIONS
 from ...strategies.worker_pool import WorkerPool
 from .. import apps
 from ..exactly_once.choosing import mode_of
-from ..exactly_once.pruning import redelivered_within_s
 from ..extension import Alchemy
+from ..redelivery import redelivered_within_s
 from ..task import DatabaseTask
 from .code import tasks_of
 from .findings import Finding, error, note, warning
@@ -134,6 +134,8 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
         )
     if once:
         yield from _retention(app, settings.completed_kept_s)
+        if settings.outbox:
+            yield from _resending(app, settings.outbox_resend_s)
     never = [name for name, task in tasks.items() if not task.acks_late]
     if never:
         yield note(
@@ -154,6 +156,23 @@ def _retention(app: Celery, kept_s: float) -> Iterator[Finding]:
             "Keep the rows for several times as long: leave alchemy_completed_kept_s out for seven days.",
             "alchemy_completed_kept_s",
         )
+
+
+def _resending(app: Celery, resend_s: float | None) -> Iterator[Finding]:
+    within_s = redelivered_within_s(app)
+    if within_s is None or resend_s is None or resend_s > within_s:
+        return
+    if resend_s:
+        what = f"and is delivered again by the broker after its visibility_timeout of {within_s:.0f} s: copies pile up"
+        what = f"A message of the outbox is sent again after {resend_s:.0f} s, {what}."
+    else:
+        what = "alchemy_outbox_resend_s is 0: a message that Redis loses on the way to its worker is not sent again."
+    yield warning(
+        "resent-early" if resend_s else "not-resent",
+        what,
+        "Leave alchemy_outbox_resend_s out: one and a half times the visibility timeout.",
+        "alchemy_outbox_resend_s",
+    )
 
 
 def _some(names: list[str]) -> str:
