@@ -87,6 +87,8 @@ class Database:
         """In force whatever else was chosen: a test's."""
         self.worker: Callable[[], Any] | None = None
         """A weak reference to the worker of this process, of the app's default database; None where there is none."""
+        self.looks_received_at: float = 0.0
+        """The `monotonic()` from when on a look which messages of the outbox have been received is due."""
         self._running = RunningTasks()
         self._user_engine = engine
         self.succession: Succession = Succession()

@@ -109,7 +109,7 @@ class Flows(Once):
 
     def sweep(self) -> None:
         """Delete what has been received."""
-        kept._looks_at.pop(self.db, None)
+        self.db.looks_received_at = 0.0
         kept.drop_received(self.db, in_transaction)
 
     def traces(self, key: str) -> list[str]:

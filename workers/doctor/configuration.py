@@ -133,6 +133,7 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
             "broker_transport_options",
         )
     if once:
+        yield from _once(tasks, sorted(once), worker_pool)
         yield from _retention(app, settings.completed_kept_s)
         if settings.outbox:
             yield from _resending(app, settings.outbox_resend_s)
@@ -142,6 +143,22 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
             "acks-early",
             f"{_some(never)}: acknowledged before it runs, Celery's default. A worker that is killed loses it.",
             "Set task_acks_late and task_reject_on_worker_lost to True, for tasks that may run twice.",
+            "task_acks_late",
+        )
+
+
+def _once(tasks: dict[str, Any], once: list[str], worker_pool: WorkerPool) -> Iterator[Finding]:
+    early = [
+        name
+        for name in once
+        if not tasks[name].acks_late or (worker_pool.forks and not tasks[name].reject_on_worker_lost)
+    ]
+    if early:
+        yield warning(
+            "once-acks-early",
+            f"{_some(early)}: exactly_once keeps the work from being done twice, but the broker does not deliver these "
+            f"tasks again: one whose worker is killed is lost.",
+            "Set task_acks_late and task_reject_on_worker_lost to True: with exactly_once a copy does no harm.",
             "task_acks_late",
         )
 

@@ -23,6 +23,7 @@ from ..errors import ConfigurationError
 from ..request import RequestRunner, request_of
 from ..settings import Settings
 from ..wrapping import is_database_task
+from . import chords
 
 __all__ = [
     "OnceSession",
@@ -119,7 +120,12 @@ def has_any(app: Celery, settings: Settings) -> bool:
 
 
 def prepare_worker(app: Celery, settings: Settings) -> None:
-    """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so."""
+    """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so.
+
+    Raises:
+        ConfigurationError: the result backend would count a member of a chord twice that is delivered twice.
+    """
+    chords.refuse_counting_twice(app, lambda: has_any(app, settings))
     if settings.exactly_once:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:

@@ -8,7 +8,6 @@ receiver that has failed, or was refused, is asked for no more.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -26,8 +25,6 @@ SHARE = 1.5
 AT_ONCE = outbox_kept.RECEIVED_AT_ONCE
 LOOKS_EVERY_S = 5.0
 """A process that sends looks this often which rows have been received."""
-#: When each Alchemy looks next.
-_looks_at: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 UNKNOWN_S = 3600.0
 """The visibility timeout of a broker that has none, for that: RabbitMQ gives back at once what it has confirmed."""
 
@@ -60,9 +57,9 @@ def drop_received(db: Served, in_transaction: Callable[..., Any]) -> None:
         in_transaction: `in_transaction(db, work)` returns what `work(session)` does.
     """
     now = monotonic()
-    if now < _looks_at.get(db, 0.0) or resend_s(db) <= 0 or not db.records():
+    if now < db.looks_received_at or resend_s(db) <= 0 or not db.records():
         return
-    _looks_at[db] = now + LOOKS_EVERY_S
+    db.looks_received_at = now + LOOKS_EVERY_S
     table, completed = outbox.chosen_table(db.settings.outbox_table), _completed(db)
     while in_transaction(db, lambda session: outbox_kept.drop_received(session, table, completed)) >= AT_ONCE:
         pass
