@@ -27,7 +27,7 @@ def make_task(once: Once, key: str, **options: Any) -> Any:
 
 @pytest.fixture
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code is the tests' own: the doctor would read every module that is imported here, and nothing is asked of it."""
+    """Nothing is asked of the code, and the doctor would read every module of tests that is imported."""
     monkeypatch.setattr(doctor, "files_of", lambda app: {})
 
 
