@@ -170,6 +170,7 @@ def test_the_doctor_proposes_it_and_looks_at_how_long_rows_are_kept(once: Once, 
     assert "forgotten-early" in codes()
 
 
+@pytest.mark.usefixtures("no_code")
 def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: str) -> None:
     create = make_task(once, key, exactly_once=True, time_limit=60)
     once.app.conf.broker_url = "redis://localhost"
@@ -178,7 +179,7 @@ def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: 
     def codes(pool: str = "prefork", **settings: Any) -> set[str]:
         once.app.conf.update(settings)
         once.db._settings = None
-        found = examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
+        found = doctor.examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
         return {finding.code for finding in found.findings} & {"once-acks-early", "resent-early", "not-resent"}
 
     assert codes() == {"once-acks-early"}

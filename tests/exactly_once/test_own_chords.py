@@ -1,5 +1,6 @@
 """`result_backend = "alchemy://"` counts the members of a chord in the database: its body comes once."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from support.exactly_once import together
 from support.once_flows import COMPLETED, Flows
 
 from celery_alchemy import DatabaseTask
+from celery_alchemy.workers.exactly_once import own_chords
 
 MEMBERS = 4
 
@@ -50,6 +52,49 @@ def test_members_that_end_at_the_same_time(flows: Flows, key: str) -> None:
     flows.work()
     assert flows.traces(key) == ended(flows, key)
     assert flows.bodies.count("body") == 1
+
+
+def test_members_that_have_all_seen_the_others(flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_see_the_others(flows, key, monkeypatch) == 1
+    if not flows.app.conf.alchemy_outbox:  # what was taken is lost
+        flows.database.execute(f"DELETE FROM {COMPLETED} WHERE nesting = -3")
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_in_other_isolation_levels(
+    run_database: Database, key: str, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    options = {"isolation_level": level}
+    flows = Flows(run_database, result_backend="alchemy://", alchemy_engine_options=options)
+    try:
+        assert all_see_the_others(flows, key, monkeypatch) == 1
+        flows.work()
+        assert flows.traces(key) == ended(flows, key)
+    finally:
+        flows.close()
+
+
+def all_see_the_others(flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let each member take itself for the last; return how many of them have sent the body."""
+    barrier, waiting_for = threading.Barrier(MEMBERS), own_chords.waiting_for
+    chord(header(flows, key), flows.step.s(key, "body")).apply_async()
+    messages = flows.taken()
+    flows.app.finalize()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(flows.app.backend), "on_chord_part_return", lambda *_, **__: None)
+        for message in messages:
+            flows.run(message)
+
+    def look(*args: Any) -> Any:
+        found = waiting_for(*args)
+        barrier.wait(20)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own_chords, "waiting_for", look)
+        ends = together([lambda one=one: flows.run(one, redelivered=True) for one in messages])  # type: ignore[misc]
+    assert [state for state, _ in ends] == ["SUCCESS"] * MEMBERS
+    return len(flows.outbox() or flows.taken())
 
 
 def test_within_a_chain(flows: Flows, key: str) -> None:

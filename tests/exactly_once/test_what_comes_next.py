@@ -107,6 +107,7 @@ def test_it_is_written_by_the_transaction_of_the_work(flows: Flows, key: str) ->
     assert flows.deliver(work, task_id=new_id(), callbacks=[link])[0] == "SUCCESS"
     assert found == [[]]
     assert [row[0] for row in flows.outbox()] == ["step", "step"]
+    assert len(set(flows.database.column(f"SELECT batch FROM {OUTBOX}"))) == 1, "of one transaction"
     assert flows.deliver(fails, task_id=new_id(), callbacks=[link])[0] == "FAILURE"
     assert len(flows.outbox()) == 2
 

@@ -8,6 +8,9 @@ the chord's row sends the body; with an outbox in the same transaction. A member
 from __future__ import annotations
 
 import logging
+import random
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.canvas import maybe_signature
@@ -15,7 +18,9 @@ from celery.exceptions import ChordError
 from celery.result import allow_join_result, result_from_tuple
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
+from ...strategies.engines.transient import is_transient
 from ...strategies.features import completed_states
 from ...strategies.features.completed import Record
 from ...strategies.features.completed_states import OF_CHORD
@@ -24,6 +29,8 @@ from ..sending import outbox
 from ..sending.enqueue import register
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+TRIES = 5
 
 
 def begin(connection: Connection, table: Table, group_id: str, members: str) -> None:
@@ -65,8 +72,22 @@ def finish(db: Served, table: Table, backend: Any, group_id: str, members: Any, 
     _claim(db, table, group_id, lambda: callback.delay(values))
 
 
-def _claim(db: Served, table: Table, group_id: str, send: Any) -> bool:
-    """Delete the chord's row, and call `send`, in one transaction; tell whether the row was there."""
+def _claim(db: Served, table: Table, group_id: str, send: Callable[[], object]) -> bool:
+    """Delete the chord's row, and call `send`, in one transaction; tell whether the row was there.
+
+    Another member may do so at the same time: where the server then rolls this one back, it looks again.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return _claim_once(db, table, group_id, send)
+        except DBAPIError as error:
+            if not left or not is_transient(error):
+                raise
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - no secret
+    raise AssertionError
+
+
+def _claim_once(db: Served, table: Table, group_id: str, send: Callable[[], object]) -> bool:
     with db.unit_of_work() as session:
         if not completed_states.claim(session.connection(), table, group_id, OF_CHORD):
             return False
