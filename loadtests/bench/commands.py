@@ -189,7 +189,7 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
 
 @bench.command()
 @click.argument("directory", type=DIRECTORY)
-@click.option("--chart", metavar="CONTEST", help="Write this contest's ratios as chart.svg instead, for a README.")
+@click.option("--chart", metavar="CONTEST", help="Draw this contest, or `demo`, as chart.svg instead.")
 def report(directory: Path, chart: str | None) -> None:
     """Write the report of a results directory again."""
     if chart is None:
