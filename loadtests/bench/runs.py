@@ -27,7 +27,7 @@ from .contests import Contest, UserTask
 from .results import RUN_FILE, RunFacts
 from .store import Store, forget, machine, versions, writing
 
-WIDTH = 110  # Columns, where the output is no terminal that knows its own width
+WIDTH = 130  # Columns, where the output is no terminal that knows its own width
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, 
     patterns = dict.fromkeys(arm.pattern for contest in contests for arm in contest.arms)
     asked, own = "The task that was asked for.", "The task's own way to get a Session."
     return RunFacts(
-        command=_command(),
+        command=command_line(),
         begun=datetime.now(UTC).isoformat(timespec="seconds"),
         options=options,
         services=services,
@@ -108,7 +108,7 @@ def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, 
     )
 
 
-def _command() -> str:
+def command_line() -> str:
     """Return the command as it was given, without what a URL would tell."""
     words, hidden = [], False
     for word in sys.argv[1:]:

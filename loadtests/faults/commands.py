@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
-import shlex
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 
 from ..bench import arguments
-from ..bench.runs import console_of_run
+from ..bench.runs import command_line, console_of_run
+from ..bench.store import machine, versions
 from ..errors import WorkerError
 from ..reports.tables import table
 from ..reports.terminal import print_table
@@ -27,7 +25,6 @@ from ..tasks.patterns import OURS, PATTERNS
 from .place import FAULTS, Damage, place
 
 SEED = 20261125
-PACKAGES = ("celery", "SQLAlchemy", "psycopg", "gevent", "eventlet", "Flask-SQLAlchemy")
 STRATEGIES = ("local", "scoped", "per_process")
 BASELINES = ("recipe", "with_session", "thread_local", "flask", "tuned")
 COLUMNS = [field.name for field in fields(Damage) if field.name != "tasks"]
@@ -161,12 +158,12 @@ def faults(
         if result.failed:
             console.print(f"[red]not run[/red]: {result.cell}: {result.failed.splitlines()[-1]}")
     if out is not None:
-        command = "celery " + shlex.join(sys.argv[1:])
+        command = command_line()
         about = [f"Database: {server}.", f"Broker: {broker}.", f"Seed {seed}."]
         out.mkdir(parents=True, exist_ok=True)
         facts = {
-            "command": command, "seed": seed, "server": server, "broker": broker, "python": platform.python_version(),
-            "versions": {name: version(name) for name in PACKAGES}, "results": [asdict(result) for result in results],
+            "command": command, "seed": seed, "server": server, "broker": broker, "machine": machine(),
+            "versions": versions(), "results": [asdict(result) for result in results],
         }  # fmt: skip
         (out / "faults.json").write_text(json.dumps(facts, indent=1) + "\n")
         (out / "faults.md").write_text(markdown(results, command=command, about=about))
