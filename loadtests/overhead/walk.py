@@ -37,7 +37,7 @@ _ROOTS = {room: (Path(celery_alchemy.__file__).parent / room).resolve() for room
 POOLS = ("solo", "threads", "prefork")  # Under gevent the fork is gevent's
 #: The scenes that are one request, and their tasks.
 REQUESTS = {"one SELECT": "select", "one SELECT, one delay_on_commit": "select_and_delay"}
-TARGETS = dict(zip(REQUESTS, ("at most 10 files, 45 calls, 40 crossings, 20 back", "at most 14 files"), strict=True))
+TARGETS = dict(zip(REQUESTS, ("at most 9 files, 26 calls, 26 crossings, 18 back", "at most 14 files"), strict=True))
 
 
 class Step(NamedTuple):
