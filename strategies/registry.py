@@ -341,7 +341,7 @@ class UnitOfWorkRegistry:
             self.leave(unit, error)
             error = None  # no cycle: exception -> traceback -> this frame -> exception
         if shield.pending is not None:
-            shield.check()
+            shield.check_later()
 
 
 class Block(ContextDecorator, AbstractContextManager[Session]):
