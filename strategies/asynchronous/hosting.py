@@ -114,7 +114,7 @@ class Interruption:
 
     def __init__(self, soft_limit: Callable[[float | None], BaseException]) -> None:
         self._soft_limit = soft_limit
-        self._armed = False
+        self._armed = 0  # Bodies that run, one inside another
         self._held = 0
         self._kept: BaseException | None = None  # A soft limit that waits for the body, or for the end of a COMMIT
         self._asked: BaseException | None = None  # What is to be raised instead of the CancelledError on its way
@@ -130,13 +130,17 @@ class Interruption:
         Raises:
             BaseException: the soft limit that has come before.
         """
-        self._armed = True
-        self.check()
+        self._armed += 1
+        try:
+            self.check()
+        except BaseException:
+            self._armed -= 1
+            raise
 
     def disarm(self) -> None:
         """The body has ended."""
-        self._armed = False
-        if not isinstance(self._asked, Killed):
+        self._armed -= 1
+        if not self._armed and not isinstance(self._asked, Killed):
             self.take()
 
     @contextmanager

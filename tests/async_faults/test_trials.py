@@ -55,7 +55,7 @@ def test_an_ordinary_unit_of_work_in_a_thread(unharmed: Worker, database: Postgr
     assert sorted(database.rows(key)) == ["of the task", "of the thread"]
 
 
-COMMITS = ("commit", "begin", "transaction", "nested", "called", "connection", "engine", "own session")
+COMMITS = ("commit", "begin", "transaction", "nested", "called", "applied", "connection", "engine", "own session")
 
 
 @pytest.mark.parametrize("how", [*COMMITS, "child"])

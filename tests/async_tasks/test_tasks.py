@@ -157,6 +157,12 @@ def test_apply_in_a_coroutine_is_refused_and_in_a_task_has_its_own_unit_of_work(
     async def outer(task: Any) -> None:
         await add(task, key, "outer")
         inner_task.apply(throw=True)
+
+        async def child() -> None:
+            inner_task.apply(throw=True)
+
+        with pytest.raises(ConfigurationError, match=r"await .*to_thread"):
+            await asyncio.create_task(child())
         raise KeyError
 
     with pytest.raises(KeyError):

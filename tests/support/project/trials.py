@@ -249,11 +249,18 @@ async def commit_slowly(self: AsyncDatabaseTask, key: str, how: str, goes_on: bo
     elif how == "own session":
         async with AsyncSession(db.async_engine) as session, session.begin():
             await slow_commit(session, key)
+    elif how == "applied":
+        written_slowly.apply((key,), throw=True)
     elif how == "child":
         await asyncio.create_task(commit_in_child(key))
     if goes_on:
         await asyncio.sleep(20)
     return "ended"
+
+
+@trial
+async def written_slowly(self: AsyncDatabaseTask, key: str) -> None:
+    await slow_commit(self.db, key)
 
 
 async def slow_core(connection: Any, key: str) -> None:
