@@ -10,6 +10,7 @@ from celery import Celery
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from support.async_shop import Shop, add
 from support.databases import PostgreSQL
 from support.project.models import Row
@@ -20,6 +21,7 @@ from celery_alchemy import (
     CeleryAlchemyError,
     ConfigurationError,
     CurrentAsyncSession,
+    CurrentSession,
     DatabaseTask,
     NoUnitOfWork,
     UseDatabase,
@@ -259,6 +261,48 @@ def test_the_other_kind_of_function_is_refused_where_it_is_defined(shop: Shop) -
         task = shop.task(body, base=base)
         with pytest.raises(ConfigurationError, match=f"base={other}"):
             _ = task.name
+
+
+async def with_session(session: CurrentSession | None) -> None: ...
+
+
+async def with_other_database(session: "Annotated[Session, UseDatabase('reports')]") -> None: ...
+
+
+def with_async_session(session: CurrentAsyncSession) -> None: ...
+
+
+def with_other_async(*, other: "Annotated[AsyncSession, UseDatabase('reports')]") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "base", "named"),
+    [
+        (with_session, AsyncDatabaseTask, ("CurrentAsyncSession", "base=DatabaseTask")),
+        (with_other_database, AsyncDatabaseTask, ("AsyncSession", "base=DatabaseTask")),
+        (with_async_session, DatabaseTask, ("CurrentSession", "base=AsyncDatabaseTask")),
+        (with_other_async, DatabaseTask, ("CurrentSession", "base=AsyncDatabaseTask")),
+    ],
+)
+def test_the_session_of_the_other_kind_is_refused_where_a_task_is_defined(
+    function: Any, base: Any, named: tuple[str, ...]
+) -> None:
+    app = Celery("kinds", broker="memory://", set_as_current=False)
+    app.task(base=base, name="wrong", shared=False)(function)
+    with pytest.raises(ConfigurationError) as refused:
+        app.finalize()
+    assert all(name in str(refused.value) for name in ("wrong", *named)), refused.value
+
+
+def test_a_session_for_type_checkers_alone_is_refused_in_both_spellings() -> None:
+    """It would not be passed."""
+
+    async def body(session: "Unknown[CurrentAsyncSession]") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    app = Celery("kinds", broker="memory://", set_as_current=False)
+    app.task(base=AsyncDatabaseTask, name="wrong", shared=False)(body)
+    with pytest.raises(ConfigurationError, match="cannot be evaluated"):
+        app.finalize()
 
 
 def test_what_ends_a_body_ends_no_event_loop(shop: Shop) -> None:
