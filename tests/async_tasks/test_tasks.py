@@ -172,6 +172,37 @@ def test_apply_in_a_coroutine_is_refused_and_in_a_task_has_its_own_unit_of_work(
     assert run_database.rows(key) == ["inner"]
 
 
+def test_an_ordinary_unit_of_work_is_refused_in_coroutines_and_allowed_in_threads(
+    shop: Shop, run_database: PostgreSQL, key: str
+) -> None:
+    """Each of its statements would stop the event loop. With a driver that is awaited the task's own coroutine may."""
+    unit = shop.db.unit_of_work
+    awaited = "asyncpg" in shop.app.conf.alchemy_database_url
+
+    def opens() -> None:
+        with unit() as session:
+            session.add(Row(key=key, note="ordinary"))
+
+    async def opens_here() -> None:
+        opens()
+
+    async def body(task: Any) -> None:
+        with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+            await asyncio.create_task(opens_here())
+        if awaited:
+            opens()
+        else:
+            with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+                opens()
+            await asyncio.to_thread(opens)
+
+    shop.run(body)
+    assert run_database.rows(key) == ["ordinary"]
+    with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+        asyncio.run(opens_here())
+    assert run_database.rows(key) == ["ordinary"]
+
+
 def test_callbacks_of_both_kinds_run_after_the_commit(shop: Shop, run_database: PostgreSQL, key: str) -> None:
     seen: list[Any] = []
 
@@ -247,6 +278,37 @@ def test_the_session_is_injected(shop: Shop) -> None:
         assert await task(session, 7, other=session) == "by hand"
 
     asyncio.run(by_hand())
+
+
+def test_db_task_makes_an_async_task_of_an_async_function(shop: Shop, run_database: PostgreSQL, key: str) -> None:
+    @shop.db.task(name=f"bound-{key}")
+    async def bound(self: AsyncDatabaseTask, session: CurrentAsyncSession, note: str) -> str:
+        assert session is self.db
+        session.add(Row(key=key, note=note))
+        return note
+
+    @shop.db.task
+    async def plain(session: CurrentAsyncSession) -> int:
+        return len((await session.scalars(select(Row).where(Row.key == key))).all())
+
+    class House(AsyncDatabaseTask):
+        abstract = True
+
+    @shop.db.task(base=House, name=f"house-{key}")
+    async def of_a_class_below(self: Any) -> str:
+        return type(self).__mro__[1].__name__
+
+    @shop.db.task(base=DatabaseTask, name=f"wrong-{key}")
+    async def wrong() -> None: ...
+
+    assert bound.apply(("ada",), throw=True).result == "ada"
+    assert run_database.rows(key) == ["ada"]
+    assert plain.apply(throw=True).result == 1
+    assert of_a_class_below.apply(throw=True).result == "House"
+    with pytest.raises(ConfigurationError, match="base=AsyncDatabaseTask"):
+        _ = wrong.name
+    with pytest.raises(TypeError):
+        bound.apply_async(("ada", "lovelace"))
 
 
 def test_the_other_kind_of_function_is_refused_where_it_is_defined(shop: Shop) -> None:
