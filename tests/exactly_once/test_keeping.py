@@ -178,7 +178,7 @@ def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: 
     def codes(pool: str = "prefork", **settings: Any) -> set[str]:
         once.app.conf.update(settings)
         once.db._settings = None
-        found = examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
+        found = doctor.examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
         return {finding.code for finding in found.findings} & {"once-acks-early", "resent-early", "not-resent"}
 
     assert codes() == {"once-acks-early"}
