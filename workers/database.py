@@ -14,7 +14,7 @@ from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.asynchronous.strategy import PerLoopStrategy
 from ..strategies.asynchronous.units import AsyncUnitOfWork
 from ..strategies.deferring import DeferringUnit
-from ..strategies.deferring_sessions import DeferringSession
+from ..strategies.deferring_sessions import DeferringSession, hold_limits_in_commits
 from ..strategies.drivers import green
 from ..strategies.drivers.awaited_urls import has_sync_side, sync_url
 from ..strategies.drivers.url import parse_url, shown, shown_text
@@ -282,7 +282,7 @@ class Database:
 
     def for_coroutines(self, worker_pool: WorkerPool) -> tuple[EngineFactory, SessionFactory]:
         """Return what makes the AsyncEngines, and the Sessions inside AsyncSessions."""
-        from ..strategies.asynchronous.sessions import AwaitingSession
+        from ..strategies.asynchronous.sessions import AwaitingSession, hold_limits_in_awaited_commits
 
         options, url, engine = self._database_options(self.settings, may_await=lambda: True)
         if engine is not None:
@@ -291,9 +291,8 @@ class Database:
                 "Engine. Set app.conf.alchemy_database_url instead; listeners go into @db.on_engine."
             )
         sessions = SessionFactory(self.session_factory, self.settings.session_options, (AwaitingSession,))
-        engines = EngineFactory(
-            url, None, options, self._running, observe_error, self._engine_hooks(), ReservedQueuePool
-        )
+        hooks = (*self._engine_hooks(), hold_limits_in_awaited_commits)
+        engines = EngineFactory(url, None, options, self._running, observe_error, hooks, ReservedQueuePool)
         for listener in self._listeners:
             engines.on_engine(listener)
         return engines, sessions
@@ -344,8 +343,9 @@ class Database:
     ) -> EngineFactory:
         kept = self._engines
         self._running.worker_pool = worker_pool
-        hooks = self._engine_hooks()
-        pool_class = DeferringQueuePool if worker_pool.forks else ReservedQueuePool
+        hooks, pool_class = self._engine_hooks(), ReservedQueuePool
+        if worker_pool.forks:
+            hooks, pool_class = (*hooks, hold_limits_in_commits), DeferringQueuePool
         if observers.current() is not None:
             hooks, pool_class = (*hooks, observers.meter_pool), MeteredQueuePool
         if (

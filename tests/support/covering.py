@@ -59,6 +59,7 @@ FULL_RUN_ONLY = frozenset(
         "test_fork_workers.py::test_replaced_after_each_task",
         "test_loadtest_faults.py::test_a_fault_is_caused_and_counted",
         "test_loadtest_faults.py::test_a_short_soak",
+        "test_loadtest_faults.py::test_tasks_that_are_retried_for_ever_are_not_waited_for_for_ever",
         "test_loadtest_patterns.py::test_a_baseline_is_right_where_its_users_rely_on_it",
         "test_loadtest_patterns.py::test_all_patterns_register_the_same_tasks_and_only_ours_has_an_alchemy",
         "test_loadtest_patterns.py::test_preflight_tells_whether_the_driver_blocks_the_hub",
