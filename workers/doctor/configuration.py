@@ -179,17 +179,22 @@ def _resending(app: Celery, resend_s: float | None) -> Iterator[Finding]:
     within_s = redelivered_within_s(app)
     if within_s is None or resend_s is None or resend_s > within_s:
         return
+    remedy = "Leave alchemy_outbox_resend_s out: one and a half times the visibility timeout."
     if resend_s:
-        what = f"and is delivered again by the broker after its visibility_timeout of {within_s:.0f} s: copies pile up"
-        what = f"A message of the outbox is sent again after {resend_s:.0f} s, {what}."
+        yield warning(
+            "resent-early",
+            f"A message of the outbox is sent again after {resend_s:.0f} s, and the broker delivers it again after its "
+            f"visibility_timeout of {within_s:.0f} s: copies pile up.",
+            remedy,
+            "alchemy_outbox_resend_s",
+        )
     else:
-        what = "alchemy_outbox_resend_s is 0: a message that Redis loses on the way to its worker is not sent again."
-    yield warning(
-        "resent-early" if resend_s else "not-resent",
-        what,
-        "Leave alchemy_outbox_resend_s out: one and a half times the visibility timeout.",
-        "alchemy_outbox_resend_s",
-    )
+        yield warning(
+            "not-resent",
+            "alchemy_outbox_resend_s is 0: a message that the broker loses on the way to its worker is not sent again.",
+            remedy,
+            "alchemy_outbox_resend_s",
+        )
 
 
 def _some(names: list[str]) -> str:
