@@ -41,6 +41,8 @@ FULL_RUN_ONLY = frozenset(
         "test_counts.py::test_a_walk_that_finds_nothing_is_no_short_one",
         "test_doctor_static.py::test_the_command",
         "exactly_once/test_once_kills.py",
+        "exactly_once/test_once_storm.py",
+        "test_loadtest_faults.py::test_a_message_that_comes_three_times",
         "async_faults/test_memory.py",
         "async_drivers/test_silent_servers.py",
         "test_locust_run.py::test_a_master_and_two_workers_started_by_hand_find_each_other",
