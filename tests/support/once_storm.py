@@ -221,7 +221,8 @@ class Storm:
         if self.setup.way.startswith("ours"):
             # A lease of a minute is over; whoever has it may still send.
             with self.engine.connect() as connection:
-                connection.execute(text("UPDATE celery_alchemy_outbox SET due_at = 0 WHERE due_at IS NOT NULL"))
+                leased = f"due_at > {time.time() + LONG_S + 2 * VISIBLE_AGAIN_S}"
+                connection.execute(text(f"UPDATE celery_alchemy_outbox SET due_at = 0 WHERE {leased}"))
             outbox.send_waiting(self.module.db)
         if self._on_redis:
             with self.app.connection_for_write() as connection:
