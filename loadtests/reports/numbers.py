@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..faults.soak import Sample, Soak
 from ..faults.soak import table as soak_table
+from . import storms
 from .summary import Summary, summarise
 from .tables import Table, by_pool
 from .terminal import markdown_table
@@ -38,6 +39,7 @@ KNOWN: dict[str, Callable[..., str]] = {
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
     "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
+    "storms": lambda run, what: storms.said(RESULTS / run, what),
 }
 
 
