@@ -33,7 +33,7 @@ def soak(run: str) -> Table:
 KNOWN: dict[str, Callable[..., str]] = {
     "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
     "tasks": lambda run: (
-        f"{sum(one.tasks for found in read(run).batches.values() for batch in found for one in batch.cells):,}"
+        f"{sum(one.tasks for found in read(run).batches.values() for b in found for one in b.cells):,}"
     ),
     "demo": lambda run: f"\n{markdown_table(demo(read(run))[0])}\n",
     "demo-in-short": lambda run: " ".join(demo_in_short(read(run))),
