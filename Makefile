@@ -5,7 +5,7 @@ VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-rest test-full test-faults faults-report soak test-lowest lint docs dist bench-overhead counts \
-	counts-baseline walk numbers clean
+	counts-baseline walk numbers storms clean
 
 # The hand-written recipe and celery-alchemy at the same work under each worker pool, counted: 90 seconds on a fresh machine.
 demo: $(or $(wildcard $(VENV)/installed),$(VENV)/demo)
@@ -26,7 +26,8 @@ test-rest: $(VENV)/installed
 test-full: $(VENV)/installed
 	$(PYTEST) --tests full $(PYTEST_ARGS)
 
-# The fault tests at full length: soft time limits and kills at thousands of random moments, ten thousand forks.
+# The fault tests at full length: soft time limits and kills at thousands of random moments, ten thousand forks, 2,000
+# pairs of the same message on each database in each isolation level.
 test-faults: $(VENV)/installed
 	CELERY_ALCHEMY_FAULTS=full $(BIN)/python -m pytest $(FAULT_TESTS) $(PYTEST_ARGS)
 
@@ -34,11 +35,16 @@ test-faults: $(VENV)/installed
 faults-report: $(VENV)/installed
 	$(BIN)/celery alchemy faults --pools prefork,threads,gevent,eventlet,solo --out docs
 
+# Workers killed at random, with exactly_once and without: each storm leaves a row in storms.jsonl.
+storms: $(VENV)/installed
+	cd tests && $(CURDIR)/$(BIN)/python -m scripts.once_storms --out $(CURDIR)/storms.jsonl --folder $(CURDIR)/.storms $(STORMS_ARGS)
+
 # 200,000 short tasks for each worker pool: memory, Sessions and connections must not grow.
 soak: $(VENV)/installed
 	$(BIN)/celery alchemy soak $(if $(POOLS),--pools $(POOLS)) $(if $(TASKS),--tasks $(TASKS))
 
-FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py
+FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py \
+	tests/exactly_once/test_isolation.py tests/exactly_once/test_once_storm.py
 
 # The built wheel, with the oldest versions it allows, away from the checkout.
 test-lowest: $(VENV)-lowest/installed

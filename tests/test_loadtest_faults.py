@@ -43,6 +43,19 @@ def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
     assert "| celery-alchemy (local) | · | · | · | · | · | · |" in page
 
 
+@pytest.mark.timeout(320)
+def test_a_message_that_comes_three_times(tmp_path: Path) -> None:
+    """Patterns written by hand do its work each time; with exactly_once, ours does it once."""
+    done = run("faults", "--pools", "threads", "--faults", "twice", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong: dict[str, set[int]] = {}
+    for found in json.loads((tmp_path / "faults.json").read_text())["results"]:
+        assert found["failed"] == ""
+        wrong.setdefault(found["cell"]["pattern"], set()).add(found["damage"]["wrong"])
+    assert wrong.pop("celery-alchemy") == {0}
+    assert all(numbers == {8} for name, numbers in wrong.items() if name != "recipe")
+
+
 @pytest.mark.timeout(120)
 def test_tasks_that_are_retried_for_ever_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each retry is an answer, so waiting for the next answer would never end: no server listens any more."""

@@ -21,7 +21,7 @@ from ..services.proxy import Proxy
 from ..tasks.patterns import POOLS
 from ..tasks.replies import Outcome, Reply
 from ..tasks.workloads import Workload
-from .tasks import IGNORE, MANY, OBJECTS, PROBE, RETRY, SESSIONS, SURELY, WRITE
+from .tasks import IGNORE, MANY, OBJECTS, ONCE, PROBE, RETRY, SESSIONS, SURELY, WRITE
 
 PATIENCE_S = 8.0
 """How long to wait for one more answer. A task here takes a second at most; one that takes longer hangs."""
@@ -266,6 +266,14 @@ def _gone(place: Place, chance: random.Random) -> None:
     place.wait(tasks)
 
 
+def _twice(place: Place, chance: random.Random) -> None:
+    tasks = place.send(ONCE, 2 * place.together, SLEEP_MS // 4)
+    for task in tasks:
+        place.post(ONCE.task_name, task)
+        place.post(ONCE.task_name, task, countdown=GONE_S)
+    place.collect(tasks, over=lambda: all(len(task.final) > 2 for task in tasks), patience_s=PATIENCE_S)
+
+
 def _limits(place: Place, chance: random.Random) -> None:
     limits = [chance.uniform(0.002, 0.05) for _ in range(LIMITED)]
     place.run_all(MANY, LIMITED, expected=False, limits=limits)
@@ -285,6 +293,7 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         Fault("nothing", "Nothing goes wrong; several tasks run at one time.", _nothing),
         Fault("forked", "The main process has used the database before it forked.", _nothing, ("prefork",), True),
+        Fault("twice", "Each message comes three times, two of them at the same moment.", _twice),
         Fault("retries", "Each task retries twice after it has written.", lambda place, _: place.run_all(RETRY, 24)),
         Fault("ignored", "Tasks raise Ignore after they have written; others follow.", _ignored),
         Fault("limits", f"Soft time limits strike {LIMITED} tasks at random moments.", _limits, ("prefork",)),

@@ -66,5 +66,6 @@ def fault_use(session: Session, call: Call) -> None:
 
 WRITE, MANY, RETRY, IGNORE = fault_write, fault_steps, fault_retry, fault_ignore
 SURELY = replace(WRITE, name="fault_surely", summary="The same, retried.", retried_on=(OperationalError,))
+ONCE = replace(WRITE, name="fault_once", summary="The same, whose effects are to happen once.", once=True)
 COUNT, PROBE, USE = fault_count, fault_probe, fault_use
-FAULT_TASKS = (COUNT, WRITE, SURELY, MANY, RETRY, IGNORE, PROBE, USE)
+FAULT_TASKS = (COUNT, WRITE, SURELY, ONCE, MANY, RETRY, IGNORE, PROBE, USE)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..faults.soak import Sample, Soak
 from ..faults.soak import table as soak_table
+from . import storms
 from .summary import Summary, summarise
 from .tables import Table, by_pool, demo, demo_in_short
 from .terminal import markdown_table
@@ -32,7 +33,7 @@ def soak(run: str) -> Table:
 KNOWN: dict[str, Callable[..., str]] = {
     "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
     "tasks": lambda run: (
-        f"{sum(one.tasks for found in read(run).batches.values() for batch in found for one in batch.cells):,}"
+        f"{sum(one.tasks for found in read(run).batches.values() for b in found for one in b.cells):,}"
     ),
     "demo": lambda run: f"\n{markdown_table(demo(read(run))[0])}\n",
     "demo-in-short": lambda run: " ".join(demo_in_short(read(run))),
@@ -40,6 +41,7 @@ KNOWN: dict[str, Callable[..., str]] = {
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
     "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
+    "storms": lambda run, what: storms.said(RESULTS / run, what),
 }
 
 

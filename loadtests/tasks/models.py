@@ -5,12 +5,17 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from ...strategies.features.completed_table import completed_tasks_table
+
 INITIAL_BALANCE = 1_000_000
 """What each account starts with: never used up in a run, so that a transfer fails only when it is meant to."""
 
 
 class Base(DeclarativeBase):
     """The tables of one run."""
+
+
+completed_tasks_table(Base.metadata)
 
 
 class Account(Base):

@@ -25,6 +25,8 @@ def register(app: Celery, built: Built) -> None:
         options: dict[str, Any] = {"throws": (TransferRefused,), "ignore_result": True}
         if workload.retried_on:
             options |= {"autoretry_for": workload.retried_on, "default_retry_delay": 0.1, "max_retries": 300}
+        if workload.once:
+            options |= built.once
         app.task(bind=True, base=built.base, name=workload.task_name, **options)(_task_of(workload, built))
 
 

@@ -5,7 +5,7 @@ A worker builds one of them, which imports what it needs; reading names and summ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ class Built(NamedTuple):
     attempt: Callable[[Any, Work], Any]
     """Called with the bound task and the work to do in its Session; returns what the work returns."""
     base: type[Any] = Task
+    once: Mapping[str, Any] = {}
+    """Options of a task whose effects are to happen once, however often it is delivered; {}: it knows of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def celery_alchemy(app: Celery, url: str) -> Built:
     # "auto" would measure a busy machine, and differ from start to start.
     app.conf.alchemy_begin_with_first_statement = False
     Alchemy(app)
-    return Built(lambda task, work: work(task.db), DatabaseTask)
+    return Built(lambda task, work: work(task.db), DatabaseTask, {"exactly_once": True})
 
 
 @_pattern("The published DatabaseTask: the Session is an attribute of the Task, closed in after_return.")

@@ -75,6 +75,7 @@ class Workload:
     entries: Callable[[int], Entries] = lambda number: []
     endings: tuple[Ending, ...] = (Ending.RETURN,)  # In turn, by the number of the task
     retried_on: tuple[type[Exception], ...] = ()  # `autoretry_for` of the task, with next to no delay
+    once: bool = False  # Its effects are to happen once, where the pattern can see to that
 
     @property
     def task_name(self) -> str:

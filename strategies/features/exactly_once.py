@@ -10,6 +10,7 @@ Who runs the task gives each of its runs an `Attempt`; here it is followed throu
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any, Literal
 
 from sqlalchemy import Table, event, select
@@ -33,6 +34,7 @@ ATTEMPT = "_celery_alchemy_attempt"
 """In the `__dict__` of a request: its Attempt."""
 #: The note of a row that was committed before its task has ended: what it returns is not known yet.
 UNFINISHED = json.dumps({"unfinished": True})
+_listening = threading.Lock()
 
 
 class Superseded(BaseException):
@@ -261,11 +263,12 @@ class ExactlyOnce(UnitHook):
     __slots__ = ()
 
     def __init__(self) -> None:
-        if not event.contains(OnceSession, "after_begin", _after_begin):
-            event.listen(OnceSession, "after_begin", _after_begin)
-            event.listen(OnceSession, "before_commit", _before_commit)
-            event.listen(OnceSession, "after_commit", _after_commit)
-            event.listen(OnceSession, "after_transaction_end", _after_end)
+        with _listening:  # a task in another thread that went on with half of them would not write its row
+            if not event.contains(OnceSession, "after_transaction_end", _after_end):
+                event.listen(OnceSession, "after_begin", _after_begin)
+                event.listen(OnceSession, "before_commit", _before_commit)
+                event.listen(OnceSession, "after_commit", _after_commit)
+                event.listen(OnceSession, "after_transaction_end", _after_end)
 
     def opened(self, unit: OpenUnit, session: Session) -> None:
         """Follow `session` where it is that of a run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -26,6 +27,7 @@ _NO_SUCH_TABLE = frozenset({"42P01", 1146})  # PostgreSQL's code, MySQL's
 _NO_SUCH_COLUMN = frozenset({"42703", 1054})
 _NOT_ALLOWED = frozenset({"42501", 1142, 1143})
 """PostgreSQL's insufficient_privilege; MySQL's, of a table and of a column."""
+_listening = threading.Lock()
 
 
 class Commit(Enum):
@@ -133,10 +135,17 @@ def follow(session: Session, make: Callable[[], Writer]) -> Writer:
 
 def listen() -> None:
     """Follow the COMMITs of all Sessions of this process: a message may be registered in one that is going on, when it
-    would be too late to listen to that Session."""
-    if not event.contains(Session, "before_commit", _before_commit):
-        event.listen(Session, "before_commit", _before_commit)
-        event.listen(Session, "after_commit", _after_commit)
+    would be too late to listen to that Session.
+
+    Before any thread or greenlet is in a COMMIT, where that can be: SQLAlchemy fails one that goes through a list of
+    listeners which grows.
+    """
+    if event.contains(Session, "after_commit", _after_commit):
+        return
+    with _listening:
+        if not event.contains(Session, "after_commit", _after_commit):
+            event.listen(Session, "before_commit", _before_commit)
+            event.listen(Session, "after_commit", _after_commit)
 
 
 def _before_commit(session: Session) -> None:

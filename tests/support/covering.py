@@ -42,6 +42,8 @@ FULL_RUN_ONLY = frozenset(
         "test_doctor_static.py::test_the_command",
         "exactly_once/test_killed_with_outbox.py",
         "exactly_once/test_once_kills.py",
+        "exactly_once/test_once_storm.py",
+        "test_loadtest_faults.py::test_a_message_that_comes_three_times",
         "async_faults/test_memory.py",
         "async_drivers/test_silent_servers.py",
         "test_locust_run.py::test_a_master_and_two_workers_started_by_hand_find_each_other",

@@ -84,15 +84,15 @@ class Process:
 
 
 class Interpreter:
-    """A running interpreter that forks."""
+    """A running interpreter that forks; it has imported `more`, too."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, *more: str) -> None:
         self._lock = threading.Lock()
         self._channel, its = socket.socketpair()
         self._answers = self._channel.makefile("rb")
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.preloaded", str(its.fileno()), library],
+                [sys.executable, "-m", "support.preloaded", str(its.fileno()), library, *more],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
                 env={
@@ -197,7 +197,7 @@ def main() -> None:
         celery: Any = importlib.import_module("celery")
         celery.maybe_patch_concurrency(["celery", "worker", "--pool", library])
         _import_each(f"celery.concurrency.{library}")
-    _import_each(*MODULES)
+    _import_each(*MODULES, *sys.argv[3:])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     places = [place for place in sys.path[1:] if place not in given]  # the first is where this was started
     gc.collect()

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from ...strategies.features import outbox
 from ...strategies.features.outbox_place import Place
-from ...strategies.features.outbox_writing import Commit, Writer, explained, follow
+from ...strategies.features.outbox_writing import Commit, Writer, explained, follow, listen
 from ...strategies.hooks import OpenUnit, UnitHook
 from ...strategies.sessions import owner_of, waiting_of
 from ...strategies.unit_of_work import UnitOfWork
@@ -220,7 +220,10 @@ class BeginForMessages(UnitHook):
 
 def hooks(settings: Settings) -> tuple[UnitHook, ...]:
     """Return what follows units of work for the outbox; nothing where it is off."""
-    return (_BEGIN,) if settings.outbox else ()
+    if not settings.outbox:
+        return ()
+    listen()  # now: with the first message, another thread or greenlet may be in the COMMIT of a Session
+    return (_BEGIN,)
 
 
 _BEGIN = BeginForMessages()
