@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from celery_alchemy.loadtests.bench.batches import Schedule, slice_length
 from celery_alchemy.loadtests.bench.cells import RunningCell
 from celery_alchemy.loadtests.bench.commands import bench
-from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
+from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, plan, pools_contest
 from celery_alchemy.loadtests.bench.results import Arm
 from celery_alchemy.loadtests.bench.rows import TaskRow
 from celery_alchemy.workers.selection import automatic
@@ -39,6 +39,29 @@ def test_worker_pools_are_compared_at_each_concurrency() -> None:
     contest = pools_contest("select", arms)
     assert [arm.copy for arm in contest.arms] == [0, 1, 0, 0, 0]
     assert contest.reference == arms[0]
+
+
+def test_the_worker_pool_asyncio_is_compared_with_coroutines() -> None:
+    """What sleeps in Python is left out there, and patterns by hand are where they can run."""
+    chosen = {
+        "strategies": ["auto"],
+        "baselines": ["celery-alchemy-async", "asyncio_run", "recipe"],
+        "concurrency": [4],
+    }
+    workloads = ["select", "slow_io"]
+    contests = plan(
+        ["patterns", "pools"], None, automatic(), pools=["threads", "asyncio"], workloads=workloads, **chosen
+    )
+    assert {one.name: [arm.name for arm in one.arms if not arm.copy] for one in contests} == {
+        "pools/select": ["threads-4-celery-alchemy-auto", "asyncio-4-celery-alchemy-async-auto"],
+        "pools/slow_io": ["threads-4-celery-alchemy-auto"],
+        "patterns/threads/select": [
+            "threads-4-celery-alchemy-auto",
+            *(f"threads-4-{name}" for name in ("celery-alchemy-async", "asyncio_run", "recipe")),
+        ],
+        "patterns/threads/slow_io": ["threads-4-celery-alchemy-auto", "threads-4-recipe"],
+        "patterns/asyncio/select": ["asyncio-4-celery-alchemy-async-auto"],
+    }
 
 
 def test_no_arm_gains_by_its_turn() -> None:

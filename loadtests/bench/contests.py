@@ -95,8 +95,10 @@ def plan(
         ours = strategies if strategy else []
         for pool, found in arms.items():
             for workload in (name for name in names if _runs(found[0], name)):
-                by_hand = [] if user_task else [name for name in baselines if PATTERNS[name].runs(pool, workload)]
-                contests.append(patterns_contest(workload, found[0], ours, by_hand, automatic))
+                others = [] if user_task else [name for name in baselines if name != own[pool]]
+                by_hand = [name for name in others if PATTERNS[name].runs(pool, workload)]
+                strategies = ours if own[pool] == pattern else []  # `async def` tasks have one of their own
+                contests.append(patterns_contest(workload, found[0], strategies, by_hand, automatic))
     return contests
 
 

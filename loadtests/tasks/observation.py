@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..faults.tasks import FAULT_TASKS
 from . import phases
 from .patterns import AnySession, Built
-from .workloads import TASKS, Call, TransferRefused, Workload
+from .workloads import NOTHING, TASKS, Call, TransferRefused, Workload
 
 _running: dict[int, Session] = {}  # The Sessions of the attempts that run in this process now
 
@@ -31,10 +31,12 @@ def register(app: Celery, built: Built) -> None:
 
 def _task_of(workload: Workload, built: Built) -> Any:
     def task(self: Task, number: int) -> Any:
-        return built.attempt(self, partial(run, workload, self, self.request, number))
+        # Not even a Session is opened: what is left is what Celery and the worker pool cost.
+        return None if workload is NOTHING else built.attempt(self, partial(run, workload, self, self.request, number))
 
     async def awaiting(self: Task, number: int) -> None:
-        await task(self, number)
+        if workload is not NOTHING:
+            await task(self, number)
 
     return awaiting if iscoroutinefunction(built.attempt) else task
 

@@ -131,7 +131,7 @@ def _two_entries(number: int) -> Entries:
     return [(source, -amount), (target, amount)]
 
 
-@workload("Touch nothing.")
+@workload("Touch nothing, not even the Session.")
 def _nothing(session: Session, call: Call) -> None:
     pass
 
@@ -270,5 +270,6 @@ _OFFERED = (_nothing, _select, _insert, _transfer, _statements, _slow_query, _sl
 WORKLOADS: dict[str, Workload] = {one.name: one for one in _OFFERED}
 """By name; what a benchmark can be asked to run."""
 PREFLIGHT = _preflight
+NOTHING = _nothing
 TASKS = (*_OFFERED, PREFLIGHT)
 """Everything a worker registers."""

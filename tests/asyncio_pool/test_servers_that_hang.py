@@ -112,7 +112,8 @@ def test_a_broker_that_hangs_while_tasks_publish(name: str, site: Site, run_data
         with running(
             Worker(
                 site, name, "asyncio", database_url=run_database.url(name), concurrency=40, own=True,
-                broker_url=servers.rabbitmq(), own_broker_url=url, settings=settings, modules=("auditing", "coroutines"),
+                broker_url=servers.rabbitmq(), own_broker_url=url, settings=settings,
+                modules=("auditing", "coroutines"),
             )
         ) as worker:  # fmt: skip
             assert worker.call("send", 3).value == 3
