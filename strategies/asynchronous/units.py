@@ -21,7 +21,7 @@ from ..registry import UnitOfWorkRegistry
 from ..scope import here, own_scope, runs_in_greenlet
 from ..several.several_units import Part, SeveralUnits
 from ..unit_of_work import UnitOfWork
-from .hosting import check, held, host
+from .hosting import check_later, held, host
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -93,13 +93,13 @@ class AsyncUnits(UnitOfWorkRegistry):
         twin_of: The registry of ordinary code, which finds them too.
     """
 
-    unit_class = AsyncUnitOfWork
+    unit_class: type[UnitOfWork] = AsyncUnitOfWork
 
     def __init__(
         self, start: Callable[[], object], options: Callable[..., UnitOptions], twin_of: UnitOfWorkRegistry
     ) -> None:
         super().__init__(start, options)
-        self.twin_of = twin_of
+        self.twin_of: UnitOfWorkRegistry | None = twin_of
         twin_of.twin = self
 
     def begin(
@@ -178,4 +178,4 @@ class AsyncBlock(AbstractAsyncContextManager["AsyncSession"]):
         unit.task = asyncio.current_task()
         await in_greenlet(lambda: self._registry.finish(unit, error))
         if error is None:
-            check()  # a time limit has waited for the COMMIT
+            check_later()  # a time limit has waited for the COMMIT
