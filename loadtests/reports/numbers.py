@@ -33,7 +33,7 @@ def soak(run: str) -> Table:
 def instructions(where: str, row: str, side: str) -> float:
     """Of one task, of the baseline of `make counts`; `_` stands for a space."""
     kept = json.loads(baseline.PATH.read_text())["3.11"]["instructions"]
-    with_layer, by_hand = kept[where.replace("_", " ")][row.replace("_", " ")]
+    with_layer, by_hand = kept[where.replace(",", ", ")][row.replace("_", " ")]
     return float(with_layer if side == "ours" else by_hand)
 
 
