@@ -83,6 +83,7 @@ def announce(reply_url: str, ready_key: str, **described: Any) -> None:
 
 def _described(consumer: Any, pattern: Pattern | None) -> dict[str, Any]:
     if db := apps.find(consumer.app):
+        # Which of the two it has, its tasks decide; the ordinary one announces all connections.
         used = db.strategy
         return {"strategy": used.name, "reason": used.reason, "max_connections": used.max_connections}
     if pattern is None:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from celery_alchemy.loadtests.bench.batches import Schedule, slice_length
 from celery_alchemy.loadtests.bench.cells import RunningCell
 from celery_alchemy.loadtests.bench.commands import bench
-from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, pools_contest
+from celery_alchemy.loadtests.bench.contests import orders, patterns_contest, plan, pools_contest
 from celery_alchemy.loadtests.bench.results import Arm
 from celery_alchemy.loadtests.bench.rows import TaskRow
 from celery_alchemy.workers.selection import automatic
@@ -41,6 +41,29 @@ def test_worker_pools_are_compared_at_each_concurrency() -> None:
     assert contest.reference == arms[0]
 
 
+def test_the_worker_pool_asyncio_is_compared_with_coroutines() -> None:
+    """What sleeps in Python is left out there, and patterns by hand are where they can run."""
+    chosen = {
+        "strategies": ["auto"],
+        "baselines": ["celery-alchemy-async", "asyncio_run", "recipe"],
+        "concurrency": [4],
+    }
+    workloads = ["select", "slow_io"]
+    contests = plan(
+        ["patterns", "pools"], None, automatic(), pools=["threads", "asyncio"], workloads=workloads, **chosen
+    )
+    assert {one.name: [arm.name for arm in one.arms if not arm.copy] for one in contests} == {
+        "pools/select": ["threads-4-celery-alchemy-auto", "asyncio-4-celery-alchemy-async-auto"],
+        "pools/slow_io": ["threads-4-celery-alchemy-auto"],
+        "patterns/threads/select": [
+            "threads-4-celery-alchemy-auto",
+            *(f"threads-4-{name}" for name in ("celery-alchemy-async", "asyncio_run", "recipe")),
+        ],
+        "patterns/threads/slow_io": ["threads-4-celery-alchemy-auto", "threads-4-recipe"],
+        "patterns/asyncio/select": ["asyncio-4-celery-alchemy-async-auto"],
+    }
+
+
 def test_no_arm_gains_by_its_turn() -> None:
     """Over two rounds every arm has the same mean position; orders differ from pair to pair, reproducibly."""
     arms = [Arm("solo", 1, f"pattern{number}") for number in range(7)]
@@ -69,8 +92,8 @@ def test_rounds_are_spread_over_the_restarts() -> None:
         (["--strategies", "scopd"], "'scopd' is not a session strategy. Did you mean 'scoped'?"),
         (["--baselines", "recipes"], "'recipes' is not a pattern to compare with. Did you mean 'recipe'?"),
         (["--workloads", "selct"], "'selct' is not a workload. Did you mean 'select'?"),
-        (["--concurrency", "4,zero"], "write one or more whole numbers from 1 to 256"),
-        (["--concurrency", "0"], "write one or more whole numbers from 1 to 256"),
+        (["--concurrency", "4,zero"], "write one or more whole numbers from 1 to 1000"),
+        (["--concurrency", "0"], "write one or more whole numbers from 1 to 1000"),
         (["--slice", "1h"], "write a duration from 0.1s to 60s"),
         (["--rounds", "0"], "0 is not in the range"),
         (["--rounds", "2", "--restarts", "3"], "fewer rounds than restarts"),

@@ -18,7 +18,7 @@ from celery_alchemy.loadtests.services import harness
 from celery_alchemy.loadtests.services.environment import WorkerEnvironment
 from celery_alchemy.loadtests.tasks import observation
 from celery_alchemy.loadtests.tasks.models import Account, Base, Entry
-from celery_alchemy.loadtests.tasks.patterns import OURS, PATTERNS
+from celery_alchemy.loadtests.tasks.patterns import AWAITED, OURS, PATTERNS
 from celery_alchemy.loadtests.tasks.workloads import PREFLIGHT, TASKS, WORKLOADS
 
 NUMBERS = range(10)
@@ -147,7 +147,7 @@ def loaded(pattern: str) -> dict[str, Any]:
 def test_all_patterns_register_the_same_tasks_and_only_ours_has_an_alchemy(pattern: str) -> None:
     found = loaded(pattern)
     assert found.pop("tasks") == sorted(workload.task_name for workload in (*TASKS, *FAULT_TASKS))
-    if pattern == OURS:
+    if pattern in {OURS, AWAITED}:
         assert found["alchemy"]
         assert found["signals"] > 0
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..tasks.patterns import OURS, PATTERNS, POOLS
+from ..tasks.patterns import ASYNCIO, OURS, PATTERNS, POOLS
 from ..tasks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -58,9 +58,15 @@ def suggest(value: str, known: Sequence[str]) -> str:
     return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}."
 
 
+_PACKAGES = {
+    "flask": "Flask-SQLAlchemy", "taskiq": "taskiq-redis", "celery_aio_pool": "celery-aio-pool",
+    **{green: green for green in GREEN},
+}  # fmt: skip
+
+
 def missing(name: str) -> str:
     """Return what a worker pool or a pattern needs and is not installed, in a sentence; empty if it can be used."""
-    package = {"flask": "Flask-SQLAlchemy", "taskiq": "taskiq-redis", **{green: green for green in GREEN}}.get(name)
+    package = _PACKAGES.get(name)
     installed = package is None or find_spec(package.lower().replace("-", "_"))
     return "" if installed else f"{name} needs {package}: pip install {package}."
 
@@ -147,7 +153,7 @@ DATABASE_URL = click.option(
 )
 BROKER_URL = click.option("--broker-url", envvar="BROKER_URL", help="Broker; default: an embedded Valkey.")
 REGISTERED = sorted(point.name for point in entry_points(group="celery_alchemy.strategies"))
-POOL = OneOf("worker pool", POOLS)
+POOL = OneOf("worker pool", (*POOLS, ASYNCIO))
 STRATEGY = OneOf("session strategy", (AUTO, *dict.fromkeys(("local", "scoped", "per_process", *REGISTERED))), path=True)
 PATTERN = OneOf("pattern", PATTERNS)
 BASELINE = OneOf("pattern to compare with", [name for name in PATTERNS if name != OURS])

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from ..errors import LoadTestError
 from ..services.sampler import Sampler
+from ..tasks.patterns import ASYNCIO, TUNED_CONNECTIONS
 from .cells import ANSWER_S, Bench, RunningCell, phases
 from .contests import Contest, orders
 from .results import Arm, Batch, Cell, Objective, Slice, SweepStep, knee_of
@@ -90,7 +91,7 @@ def running_cells(bench: Bench, workload: str, arms: Sequence[Arm], tell: Tell) 
         LoadTestError: The workers, all up at once, could not all connect: they would look broken.
     """
     # One for each task that runs, and one for whoever looks: ours, and the server's own.
-    needed = sum(arm.concurrency + 1 for arm in arms) + 10
+    needed = sum((TUNED_CONNECTIONS if arm.pool == ASYNCIO else arm.concurrency) + 1 for arm in arms) + 10
     if bench.server and not bench.user_task and needed > bench.server.max_connections:
         raise LoadTestError(
             f"{len(arms)} workers need about {needed} connections at once; the database server accepts "

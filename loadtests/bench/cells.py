@@ -19,7 +19,7 @@ from ..services.harness import LoadWorker, Services, Worker, load_worker
 from ..services.processes import StopStep, deferred_signals
 from ..services.rundir import RunDirectory
 from ..services.sampler import Connections, CpuClock, Sampler, Spent, memory_bytes, spent
-from ..tasks.patterns import OURS
+from ..tasks.patterns import AWAITED, OURS
 from ..tasks.workloads import PREFLIGHT, WORKLOADS, Workload
 from . import checks
 from .arguments import GREEN
@@ -204,7 +204,7 @@ class RunningCell:
         elif not self._abandoned:
             verdicts += self.stop()
         wrong = (row for row in self.rows if checks.failure(row, self.workload))
-        ours = self.arm.pattern == OURS
+        ours = self.arm.pattern in {OURS, AWAITED}
         return Cell(
             self.arm,
             verdicts,

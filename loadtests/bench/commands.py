@@ -37,7 +37,7 @@ def _rates(value: str) -> tuple[float, ...]:
 
 # What every command that starts workers takes. One line each, to be read as a table.
 # fmt: off
-CONCURRENCIES = partial(numbers, 1, 256, int, "write one or more whole numbers from 1 to 256, such as 4 or 4,16.")
+CONCURRENCIES = partial(numbers, 1, 1000, int, "write one or more whole numbers from 1 to 1000, such as 4 or 4,16.")
 POOLS = option("--pools", "all", arguments.POOL.several, "Worker pools, separated by commas.")
 CONCURRENCY = option("--concurrency", "4", CONCURRENCIES, "Pool processes, threads, greenlets; solo has 1.", "numbers")
 SERVICES = (

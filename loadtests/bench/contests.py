@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from ...workers import apps
 from ..services.databases import DRIVERS
-from ..tasks.patterns import OURS, PATTERNS
+from ..tasks.patterns import OURS, PATTERNS, pattern_for
 from .arguments import AUTO, suggest
 from .results import Arm
 from .store import Store
@@ -69,6 +69,7 @@ def demo_contests(pools: Sequence[str], concurrency: int, workload: str) -> list
     return [
         Contest(f"demo/{pool}", workload, (Arm(pool, workers, RECIPE), Arm(pool, workers, OURS, AUTO)))
         for pool, workers in slots.items()
+        if pool in PATTERNS[RECIPE].pools
     ]
 
 
@@ -79,20 +80,31 @@ def plan(
     """Return the contests of a run."""
     names = [user_task.task] if user_task else workloads
     pattern, strategy = (AS_IT_IS, "") if user_task and not user_task.alchemy else (OURS, AUTO)
+    own = {pool: pattern_for(pool) if pattern == OURS else pattern for pool in pools}
     arms = {
-        pool: [Arm(pool, number, pattern, strategy) for number in ((1,) if pool in ALONE else concurrency)]
+        pool: [Arm(pool, number, own[pool], strategy) for number in ((1,) if pool in ALONE else concurrency)]
         for pool in pools
     }
     every, contests = [arm for of_pool in arms.values() for arm in of_pool], []
     if "pools" in kinds and (len(every) > 1 or "patterns" not in kinds):
-        contests += [pools_contest(workload, every) for workload in names]
+        contests += [
+            pools_contest(workload, [arm for arm in every if arm.pattern == AS_IT_IS or _runs(arm, workload)])
+            for workload in names
+        ]
     if "patterns" in kinds:
         ours = strategies if strategy else []
         for pool, found in arms.items():
-            for workload in names:
-                by_hand = [] if user_task else [name for name in baselines if PATTERNS[name].runs(pool, workload)]
-                contests.append(patterns_contest(workload, found[0], ours, by_hand, automatic))
+            for workload in (name for name in names if _runs(found[0], name)):
+                others = [] if user_task else [name for name in baselines if name != own[pool]]
+                by_hand = [name for name in others if PATTERNS[name].runs(pool, workload)]
+                strategies = ours if own[pool] == pattern else []  # `async def` tasks have one of their own
+                contests.append(patterns_contest(workload, found[0], strategies, by_hand, automatic))
     return contests
+
+
+def _runs(arm: Arm, workload: str) -> bool:
+    """Tell whether the pattern of `arm` can run it; a task of the user's own is run as it is."""
+    return arm.pattern not in PATTERNS or workload not in PATTERNS[arm.pattern].without
 
 
 def remaining(store: Store, contests: Sequence[Contest], restarts: int) -> list[tuple[Contest, int]]:

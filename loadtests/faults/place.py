@@ -18,7 +18,7 @@ import psutil
 from ..services.harness import LoadWorker, Sent, Services, load_worker
 from ..services.processes import StopStep
 from ..services.proxy import Proxy
-from ..tasks.patterns import POOLS
+from ..tasks.patterns import ASYNCIO, POOLS
 from ..tasks.replies import Outcome, Reply
 from ..tasks.workloads import Workload
 from .tasks import IGNORE, MANY, OBJECTS, ONCE, PROBE, RETRY, SESSIONS, SURELY, WRITE
@@ -28,7 +28,7 @@ PATIENCE_S = 8.0
 LONGEST_S = 60.0  # For tasks that are waited for together: one that retries for ever answers for ever
 SETTLE_S = 5.0
 STOP_STEPS = (StopStep(signal.SIGTERM, 3.0), StopStep(signal.SIGQUIT, 1.0))
-CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
+CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1, ASYNCIO: 8}
 WRONG_ANSWERS = {"WrongResult", "AssertionError"}
 WATCHED = "celery-alchemy-faults"  # The `application_name` of the worker's sessions, not of ours
 BUSY = "state <> 'idle'"
@@ -223,7 +223,7 @@ class Fault:
     name: str
     summary: str  # One sentence for people
     cause: Callable[[Place, random.Random], object]
-    pools: tuple[str, ...] = POOLS
+    pools: tuple[str, ...] = (*POOLS, ASYNCIO)
     in_main: bool = False  # The main process uses the database before it forks
 
 
@@ -296,12 +296,12 @@ FAULTS: dict[str, Fault] = {
         Fault("twice", "Each message comes three times, two of them at the same moment.", _twice),
         Fault("retries", "Each task retries twice after it has written.", lambda place, _: place.run_all(RETRY, 24)),
         Fault("ignored", "Tasks raise Ignore after they have written; others follow.", _ignored),
-        Fault("limits", f"Soft time limits strike {LIMITED} tasks at random moments.", _limits, ("prefork",)),
+        Fault("limits", f"Soft time limits strike {LIMITED} tasks at random moments.", _limits, ("prefork", ASYNCIO)),
         Fault(
             "killed",
-            "Tasks are killed in the middle of a query: SIGKILL of the pool process, or gevent's hard time limit.",
+            "Tasks are killed in the middle of a query: SIGKILL of the pool process, or a hard time limit.",
             _killed,
-            ("prefork", "gevent"),
+            ("prefork", "gevent", ASYNCIO),
         ),
         Fault("idle", "The server ends all idle connections.", _idle),
         Fault("busy", "The server ends all connections while tasks are in a statement.", _while_busy(Place.terminate)),

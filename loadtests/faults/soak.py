@@ -20,7 +20,7 @@ from ..reports.tables import Table
 from ..reports.terminal import print_table
 from ..services.harness import Services, services
 from ..services.sampler import memory_bytes
-from ..tasks.patterns import OURS
+from ..tasks.patterns import pattern_for
 from ..tasks.workloads import WORKLOADS, Workload
 from .place import Place, place
 from .tasks import COUNT, IGNORE, OBJECTS, RETRY, SESSIONS
@@ -85,7 +85,7 @@ def soak(services: Services, pool: str, strategy: str, tasks: int, sample_at: It
         RuntimeError: It stands still.
     """
     started = time.monotonic()
-    with place(services, pool, OURS, strategy) as here:
+    with place(services, pool, pattern_for(pool), strategy) as here:
         samples, failed, sent = [], 0, 0
         for upto in sample_at:
             for number in range(sent, upto):

@@ -24,6 +24,7 @@ from .processes import database, started
 from .rows import BY_HAND, OUTBOXES, PREFORK_RATIO, ROWS, SIDES, WITH_LAYER, Row
 
 WARM_UP_TASKS = 300
+POOLS = (*child.WORKER_POOLS, counts.AWAITED_CELL[0])
 TIMED = (BY_HAND, WITH_LAYER, "with the layer, again")
 
 
@@ -32,10 +33,16 @@ def limit_of(row: Row, pool: str) -> float | None:
     return PREFORK_RATIO if pool == "prefork" and row.ratio == 1.0 else row.ratio
 
 
+def rows_of(cell: counts.Cell, rows: list[Row]) -> list[Row]:
+    """Return those of `rows` that there are in a cell."""
+    return [row for row in rows if cell != counts.AWAITED_CELL or row.name in counts.AWAITED_ROWS]
+
+
 def print_instructions(console: Console, url: str, cells: list[counts.Cell], rows: list[Row]) -> None:
     """Count and print."""
     tables: dict[str, list[list[str]]] = {}
-    for _, where, row, ours, hand in counts.instructions(url, dict.fromkeys(cells, tuple(row.name for row in rows))):
+    wanted = {cell: tuple(row.name for row in rows_of(cell, rows)) for cell in cells}
+    for _, where, row, ours, hand in counts.instructions(url, wanted):
         added, ratio, limit = ours.median - hand.median, ours.median / hand.median, limit_of(row, where.split(",")[0])
         met = added <= row.added if row.added is not None else limit is not None and ratio <= limit
         target = f"{row.added:+,}" if row.added is not None else f"{limit:.2f}"
@@ -50,7 +57,7 @@ def print_instructions(console: Console, url: str, cells: list[counts.Cell], row
 
 def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:
     """Count what one message costs: sent by hand after the COMMIT, with the layer, and with each kind of outbox."""
-    for pool, strategy in cells:
+    for pool, strategy in (cell for cell in cells if cell != counts.AWAITED_CELL):
         by_hand, lines = None, []
         for side in (*SIDES, *OUTBOXES):
             acting_as = counts.BY_HAND_LIKE.get(pool, pool)
@@ -93,7 +100,7 @@ def print_times(
     columns = "task | by hand us | with layer us | added us | ratio | 95 % | the layer by itself, 95 % | target"
     for pool, strategy in cells:
         lines = []
-        for row in rows:
+        for row in rows_of((pool, strategy), rows):
             hand, ours, again = time_row(pool, strategy, url, row, restarts, rounds, tasks)
             ratio, same = ratios(ours, hand), ratios(again, ours)
             added = sorted(statistics.median(map(sub, *pair)) for pair in zip(ours, hand, strict=True))
@@ -126,7 +133,7 @@ def between(ratio: Estimate) -> str:
 @click.option("--rounds", default=12, show_default=True, type=click.IntRange(2), help="Rounds per process.")
 @click.option("--tasks", default=100, show_default=True, type=click.IntRange(1), help="Tasks per side and round.")
 @click.option("--strategy", "strategies", multiple=True, type=click.Choice(counts.STRATEGIES), help="Default: all.")
-@click.option("--pool", "pools", multiple=True, type=click.Choice(child.WORKER_POOLS), help="To act as; default: all.")
+@click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="To act as; default: all.")
 @click.option("--row", "names", multiple=True, type=click.Choice([row.name for row in ROWS]), help="Default: all.")
 @click.option("--only", type=click.Choice(["instructions", "times", "outbox"]), help="Default: all.")
 @click.option("--url", help="Of a database to use as it is; default: DATABASE_URL, else an embedded PostgreSQL.")
@@ -135,7 +142,10 @@ def main(
     only: str | None, url: str | None,
 ) -> None:  # fmt: skip
     """Measure and print the tables."""
-    cells = [(pool, strategy) for pool in pools or child.WORKER_POOLS for strategy in strategies or counts.STRATEGIES]
+    chosen = set(pools or POOLS)
+    ordinary = [pool for pool in child.WORKER_POOLS if pool in chosen]
+    cells = [(pool, strategy) for pool in ordinary for strategy in strategies or counts.STRATEGIES]
+    cells += [counts.AWAITED_CELL] if counts.AWAITED_CELL[0] in chosen and not strategies else []
     rows = [row for row in ROWS if not names or row.name in names]
     console = console_of_run()
     with database(url) as place:

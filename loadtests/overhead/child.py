@@ -22,7 +22,7 @@ from typing import Any
 from celery import signals
 
 from ..client.lines import answer_lines
-from .rows import Side, make_side
+from .rows import BY_HAND, Side, make_side
 
 WORKER_POOLS = ("solo", "threads", "gevent", "prefork")
 AFTER_SETTLING = 3
@@ -32,9 +32,10 @@ Sides = dict[str, Side]
 def main() -> None:
     """Act as the worker pool, with the strategy, the database and the sides on the command line."""
     pool, strategy, url, *names = sys.argv[1:]
-    sides = {name: make_side(name, url, strategy) for name in names}
-    for side in sides.values():
-        side.app.WorkController(pool=pool, concurrency=1)
+    sides = {name: make_side(name, url, strategy, pool) for name in names}
+    for name, side in sides.items():
+        # The worker pool asyncio is ours: by hand there is the event loop alone.
+        side.app.WorkController(pool="solo" if (name, pool) == (BY_HAND, "asyncio") else pool, concurrency=1)
 
     def execute(command: dict[str, Any]) -> dict[str, Any]:
         return {"found": resolve_name(command["function"])(sides, *command["arguments"])}
@@ -43,6 +44,10 @@ def main() -> None:
         import gevent
 
         gevent.spawn(answer_lines, questions(pool), execute).get()
+    elif pool == "asyncio":
+        from .awaited import in_a_greenlet
+
+        in_a_greenlet(lambda: answer_lines(questions(pool), execute))
     else:
         answer_lines(questions(pool), execute)
     os._exit(0)

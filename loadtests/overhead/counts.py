@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 from ..services.proxy import CountingProxy
 from . import baseline, callgrind, child, processes, walk
 from .baseline import Count
-from .rows import BY_HAND, ROWS, WITH_LAYER, Row
+from .rows import AWAITED, BY_HAND, ROWS, WITH_LAYER, Row
 
 ROW = {row.name: row for row in ROWS}
 STRATEGIES = ("local", "scoped", "per_process")
@@ -29,6 +29,10 @@ Cells = dict[Cell, tuple[str, ...]]  # Names of rows, by worker pool and strateg
 #: Threads by hand are solo by hand.
 BY_HAND_LIKE = {"threads": "solo"}
 TALLY_CELLS: tuple[Cell, ...] = tuple((pool, strategy) for pool in child.WORKER_POOLS for strategy in STRATEGIES)
+#: Tasks that are `async def`, and those rows that there are of them. Elsewhere than under asyncio they wait for another
+#: thread, which is another count each time.
+AWAITED_CELL: Cell = ("asyncio", AWAITED)
+AWAITED_ROWS = ("no database", "one SELECT")
 WARM_UP_TASKS = 30
 TALLIED_TASKS = 9
 OTHER_SEEDS = (3, 4, 5, 6, 7)
@@ -38,6 +42,7 @@ INSTRUCTION_CELLS: Cells = {
     ("prefork", "per_process"): ("no database", "one SELECT", "one INSERT"),
     ("gevent", "scoped"): ("one SELECT",),
     ("threads", "scoped"): ("one SELECT",),
+    AWAITED_CELL: AWAITED_ROWS,
 }
 ROUND_TRIP_ROWS = ("one SELECT", "one INSERT", "ten statements", "one SELECT, read_only")
 ROUND_TRIP_TASKS = 10
@@ -50,7 +55,8 @@ def measure_in_cells(cells: Cells, measure: Measure) -> Iterator[tuple[str, str,
     by_hand: dict[str, list[str]] = {}
     for (pool, _), names in cells.items():
         by_hand.setdefault(BY_HAND_LIKE.get(pool, pool), []).extend(ROW[name].by_hand for name in names)
-    jobs = [(BY_HAND, pool, "auto", list(dict.fromkeys(tasks))) for pool, tasks in by_hand.items()]
+    auto = {AWAITED_CELL[0]: AWAITED}
+    jobs = [(BY_HAND, pool, auto.get(pool, "auto"), list(dict.fromkeys(tasks))) for pool, tasks in by_hand.items()]
     jobs += [(WITH_LAYER, *cell, [ROW[name].with_layer for name in names]) for cell, names in cells.items()]
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         found = list(executor.map(lambda job: measure(*job), jobs))
@@ -141,6 +147,8 @@ def main(url: str | None, write: bool, no_instructions: bool) -> None:
     """Count, and compare or write."""
     with processes.database(url) as place:
         counts = [*tallies(place, TALLY_CELLS, ROWS), *round_trips(place), *walks(place)]
+        # What it calls to wait for an answer depends on when that comes.
+        counts += tallies(place, [AWAITED_CELL], [ROW["no database"]])
         if callgrind.is_available() and not no_instructions:
             counts += least_instructions(place)
         known = baseline.read()

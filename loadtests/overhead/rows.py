@@ -72,8 +72,14 @@ class Side:
             connection.default_channel.queue_purge(self.app.conf.task_default_queue)
 
 
-def make_side(side: str, url: str, strategy: str) -> Side:
+#: The strategy of coroutines: under it both sides have `async def` tasks, on an event loop.
+AWAITED = "per_loop"
+
+
+def make_side(side: str, url: str, strategy: str, pool: str = "solo") -> Side:
     """Return a side whose worker is still to be started."""
+    if strategy == AWAITED:
+        return _awaited(url, pool, ours=side != BY_HAND)
     return _by_hand(url) if side == BY_HAND else _with_layer(url, strategy, OUTBOXES.get(side, False))
 
 
@@ -177,6 +183,20 @@ def _with_layer(url: str, strategy: str, outbox: Any) -> Side:
 
     app.finalize()
     return Side(app, db.stop, _runs(app, nothing, select, insert, ten, read_only, on_commit, select_and_delay, nested))
+
+
+def _awaited(url: str, pool: str, *, ours: bool) -> Side:
+    from . import awaited
+
+    app = _app()
+    if ours:
+        app.conf.update(alchemy_database_url=url, alchemy_begin_with_first_statement=False)
+    close, tasks = (awaited.with_layer if ours else awaited.by_hand)(app, url)
+    app.finalize()
+    runs = _runs(app, *tasks)
+    if pool == "asyncio":  # elsewhere ours take themselves to an event loop
+        runs = {name: awaited.on_loop(task, runs[name], ours) for name, task in zip(runs, tasks, strict=True)}
+    return Side(app, close, runs)
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:

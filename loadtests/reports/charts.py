@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.results import Objective
-from ..tasks.patterns import OURS, POOLS
+from ..tasks.patterns import ASYNCIO, OURS, POOLS
 from .statistics import METRICS, Ratio
 from .summary import REFERENCE, Row, Standing, Summary, SweepSummary
 from .tables import side_by_side
@@ -31,7 +31,7 @@ VARIABLES = {
 STYLE = Path(__file__).with_name("alchemy.mplstyle")
 COLOURS = Path(__file__).with_name("colours.css")
 UNITS_PER_INCH, ROW, WIDEST = 72, 26, 8.0
-POOL_COLOURS = dict(zip(POOLS, SERIES, strict=True))
+POOL_COLOURS = {**dict(zip(POOLS, SERIES, strict=True)), ASYNCIO: MUTED}
 MARKS = "osD^v"
 
 

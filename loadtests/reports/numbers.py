@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ..faults.soak import Sample, Soak
 from ..faults.soak import table as soak_table
+from ..overhead import baseline
 from . import storms
 from .summary import Summary, summarise
-from .tables import Table, by_pool, demo, demo_in_short
+from .tables import Table, by_pool, demo, demo_in_short, ratio_cell
 from .terminal import markdown_table
 from .wording import number
 
@@ -30,6 +31,13 @@ def soak(run: str) -> Table:
     return soak_table(found).only("memory, MB", "slope, bytes a task", "Sessions", "connections", "failed")
 
 
+def instructions(where: str, row: str, side: str) -> float:
+    """Of one task, of the baseline of `make counts`; `_` stands for a space."""
+    kept = json.loads(baseline.PATH.read_text())["3.11"]["instructions"]
+    with_layer, by_hand = kept[where.replace(",", ", ")][row.replace("_", " ")]
+    return float(with_layer if side == "ours" else by_hand)
+
+
 KNOWN: dict[str, Callable[..., str]] = {
     "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
     "tasks": lambda run: (
@@ -40,6 +48,11 @@ KNOWN: dict[str, Callable[..., str]] = {
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
+    "instructions": lambda *of: f"{instructions(*of):,.0f}",
+    "times": lambda *of: f"{instructions(*of[:3]) / instructions(*of[3:]):.2f}",
+    "ratio": lambda run, name, arm, metric: (
+        ratio_cell({row.arm.name: row.ratios for row in read(run).contest(name).rows}[arm][metric]).text
+    ),
     "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
     "storms": lambda run, what: storms.said(RESULTS / run, what),
 }

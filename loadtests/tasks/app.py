@@ -6,6 +6,8 @@ profit from what an Alchemy does for the process.
 
 from __future__ import annotations
 
+import asyncio
+from inspect import iscoroutine
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -15,7 +17,7 @@ from .. import reporting
 from ..faults.tasks import USE
 from ..services.environment import WorkerEnvironment
 from . import observation
-from .patterns import OURS, PATTERNS, Pattern
+from .patterns import AWAITED, OURS, PATTERNS, Pattern
 
 TICK_S = 0.05
 
@@ -53,12 +55,14 @@ if environment.used_in_main:
     @worker_init.connect
     def use_in_main(**_: object) -> None:
         """Do what code at import time does: leave a connection in the main process."""
-        app.tasks[USE.task_name](0)
+        found = app.tasks[USE.task_name](0)
+        if iscoroutine(found):
+            asyncio.run(found)
 
 
 reporting.connect(
     environment.reply_url,
     environment.ready_key,
     environment.reply_key,
-    pattern=None if pattern.name == OURS else pattern,
+    pattern=None if pattern.name in {OURS, AWAITED} else pattern,
 )

@@ -6,6 +6,7 @@ The same few microseconds for every pattern. What is found is recorded, not rais
 from __future__ import annotations
 
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 from celery import Celery, Task
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..faults.tasks import FAULT_TASKS
 from . import phases
 from .patterns import AnySession, Built
-from .workloads import TASKS, Call, TransferRefused, Workload
+from .workloads import NOTHING, TASKS, Call, TransferRefused, Workload
 
 _running: dict[int, Session] = {}  # The Sessions of the attempts that run in this process now
 
@@ -31,15 +32,24 @@ def register(app: Celery, built: Built) -> None:
 
 
 def _task_of(workload: Workload, built: Built) -> Any:
-    def task(self: Task, number: int) -> None:
-        built.attempt(self, partial(run, workload, self, number))
+    def task(self: Task, number: int) -> Any:
+        # Not even a Session is opened: what is left is what Celery and the worker pool cost.
+        return None if workload is NOTHING else built.attempt(self, partial(run, workload, self, self.request, number))
 
-    return task
+    async def awaiting(self: Task, number: int) -> None:
+        if workload is not NOTHING:
+            await task(self, number)
+
+    return awaiting if iscoroutinefunction(built.attempt) else task
 
 
-def run(workload: Workload, task: Any, number: int, session: AnySession) -> None:
-    """Run `workload` in `session`, for one attempt of `task` that was sent with a number."""
-    own, call = session_behind(session), Call(task.request.id, number, task.request.retries, task)
+def run(workload: Workload, task: Any, request: Any, number: int, session: AnySession) -> None:
+    """Run `workload` in `session`, for one attempt of `task` that was sent with a number.
+
+    Args:
+        request: The attempt's; `task.request` is none in a greenlet of an AsyncSession that somebody else has made.
+    """
+    own, call = session_behind(session), Call(request.id, number, request.retries, task)
     phases.current().breach = breach_of(own)
     key = id(call)
     _running[key] = own

@@ -5,6 +5,7 @@ A worker builds one of them, which imports what it needs; reading names and summ
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,12 +14,17 @@ from celery import Celery, Task
 from celery.concurrency import get_implementation
 from celery.signals import worker_init, worker_process_init
 from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from . import phases
 
 OURS = "celery-alchemy"
+AWAITED = "celery-alchemy-async"
+"""Ours too, with `async def` tasks."""
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+ASYNCIO = "asyncio"
+"""The worker pool of ours; patterns by hand are not made for it."""
 DEFAULT_CONNECTIONS = 15  # SQLAlchemy's connection pool: 5 kept open, and 10 more when all are in use
 TUNED_CONNECTIONS = 20
 
@@ -30,7 +36,8 @@ class Built(NamedTuple):
     """A pattern in a worker: how it runs one attempt of a task, and the class of its tasks."""
 
     attempt: Callable[[Any, Work], Any]
-    """Called with the bound task and the work to do in its Session; returns what the work returns."""
+    """Called with the bound task and the work to do in its Session; returns what the work returns. Where it is
+    `async def`, so are the tasks."""
     base: type[Any] = Task
     once: Mapping[str, Any] = {}
     """Options of a task whose effects are to happen once, however often it is delivered; {}: it knows of none."""
@@ -57,6 +64,11 @@ class Pattern:
 
 
 PATTERNS: dict[str, Pattern] = {}  # By name, ours first
+
+
+def pattern_for(pool: str) -> str:
+    """Return the pattern of ours that a worker pool is for."""
+    return AWAITED if pool == ASYNCIO else OURS
 
 
 def _pattern(summary: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
@@ -88,13 +100,78 @@ def _in_a_block(make_session: Callable[[], Session]) -> Built:
 
 @_pattern("self.db of a DatabaseTask: one Session per task request, committed when the task returns.", OURS)
 def celery_alchemy(app: Celery, url: str) -> Built:
-    from celery_alchemy import Alchemy, DatabaseTask
+    from celery_alchemy import DatabaseTask
+
+    _with_alchemy(app, url)
+    return Built(lambda task, work: work(task.db), DatabaseTask, {"exactly_once": True})
+
+
+def _with_alchemy(app: Celery, url: str) -> None:
+    from celery_alchemy import Alchemy
 
     app.conf.alchemy_database_url = url
     # "auto" would measure a busy machine, and differ from start to start.
     app.conf.alchemy_begin_with_first_statement = False
     Alchemy(app)
-    return Built(lambda task, work: work(task.db), DatabaseTask, {"exactly_once": True})
+
+
+#: A plain sleep stops an event loop.
+_AWAITS: dict[str, Any] = {"without": ("slow_io",)}
+
+
+@_pattern(
+    "self.db of an AsyncDatabaseTask, an AsyncSession on the event loop of the process.",
+    AWAITED,
+    pools=(ASYNCIO, "prefork", "threads", "solo"),
+    **_AWAITS,
+)
+def celery_alchemy_async(app: Celery, url: str) -> Built:
+    from celery_alchemy import AsyncDatabaseTask
+
+    _with_alchemy(app, url)
+
+    async def attempt(task: Any, work: Work) -> Any:
+        return await task.db.run_sync(work)
+
+    return Built(attempt, AsyncDatabaseTask, {"exactly_once": True})
+
+
+async def _awaited(engine: Any, work: Work) -> Any:
+    async with AsyncSession(engine) as session, session.begin():
+        return await session.run_sync(work)
+
+
+@_pattern(
+    "asyncio.run(...) with an AsyncSession in each task, on an AsyncEngine that keeps no connection (NullPool).",
+    pools=("prefork", "threads", "solo"),
+    connections=lambda tasks: 2 * tasks,
+    without=("slow_io", "mix"),  # `self.retry()` has to be raised outside of the event loop
+)
+def asyncio_run(app: Celery, url: str) -> Built:
+    """The usual advice for `async def` code in Celery tasks."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    phases.instrument(engine.sync_engine)
+    return Built(lambda task, work: asyncio.run(_awaited(engine, work)))
+
+
+@_pattern(
+    "asyncio.run(...) with an AsyncSession in each task, on an AsyncEngine of that task's own.",
+    pools=("prefork", "threads", "solo"),
+    connections=lambda tasks: 2 * tasks,
+    without=("slow_io", "mix"),  # `self.retry()` has to be raised outside of the event loop
+)
+def engine_per_task(app: Celery, url: str) -> Built:
+    """The other usual advice."""
+
+    async def run(work: Work) -> Any:
+        engine = create_async_engine(url)
+        phases.instrument(engine.sync_engine)
+        try:
+            return await _awaited(engine, work)
+        finally:
+            await engine.dispose()
+
+    return Built(lambda task, work: asyncio.run(run(work)))
 
 
 @_pattern("The published DatabaseTask: the Session is an attribute of the Task, closed in after_return.")
@@ -223,6 +300,27 @@ def flask(app: Celery, url: str) -> Built:
                 return self.run(*args, **kwargs)
 
     return Built(lambda task, work: _committed(db.session, work), FlaskTask)
+
+
+@_pattern(
+    "celery-aio-pool awaits `async def` tasks, one at a time, on an AsyncEngine made when its first task runs.",
+    pools=("solo",),  # its peer
+    worker=(
+        "-c", "import os; os.environ['CELERY_CUSTOM_WORKER_POOL'] = 'celery_aio_pool.pool:AsyncIOPool'; "
+        "import celery_aio_pool as pool; pool.patch_celery_tracer(); from celery.__main__ import main; main()",
+        "-A", f"{__package__}.app", "worker", "--pool=custom", "--without-gossip", "--without-mingle",
+        "--without-heartbeat", "--concurrency",
+    ),
+)  # fmt: skip
+def celery_aio_pool(app: Celery, url: str) -> Built:
+    """Source: celery-aio-pool, README."""
+    engine = create_async_engine(url)
+    phases.instrument(engine.sync_engine)
+
+    async def attempt(task: Any, work: Work) -> Any:
+        return await _awaited(engine, work)
+
+    return Built(attempt)
 
 
 PATTERNS["taskiq"] = Pattern(

@@ -84,7 +84,7 @@ def _define(workload: Workload) -> None:
         )  # fmt: skip
 
         def work(of_task: Session) -> None:
-            observation.run(workload, SimpleNamespace(request=request, retry=_retry), number, of_task)
+            observation.run(workload, SimpleNamespace(retry=_retry), request, number, of_task)
 
         try:
             await session.run_sync(work)

@@ -132,6 +132,11 @@ def _two_entries(number: int) -> Entries:
     return [(source, -amount), (target, amount)]
 
 
+@workload("Touch nothing, not even the Session.")
+def _nothing(session: Session, call: Call) -> None:
+    pass
+
+
 @workload("Read one row by its primary key.")
 def _select(session: Session, call: Call) -> None:
     _read(session, account_of(call.number))
@@ -262,9 +267,10 @@ def _expect(wanted: list[int], found: list[int]) -> None:
         raise WrongResult(f"{found} instead of {wanted}")
 
 
-_OFFERED = (_select, _insert, _transfer, _statements, _slow_query, _slow_io, _cpu, _mix)
+_OFFERED = (_nothing, _select, _insert, _transfer, _statements, _slow_query, _slow_io, _cpu, _mix)
 WORKLOADS: dict[str, Workload] = {one.name: one for one in _OFFERED}
 """By name; what a benchmark can be asked to run."""
 PREFLIGHT = _preflight
+NOTHING = _nothing
 TASKS = (*_OFFERED, PREFLIGHT)
 """Everything a worker registers."""

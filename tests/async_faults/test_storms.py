@@ -79,7 +79,8 @@ def test_a_task_has_succeeded_exactly_when_its_rows_are_there(storm: Storm, key:
         dict(Counter((*re.findall(r"'(.*?)'", o.message), o.error)[0] for o in outcomes.values() if o.error)),
         f"connects {sum(report['connects'] for report in reports)}",
     )
-    assert {outcome.error for outcome in outcomes.values()} <= {"", "SoftTimeLimitExceeded"}
+    others = [one for one in outcomes.values() if one.error not in {"", "SoftTimeLimitExceeded"}]
+    assert others == []
     assert 0 < len(succeeded) < TASKS, "the run is empty"
     assert set(counts.values()) == {ROWS}
     assert set(counts) == succeeded

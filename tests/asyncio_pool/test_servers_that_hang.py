@@ -1,5 +1,6 @@
 """A result backend or a broker that hangs or refuses stops one task at most: the event loop goes on."""
 
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def test_a_result_backend_that_hangs(
     with running(
         Worker(
             site, name, "asyncio", database_url=url, concurrency=40, broker_url=servers.rabbitmq(), own=True,
-            result_backend=backend, settings=settings, modules=("coroutines",),
+            result_backend=backend, settings=settings, modules=("auditing", "coroutines"),
         )
     ) as worker:  # fmt: skip
         worker.send_only("heartbeat", key, 6.0, task_id=f"{key}-beat")
@@ -70,14 +71,27 @@ def test_a_result_backend_that_hangs(
             return seen == {"soft": ["begun", "soft limit"], "hard": ["begun", "cancelled"]}
 
         eventually(all_seen, "both limits strike")
-        silence = eventually(lambda: worker.said(key), "the loop has been watched")
-        assert silence[0] < LONGEST_SILENCE_S
+        assert_loop_goes_on(worker, key)
         # No message is left unacknowledged, though no result could be stored.
         eventually(lambda: worker.inspect("active") == [] and worker.inspect("reserved") == [], "nothing runs")
         began = time.monotonic()
         worker.end(signal.SIGTERM)
         assert time.monotonic() - began < 30
     assert given_back(worker) == []
+
+
+def assert_loop_goes_on(worker: Worker, key: str) -> None:
+    """No call that may block was made in the loop's thread, so no server can make it wait; one that is, is noted. And
+    the loop was not silent for as long as the clients wait, but for what a thread beside it was silent too."""
+    ((silent_s, beside_s),) = eventually(lambda: worker.said(key), "the loop has been watched")
+    print(f"the loop was silent for {silent_s} s at most, a thread beside it for {beside_s} s")
+    for number, expected in enumerate([False, True]):
+        worker.send_only("say_what_blocked", f"{key}-blocked-{number}", task_id=f"{key}-say-{number}")
+        (blocked,) = eventually(functools.partial(worker.said, f"{key}-blocked-{number}"), "what blocked is known")
+        assert any("block_on_socket" in one for one in blocked) is expected
+        assert [one for one in blocked if "block_on_socket" not in one] == []
+        worker.send_only("block_on_socket", task_id=f"{key}-block-{number}")
+    assert silent_s < LONGEST_SILENCE_S + beside_s
 
 
 def given_back(worker: Worker) -> list[str]:
@@ -98,7 +112,8 @@ def test_a_broker_that_hangs_while_tasks_publish(name: str, site: Site, run_data
         with running(
             Worker(
                 site, name, "asyncio", database_url=run_database.url(name), concurrency=40, own=True,
-                broker_url=servers.rabbitmq(), own_broker_url=url, settings=settings, modules=("coroutines",),
+                broker_url=servers.rabbitmq(), own_broker_url=url, settings=settings,
+                modules=("auditing", "coroutines"),
             )
         ) as worker:  # fmt: skip
             assert worker.call("send", 3).value == 3
@@ -107,8 +122,7 @@ def test_a_broker_that_hangs_while_tasks_publish(name: str, site: Site, run_data
             eventually(lambda: len(worker.inspect("active")) == 11, "all run")
             proxy.fall_silent()
             site.redis.set(site.key("go", key), 1, ex=60)
-            silence = eventually(lambda: worker.said(key), "the loop has been watched")
-            assert silence[0] < LONGEST_SILENCE_S
+            assert_loop_goes_on(worker, key)
             assert len(sending) == 10
             proxy.cut()
             proxy.recover()

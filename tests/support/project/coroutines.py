@@ -11,6 +11,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from support.project import tools
 from support.project.app import app
 
+BEAT_S = 0.02
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
 #: Of the test: a task of another request would leave its own value here, if contexts were shared.
 variable: contextvars.ContextVar[str | None] = contextvars.ContextVar("variable", default=None)
@@ -168,14 +169,25 @@ def wait_in_thread(seconds: float) -> str:
 
 @app.task(ignore_result=True)
 async def heartbeat(key: str, seconds: float) -> None:
-    """Say how long the loop has been silent at most."""
+    """Say how long the loop has been silent at most, and how long a thread beside it, which nothing of ours blocks."""
+    beside = asyncio.create_task(asyncio.to_thread(silence_of_thread, seconds))
     longest, last = 0.0, time.monotonic()
     until = last + seconds
     while last < until:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(BEAT_S)
         now = time.monotonic()
         longest, last = max(longest, now - last), now
-    await asyncio.to_thread(tools.say, key, round(longest - 0.02, 3))
+    await asyncio.to_thread(tools.say, key, [round(longest - BEAT_S, 3), await beside])
+
+
+def silence_of_thread(seconds: float) -> float:
+    longest, last = 0.0, time.monotonic()
+    until = last + seconds
+    while last < until:
+        time.sleep(BEAT_S)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    return round(longest - BEAT_S, 3)
 
 
 @app.task
