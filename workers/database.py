@@ -35,6 +35,7 @@ from ..strategies.several.two_phase import TwoPhaseSession
 from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
+from ._celery import known_task
 from .async_side import AsyncSide
 from .database_refusals import no_database, refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
@@ -47,7 +48,7 @@ from .sending import outbox
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
 from .watching import observers
-from .wrapping import async_tasks
+from .wrapping import async_tasks, is_database_task
 
 
 class DeferringPart(DeferringUnit, Part):
@@ -86,6 +87,8 @@ class Database:
         """In force whatever else was chosen: a test's."""
         self.worker: Callable[[], Any] | None = None
         """A weak reference to the worker of this process, of the app's default database; None where there is none."""
+        self.looks_received_at: float = 0.0
+        """The `monotonic()` from when on a look which messages of the outbox have been received is due."""
         self._running = RunningTasks()
         self._user_engine = engine
         self.succession: Succession = Succession()
@@ -142,6 +145,14 @@ class Database:
             extra=extra,
             session_kind=session_kind,
         )
+
+    def records(self, name: str | None = None) -> bool:
+        """Tell whether the task of that name, or any task, has `exactly_once`, and records here that it completes."""
+        assert self.app is not None
+        if name is None:
+            return once.has_any(self.app, self.settings)
+        task = known_task(self.app, name)
+        return task is not None and is_database_task(task) and once.mode_of(task, self.settings) is not None
 
     def runner_of(self, task: Any) -> RequestRunner:
         """Return what runs the requests of `task`."""

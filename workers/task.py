@@ -162,8 +162,10 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         if entry is not None:
             for inner in entry.registry.above(entry):
                 inner.succeed(final=False)
-            once.replaced_by(self, sig)
+            ended = once.replaced_by(self, sig, super().on_replace)
             entry.unit.succeed(final=False)
+            if ended is not None:
+                raise ended
         with sent_by_celery():
             return super().on_replace(sig)
 
