@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -100,10 +101,10 @@ class SessionFactory:
                 "session_factory is a scoped_session, which would give all units of work of a thread one Session. Give "
                 "its own factory: Alchemy(app, session_factory=your_scoped_session.session_factory)."
             )
-        if "async" in type(self._factory).__name__ or getattr(self._factory, "__name__", "").startswith("Async"):
+        if _makes_async_sessions(self._factory):
             raise InvalidSetting(
-                "session_factory makes AsyncSessions, but Celery tasks are ordinary functions. Give a sessionmaker, or "
-                "leave it out."
+                "session_factory makes AsyncSessions. `async def` tasks too have an ordinary Session, inside an "
+                "AsyncSession of ours. Give a sessionmaker or a Session class, or leave it out."
             )
         what = "session_factory and alchemy_session_options" if self._factory else "alchemy_session_options"
         with refused_as(InvalidSetting, f"{what} cannot be used to make a Session", self._options):
@@ -123,3 +124,11 @@ def _make_checked(
     if not isinstance(session, UnitSession):
         session.__class__ = class_of(type(session), kinds, False)
     return session
+
+
+def _makes_async_sessions(factory: Any) -> bool:
+    asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio")  # whoever has made one has imported it
+    if asynchronous is None:
+        return False
+    kinds = (asynchronous.async_sessionmaker, asynchronous.async_scoped_session)
+    return isinstance(factory, kinds) or (isinstance(factory, type) and issubclass(factory, asynchronous.AsyncSession))

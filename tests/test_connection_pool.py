@@ -20,11 +20,13 @@ Start = Callable[..., AbstractContextManager[Worker]]
 @pytest.fixture
 def start(site: Site, database: PostgreSQL) -> Start:
     @contextlib.contextmanager
-    def start(pool: str, concurrency: int, **options: Any) -> Iterator[Worker]:
+    def start(pool: str, concurrency: int, *, awaits: bool = False, **options: Any) -> Iterator[Worker]:
         name = f"{site.prefix[:-1]}-connections-{uuid.uuid4().hex[:6]}"
         url, settings = database.url(name), {"alchemy_engine_options": options}
         modules = ("endings", "sessions", "nesting", "callbacks", "helping")
-        worker = Worker(site, name, pool, url, concurrency=concurrency, settings=settings, modules=modules)
+        worker = Worker(
+            site, name, pool, url, concurrency=concurrency, settings=settings, modules=modules, awaits=awaits
+        )
         with running(worker):
             yield worker
             assert [report["checkedout"] for report in worker.probe()] == [0] * len(worker.probe())
@@ -181,6 +183,27 @@ def test_a_worker_pool_that_grows_announces_its_connections_anew(start: Start, d
         eventually(lambda: len(worker.pool_processes()) == 3, "the pool processes have gone")
         worker.concurrency = 3
         assert worker.inspect("sessions")["databases"]["default"]["max_connections"] == 8
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["functions", "coroutines"])
+def test_the_worker_pool_asyncio_announces_anew_what_grows(start: Start, database: PostgreSQL, awaits: bool) -> None:
+    """More tasks at a time queue for the connections that were announced; the log and `inspect sessions` agree."""
+    with start("asyncio", 2, awaits=awaits) as worker:
+        announced = worker.probe()[0]["max_connections"]
+        assert f"at most {announced} connections" in worker.log()
+        worker.control("pool_grow", n=6)
+        eventually(lambda: worker.inspect("sessions")["concurrency"] == 8, "the worker pool has grown")
+        assert worker.inspect("sessions")["databases"]["default"]["max_connections"] == announced
+        told = [line for line in worker.log().splitlines() if "concurrency 8 instead of 2" in line]
+        assert len(told) == 1, told
+        assert f"at most {announced} connections" in told[0]
+        outcomes, count = nest(worker, database)
+        assert [outcome.value for outcome in outcomes] == ["own connection"] * PARTIES, outcomes
+        assert count <= announced
+        worker.control("pool_shrink", n=5)
+        eventually(lambda: worker.inspect("sessions")["concurrency"] == 3, "the worker pool has shrunk")
+        outcomes = worker.call_together("insert", [(uuid.uuid4().hex,)] * 20)
+        assert {outcome.state for outcome in outcomes} == {"SUCCESS"}, outcomes
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])

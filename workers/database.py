@@ -14,7 +14,7 @@ from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.asynchronous.strategy import PerLoopStrategy
 from ..strategies.asynchronous.units import AsyncUnitOfWork
 from ..strategies.deferring import DeferringUnit
-from ..strategies.deferring_sessions import DeferringSession, hold_limits_in_commits
+from ..strategies.deferring_sessions import hold_limits_in_commits
 from ..strategies.drivers import green
 from ..strategies.drivers.awaited_urls import has_sync_side, sync_url
 from ..strategies.drivers.url import parse_url, shown, shown_text
@@ -28,10 +28,8 @@ from ..strategies.hooks import UnitHook
 from ..strategies.options import DatabaseOptions
 from ..strategies.registry import UnitOfWorkRegistry, observe_error
 from ..strategies.session_factory import MakeSession, SessionFactory
-from ..strategies.sessions import UnitSession
 from ..strategies.several.servers import can_prepare
 from ..strategies.several.several_units import Part, SeveralUnits
-from ..strategies.several.two_phase import TwoPhaseSession
 from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
@@ -45,6 +43,7 @@ from .request import RequestRunner
 from .running_tasks import RunningTasks
 from .secrecy import MASK, PREFIX
 from .sending import outbox
+from .session_options import session_options
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
 from .watching import observers
@@ -265,7 +264,7 @@ class Database:
                 return self._strategy
             url = sync_url(url) if url is not None else None
             sessions = SessionFactory(
-                self.session_factory, *_session_options(settings, options, deferring=worker_pool.forks)
+                self.session_factory, *session_options(settings, options, deferring=worker_pool.forks)
             )
             engines = self._engine_factory(url, engine, options, worker_pool)
             strategy_class, reason = selection.choose(settings.session_strategy, strategy_name, worker_pool)
@@ -395,16 +394,3 @@ _UNIT_CLASSES: dict[tuple[bool, bool], type[UnitOfWork]] = {
     (True, False): SeveralUnits,
     (True, True): DeferringSeveralUnits,
 }
-
-
-def _session_options(
-    settings: Settings, options: DatabaseOptions, *, deferring: bool
-) -> tuple[dict[str, Any], tuple[type[UnitSession], ...]]:
-    """Return the keyword arguments of Sessions, and what kinds of Session they are."""
-    kinds: list[type[UnitSession]] = []
-    if options.two_phase:
-        kinds.append(TwoPhaseSession)
-    if deferring:
-        kinds.append(DeferringSession)
-    given = {**settings.session_options, "twophase": True} if options.two_phase else settings.session_options
-    return given, tuple(kinds) or (UnitSession,)

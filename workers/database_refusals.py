@@ -39,16 +39,25 @@ def refuse_what_it_cannot(settings: Settings, options: DatabaseOptions, dialect:
 
 
 def refuse_async(engine: object) -> None:
-    """Refuse an Engine of the user's that is none for ordinary functions."""
+    """Refuse an Engine of the user's that is none for ordinary functions.
+
+    Raises:
+        ConfigurationError: says what to write; for `async def` tasks too.
+    """
+    awaited = (
+        "`async def` tasks have an AsyncEngine for each event loop, made by celery-alchemy: set "
+        "app.conf.alchemy_database_url, put what create_async_engine() got into alchemy_engine_options, and listeners "
+        "into @db.on_engine."
+    )
     if not isinstance(engine, Engine):
         raise ConfigurationError(
-            f"Alchemy(engine=...) got {type_of(engine)}, but tasks are ordinary functions and need a "
-            f"sqlalchemy.Engine, made by create_engine() with a sync driver."
+            f"Alchemy(engine=...) got {type_of(engine)}, but ordinary tasks need a sqlalchemy.Engine, made by "
+            f"create_engine() with a sync driver. {awaited}"
         )
     if engine.dialect.is_async:
         raise ConfigurationError(
-            "Alchemy(engine=...) got the Engine inside an AsyncEngine. Tasks are ordinary functions and need an "
-            "Engine made by create_engine() with a sync driver."
+            f"Alchemy(engine=...) got the Engine inside an AsyncEngine. Ordinary tasks need an Engine made by "
+            f"create_engine() with a sync driver. {awaited}"
         )
 
 

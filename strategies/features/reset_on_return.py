@@ -39,7 +39,11 @@ def why_not(dialect: Dialect | type[Dialect], options: DatabaseOptions) -> str |
     if dialect.name == "sqlite":
         return "SQLite has no server that could keep anything"
     if driver_of(dialect).session_reset() is None:
-        return f"it is not known how with the driver {dialect.driver}; psycopg, psycopg2, pymysql and mysqldb are known"
+        awaited = ", which is awaited (an `async def` task)" if dialect.is_async else ""
+        return (
+            f"it is not known how with the driver {dialect.driver}{awaited}; for ordinary tasks psycopg, psycopg2, "
+            f"pymysql and mysqldb are known"
+        )
     return None
 
 
@@ -54,7 +58,10 @@ def reset_on_return(engine: Engine, options: DatabaseOptions) -> None:
     reason = why_not(engine.dialect, options)
     reset = driver_of(engine.dialect).session_reset()
     if reason is not None or reset is None:
-        raise InvalidSetting(f"The sessions of {options.database!r} cannot be reset: {reason}.")
+        raise InvalidSetting(
+            f"alchemy_reset_on_return=True, but the sessions of the database {options.database!r} cannot be reset: "
+            f"{reason}. Leave it out."
+        )
     dialect = engine.dialect
 
     def on_checkout(dbapi_connection: Any, record: ConnectionPoolEntry, fairy: object) -> None:

@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 from support.async_shop import Shop, add
 from support.databases import PostgreSQL
 from support.project.models import Row
@@ -428,3 +428,54 @@ def test_an_engine_of_ones_own_cannot_be_awaited(run_database: PostgreSQL) -> No
     with pytest.raises(ConfigurationError, match="alchemy_database_url"):
         task.apply(throw=True)
     app.close()
+
+
+async def one(task: Any) -> Any:
+    return task.db.sync_session.autoflush, await task.db.scalar(text("SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    ("brought", "remedy"),
+    [
+        ("engine", r"got .*AsyncEngine.*AsyncEngine for each event loop.*alchemy_database_url.*on_engine"),
+        ("engine inside", r"inside an AsyncEngine.*alchemy_database_url.*on_engine"),
+        ("maker", r"session_factory makes AsyncSessions.*Give a sessionmaker"),
+        ("class", r"session_factory makes AsyncSessions.*Give a sessionmaker"),
+        ("reset", r"alchemy_reset_on_return=True.*(psycopg|asyncpg).*Leave it out"),
+    ],
+)
+def test_what_the_user_brings_and_coroutines_cannot_use_is_refused_with_the_remedy(
+    shop: Shop, brought: str, remedy: str
+) -> None:
+    class Own(AsyncSession):
+        pass
+
+    url = shop.app.conf.alchemy_database_url
+    engine = create_async_engine(url)
+    options: dict[str, Any] = {
+        "engine": {"engine": engine},
+        "engine inside": {"engine": engine.sync_engine},
+        "maker": {"session_factory": async_sessionmaker()},
+        "class": {"session_factory": Own},
+        "reset": {},
+    }[brought]
+    app = Celery("brings", broker="memory://", set_as_current=False)
+    app.conf.alchemy_reset_on_return = brought == "reset"
+    if "engine" not in options:
+        app.conf.alchemy_database_url = url
+    Alchemy(app, **options)
+    with pytest.raises(ConfigurationError, match=remedy):
+        app.task(base=AsyncDatabaseTask, bind=True, shared=False, name="one")(one).apply(throw=True)
+
+
+@pytest.mark.parametrize("how", ["setting", "factory"])
+def test_session_options_are_those_of_coroutines_too(shop: Shop, how: str) -> None:
+    options: dict[str, Any] = {"session_factory": sessionmaker(autoflush=False)} if how == "factory" else {}
+    app = Celery("options", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.alchemy_database_url = shop.app.conf.alchemy_database_url
+    if how == "setting":
+        app.conf.alchemy_session_options = {"autoflush": False}
+    db = Alchemy(app, **options)
+    task = app.task(base=AsyncDatabaseTask, bind=True, shared=False, name="one")(one)
+    assert tuple(task.apply(throw=True).result) == (False, 1)
+    db.coroutines.stop()
