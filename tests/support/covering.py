@@ -40,6 +40,7 @@ FULL_RUN_ONLY = frozenset(
         "test_bench_runs.py::test_a_demo_counts_the_orders_of_the_recipe_and_of_ours",
         "test_counts.py::test_a_walk_that_finds_nothing_is_no_short_one",
         "test_doctor_static.py::test_the_command",
+        "exactly_once/test_killed_with_outbox.py",
         "exactly_once/test_once_kills.py",
         "async_faults/test_memory.py",
         "async_drivers/test_silent_servers.py",

@@ -14,6 +14,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
+from celery.result import result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
@@ -24,6 +25,8 @@ from ...strategies.features import completed, completed_states
 from ...strategies.features.completed import Record
 from ...strategies.features.completed_states import OF_GROUP, OF_TASK, is_state
 from .. import apps
+from ..sending.outbox import collecting
+from . import own_chords
 from .encoding import decode
 from .rows import Rows
 
@@ -78,6 +81,31 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         if self.expires:
             with self._connected() as (connection, table):
                 completed_states.drop_old(connection, table, float(self.expires))
+
+    def apply_chord(self, header_result_args: Any, body: Any, **keywords: Any) -> None:
+        """Write down a chord whose header is about to be sent: with the COMMIT, where the header waits for one."""
+        header = self.app.GroupResult(*header_result_args)
+        members = bytes_to_str(self.encode({"members": header.as_tuple()}))
+        db = apps.get(self.app)
+        if collecting.get() is not None and db.units.is_open():
+            own_chords.begin(db.units.current().session.connection(), Rows(db).table, header.id, members)
+            return
+        with self._connected() as (connection, table):
+            own_chords.begin(connection, table, header.id, members)
+
+    def on_chord_part_return(self, request: Any, state: Any, result: Any, **keywords: Any) -> None:
+        """A member of a chord has ended, and its result is stored: send the body where it was the last."""
+        if not request.group or not request.chord:
+            return
+        with self._connected() as (connection, table):
+            found = own_chords.waiting_for(connection, table, request.group)
+        if found is None:
+            return
+        members = self.decode(found)["members"]
+        ids = own_chords.leaves(result_from_tuple(members, app=self.app))
+        keys = [self.get_key_for_task(one) for one in set(ids)]
+        if len(self._mget_to_results(self.mget(keys), keys)) == len(keys):
+            own_chords.finish(apps.get(self.app), table, self, request.group, members, request.chord)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": "alchemy://"})

@@ -9,11 +9,11 @@ failed     the body may have failed because another copy was first: look before 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, TaskPredicate
@@ -22,15 +22,16 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
 from ...strategies.errors import ResultLost
-from ...strategies.features.completed import Key, Record
-from ...strategies.features.completed_table import LONGEST_ID
+from ...strategies.features.completed import SENT, Key, Record
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
 from ...strategies.interrupts import is_interrupt
 from ..errors import as_configuration_error
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
+from . import endings, sends
 from .chords import let_claim_go
 from .encoding import decode, encode, is_unfinished, note_of
-from .ids import fix_links
+from .following import drop_next, store_next
+from .ids import fix_links, key_of
 from .pruning import Pruning
 from .replacing import REPLACED, send_replacement
 from .rows import Rows
@@ -127,8 +128,11 @@ class ExactlyOnceRunner(RequestRunner):
         """Return what became of one run of the body, and the result or the record that goes with it."""
 
         def body(*args: Any, **kwargs: Any) -> Any:
+            sends.begin(request)
             result = call(*args, **kwargs)
             attempt.record = encode(task.app, result)
+            if store_next(task, request, result):
+                attempt.record = replace(attempt.record, note=SENT)
             return result
 
         watch = Watch()
@@ -136,10 +140,15 @@ class ExactlyOnceRunner(RequestRunner):
         runner.first = first
         runner.goes_on = functools.partial(_may_go_on, attempt, watch)
         try:
-            return _RETURNED, runner.run(body, task, args, kwargs)
+            value = runner.run(body, task, args, kwargs)
+            if attempt.record is not None and attempt.record.note == SENT:
+                drop_next(request)
+            return _RETURNED, value
         except Superseded:
             return self._lost(attempt, task, request)
-        except TaskPredicate:
+        except TaskPredicate as error:
+            if not attempt.committed:
+                endings.predicate(task, request, error)
             raise
         except Exception as error:
             if is_interrupt(error) or attempt.committed:
@@ -219,6 +228,10 @@ class ExactlyOnceRunner(RequestRunner):
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
         let_claim_go(task, request)
+        if record.note == SENT:
+            drop_next(request)
+            if record.content_type == REPLACED:
+                raise Ignore("Replaced by new task")
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
@@ -253,14 +266,6 @@ class ExactlyOnceRunner(RequestRunner):
 
 
 _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
-
-
-def key_of(request: Any) -> Key:
-    """Return what names `request`, whenever it is delivered."""
-    task_id = str(request.id)
-    if len(task_id) > LONGEST_ID:
-        task_id = "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))
 
 
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
