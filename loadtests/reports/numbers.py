@@ -40,9 +40,7 @@ def instructions(where: str, row: str, side: str) -> float:
 
 KNOWN: dict[str, Callable[..., str]] = {
     "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
-    "tasks": lambda run: (
-        f"{sum(one.tasks for found in read(run).batches.values() for b in found for one in b.cells):,}"
-    ),
+    "tasks": lambda run: f"{sum(c.tasks for found in read(run).batches.values() for b in found for c in b.cells):,}",
     "demo": lambda run: f"\n{markdown_table(demo(read(run))[0])}\n",
     "demo-in-short": lambda run: " ".join(demo_in_short(read(run))),
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
