@@ -49,7 +49,9 @@ KNOWN: dict[str, Callable[..., str]] = {
     "instructions": lambda *of: f"{instructions(*of):,.0f}",
     "times": lambda *of: f"{instructions(*of[:3]) / instructions(*of[3:]):.2f}",
     "ratio": lambda run, name, arm, metric: (
-        ratio_cell({row.arm.name: row.ratios for row in read(run).contest(name).rows}[arm][metric]).text  # type: ignore[union-attr]
+        ratio_cell(
+            read(run).contest(name).row(arm).ratios[metric]  # type: ignore[union-attr]
+        ).text
     ),
     "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
     "storms": lambda run, what: storms.said(RESULTS / run, what),
