@@ -8,25 +8,33 @@ failed     the body may have failed because another copy was first: look before 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
+import inspect
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
 from ...strategies.errors import ResultLost
 from ...strategies.features.completed import Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
+from ...strategies.features.on_event_loop import run_in_thread
 from ...strategies.interrupts import is_interrupt
+from ...strategies.scope import runs_in_greenlet
 from ..errors import as_configuration_error
+from ..interruptions import as_celerys
+from ..pausing import pause
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
 from .chords import let_claim_go
 from .encoding import decode, encode, is_unfinished, note_of
@@ -58,9 +66,6 @@ class ExactlyOnceRunner(RequestRunner):
         mode: When the row is written.
         retries: `isolation_retries` of the task, where it has any.
     """
-
-    pause: Callable[[float], object] = staticmethod(time.sleep)
-    """Waits for so many seconds; where others are to run meanwhile, in a way of their own."""
 
     def __init__(self, runner: RequestRunner, rows: Rows, pruning: Pruning, mode: Mode, retries: int = 0) -> None:
         super().__init__(runner.registry, runner.options, runner.hook_options)
@@ -94,7 +99,7 @@ class ExactlyOnceRunner(RequestRunner):
                 attempt.over = True
                 return self._repeat(task, request, key, value)
             if outcome is _CONFLICT:
-                self.pause(_pause_s(conflicts))
+                pause(_pause_s(conflicts))
                 conflicts += 1
             first = False
             begin_again(task)
@@ -128,6 +133,8 @@ class ExactlyOnceRunner(RequestRunner):
 
         def body(*args: Any, **kwargs: Any) -> Any:
             result = call(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                return _recorded(result, attempt, task.app)
             attempt.record = encode(task.app, result)
             return result
 
@@ -137,12 +144,10 @@ class ExactlyOnceRunner(RequestRunner):
         runner.goes_on = functools.partial(_may_go_on, attempt, watch)
         try:
             return _RETURNED, runner.run(body, task, args, kwargs)
-        except Superseded:
-            return self._lost(attempt, task, request)
-        except TaskPredicate:
-            raise
-        except Exception as error:
-            if is_interrupt(error) or attempt.committed:
+        except BaseException as error:
+            if _is_overtaken(error):
+                return self._lost(attempt, task, request)
+            if isinstance(error, TaskPredicate) or is_interrupt(error) or attempt.committed:
                 raise
             if attempt.lost is not None:  # the INSERT went along with the statement that says so
                 return self._lost(attempt, task, request)
@@ -175,17 +180,18 @@ class ExactlyOnceRunner(RequestRunner):
         """
         until, number = time.monotonic() + _patience_s(request), 0
         try:
-            while True:
-                self.pause(_pause_s(number))
-                number += 1
-                record = self._look(attempt.key)
-                if record is not None:
-                    return record
-                if self._rows.probe(attempt.key, attempt.task) is None:
-                    return None
-                if time.monotonic() > until and task.acks_late:
-                    logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
-                    raise Reject("another copy of the task runs", requeue=True)
+            with _interruptible(task.name):
+                while True:
+                    pause(_pause_s(number))
+                    number += 1
+                    record = self._look(attempt.key)
+                    if record is not None:
+                        return record
+                    if self._rows.probe(attempt.key, attempt.task) is None:
+                        return None
+                    if time.monotonic() > until and task.acks_late:
+                        logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
+                        raise Reject("another copy of the task runs", requeue=True)
         except Exception as error:
             if isinstance(error, Reject) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
                 raise
@@ -218,7 +224,7 @@ class ExactlyOnceRunner(RequestRunner):
         )  # fmt: skip
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
-        let_claim_go(task, request)
+        _without_blocking(functools.partial(let_claim_go, task, request))
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
@@ -226,10 +232,11 @@ class ExactlyOnceRunner(RequestRunner):
 
     def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
         until, number = time.monotonic() + min(WAITS_FOR_RESULT_S, _patience_s(request)), 0
-        while is_unfinished(record) and time.monotonic() < until:
-            self.pause(_pause_s(number))
-            number += 1
-            record = self._look(key) or record
+        with _interruptible(task.name):
+            while is_unfinished(record) and time.monotonic() < until:
+                pause(_pause_s(number))
+                number += 1
+                record = self._look(key) or record
         if not is_unfinished(record):
             return record
         if task.acks_late and self._rows.age_s(record) < _runs_for_s(request):
@@ -263,8 +270,46 @@ def key_of(request: Any) -> Key:
     return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))
 
 
+async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, app: Any) -> Any:
+    """Await the body of an `async def` task, and note what its row is to say."""
+    result = await coroutine
+    attempt.record = encode(app, result)
+    return result
+
+
+def _is_overtaken(error: BaseException) -> bool:
+    """Tell whether another copy has ended this run. What comes out of an `asyncio.TaskGroup` is a group of errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(Superseded) is not None
+    return isinstance(error, Superseded)
+
+
+@contextmanager
+def _interruptible(name: str) -> Iterator[None]:
+    """Let a time limit of an `async def` task strike in the block, which belongs to no body; of others it does."""
+    interruption = current_interruption.get() if runs_in_greenlet() else None
+    if interruption is None:
+        yield
+        return
+    try:
+        interruption.arm()
+        yield
+    except asyncio.CancelledError as error:
+        raise as_celerys(error, name) from None
+    finally:
+        interruption.disarm()
+
+
+def _without_blocking(function: Any) -> None:
+    """Call `function`, which talks to a server; on an event loop in a thread, so that the other tasks go on."""
+    if runs_in_greenlet():
+        run_in_thread(function)
+    else:
+        function()
+
+
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
-    if isinstance(error, Superseded) or attempt.lost is not None:
+    if (error is not None and _is_overtaken(error)) or attempt.lost is not None:
         return True
     return error is not None and is_conflict(error) and watch.found() is None and not attempt.committed
 
