@@ -14,17 +14,17 @@ from sqlalchemy.exc import DBAPIError
 
 from ...strategies.asynchronous import loop_thread
 from ...strategies.asynchronous.strategy import PerLoopStrategy
+from ...strategies.drivers.base import driver_of
 from ...strategies.engines.elsewhere import unnoted
 from ...strategies.features import completed
 from ...strategies.features.completed import Claim, Key, Record
 from ...strategies.features.completed_table import chosen_completed_table
 from ...strategies.features.exactly_once import probe
+from ...strategies.interrupts import is_interrupt
 from ...strategies.place import current_coroutine
 from ...strategies.scope import runs_in_greenlet
 from ..apps import Served
 from ..errors import ConfigurationError, as_configuration_error
-
-_PSYCOPGS = frozenset({"psycopg", "psycopg2"})
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class Rows:
         self._db = db
         self.side: Any = side or db
 
-    @property
+    @functools.cached_property
     def table(self) -> Table:
         """The table, as the app's settings name it."""
         with as_configuration_error():
@@ -82,7 +82,7 @@ class Rows:
         """
         engine, table = self.engine, self.table
         try:
-            if engine.dialect.driver in _PSYCOPGS and not engine.dialect.is_async:
+            if driver_of(engine.dialect).looks_alone(engine.dialect):
                 return self._look_alone(engine, table, key)
             with self._connected(engine) as connection:
                 return completed.look(connection, table, key)
@@ -93,7 +93,10 @@ class Rows:
         with unnoted(), closing(engine.raw_connection()) as connection:
             try:
                 return completed.look_alone(connection, engine.dialect, table, key)
-            except Exception as error:
+            except BaseException as error:
+                if is_interrupt(error):
+                    connection.invalidate()  # in the middle of an answer, maybe
+                    raise
                 dbapi: Any = engine.dialect.loaded_dbapi
                 if not isinstance(error, dbapi.Error):
                     raise

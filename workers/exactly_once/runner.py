@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict
-from ...strategies.errors import ResultLost
+from ...strategies.errors import InvalidSetting, ResultLost
 from ...strategies.features.completed import Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
@@ -203,8 +203,11 @@ class ExactlyOnceRunner(RequestRunner):
     # -- what is recorded --------------------------------------------------------------------------------------------
 
     def _look(self, key: Key) -> Record | None:
-        with as_configuration_error():
+        try:
             return self._rows.look(key)
+        except InvalidSetting:
+            with as_configuration_error():
+                raise
 
     def _look_quietly(self, key: Key) -> Record | None:
         """Look; where the database does not answer, the error that led here says more."""
