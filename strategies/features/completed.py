@@ -209,12 +209,15 @@ def claim_of(error: DBAPIError, connection: Connection | Engine) -> Claim | None
     return _claim_of(driver_of(connection.dialect).code_of(error.orig), error.orig)
 
 
-def claim_along(error: BaseException, table: Table) -> Claim | None:
+def claim_along(error: BaseException, table: Table, *, at_end: bool = False) -> Claim | None:
     """Return what the INSERT says that was sent along with another statement, where `error`, the server's answer to
-    both, is about its table; None: it is not, or something else is wrong."""
-    about = getattr(error, "diag", None)
-    # MySQL's servers do not say which table; there it is sent with nothing but the COMMIT.
-    is_about_it = about is None or about.table_name == table.name
+    both, is about its table; None: it is not, or something else is wrong.
+
+    Args:
+        at_end: It was sent with nothing but the COMMIT. What names no table, a timeout for example, is about it then.
+    """
+    named = getattr(getattr(error, "diag", None), "table_name", None)
+    is_about_it = named == table.name or (at_end and named is None)
     return _claim_of(code_of(error), error) if is_about_it else None
 
 

@@ -119,7 +119,7 @@ class Attempt:
             text, values = completed.completing(connection, self.table, self.key, record)
         else:
             text, values = completed.inserted(connection, self.table, self.key, self.task, record)
-        along = Along(text, values, lambda one: one is self._ending, self._refused)
+        along = Along(text, values, lambda one: one is self._ending, self._refused_at_end)
         raw = connection.connection.dbapi_connection
         if not driver_of(connection.dialect).commit_with(connection.dialect, raw, along):
             return False
@@ -128,6 +128,9 @@ class Attempt:
 
     def _refused(self, error: BaseException) -> None:
         self.lost = completed.claim_along(error, self.table) or self.lost
+
+    def _refused_at_end(self, error: BaseException) -> None:
+        self.lost = completed.claim_along(error, self.table, at_end=True) or self.lost
 
     def commits(self, connection: Connection, *, along: bool = False) -> None:
         """The transaction of `connection` is about to be committed: let the row say what it is to say.

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
-from ...strategies.engines.transient import is_conflict
+from ...strategies.engines.transient import is_conflict, is_lock_timeout
 from ...strategies.errors import InvalidSetting, ResultLost
 from ...strategies.features.completed import Key, Record
 from ...strategies.features.completed_table import LONGEST_ID
@@ -155,7 +155,7 @@ class ExactlyOnceRunner(RequestRunner):
             if record is not None:
                 logger.info("%s: another copy of it was first; this one ended with %r", attempt.label, error)
                 return _RECORDED, record
-            if last or not is_conflict(error) or watch.found() is not None:
+            if last or not _may_pass(error) or watch.found() is not None:
                 raise
             logger.info("%s lost its transaction to another one (%s); again", attempt.label, type(error).__name__)
             return _CONFLICT, None
@@ -242,8 +242,15 @@ class ExactlyOnceRunner(RequestRunner):
                 record = self._look(key) or record
         if not is_unfinished(record):
             return record
-        if task.acks_late and self._rows.age_s(record) < _runs_for_s(request):
-            raise Reject("the task has committed, and may still run", requeue=True)
+        if self._rows.age_s(record) < _runs_for_s(request):
+            if task.acks_late:
+                raise Reject("the task has committed, and may still run", requeue=True)
+            raise Ignore  # it is acknowledged already, and its result is that of the one that runs
+        if request.ignore_result and not (request.callbacks or request.chain or request.chord):
+            logger.warning(
+                "%s[%s] has committed, and was lost before it returned: nobody asks what", task.name, request.id
+            )
+            return Record()
         raise ResultLost(
             f"{task.name}[{request.id}] has exactly_once, and has called self.db.commit() before its end: what it has "
             f"committed is done, and is not done again. But it has not returned: its worker was lost, so its result is "
@@ -314,7 +321,12 @@ def _without_blocking(function: Any) -> None:
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
     if (error is not None and _is_overtaken(error)) or attempt.lost is not None:
         return True
-    return error is not None and is_conflict(error) and watch.found() is None and not attempt.committed
+    return error is not None and _may_pass(error) and watch.found() is None and not attempt.committed
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether it may be another copy that `error` comes from, which holds what the body waited for."""
+    return is_conflict(error) or is_lock_timeout(error)
 
 
 def _pause_s(number: int) -> float:
