@@ -20,6 +20,7 @@ WAITING = "SELECT count(*) FROM celery_alchemy_outbox"
 def outbox(tmp_path: Path, run_database: PostgreSQL) -> Iterator[Shop]:
     shop = Shop(tmp_path / "outbox.db")
     shop.app.conf.update(alchemy_outbox=True, alchemy_database_url=run_database.url("outbox"))
+    run_database.execute("DELETE FROM celery_alchemy_outbox")  # what tests before this one have left
     yield shop
     shop.close()
     run_database.execute("DELETE FROM celery_alchemy_outbox")

@@ -39,13 +39,16 @@ class Load(CeleryUser):
     workload: Workload | None
 
     def __init__(self, environment: Any) -> None:
-        chosen = self.options = environment.parsed_options
+        self.options: Any = environment.parsed_options
+        chosen = self.options
         target: dict[str, str] = getattr(chosen, TARGET)
-        self.broker_url, self.reply_url = target.get("broker_url", ""), target.get("reply_url", "")
-        self.queue = target.get("queue", chosen.queue)
-        self.reply_timeout_s, self.rate = chosen.reply_timeout, chosen.rate_per_user
+        self.broker_url: str = target.get("broker_url", "")
+        self.reply_url: str = target.get("reply_url", "")
+        self.queue: str = target.get("queue", chosen.queue)
+        self.reply_timeout_s: float = chosen.reply_timeout
+        self.rate: float | None = chosen.rate_per_user
         if chosen.app:
-            self.app = find_app(chosen.app)
+            self.app: Any = find_app(chosen.app)
             self.task_name, self.task_args, self.task_kwargs = chosen.task, chosen.args, chosen.kwargs
         else:
             self.workload = WORKLOADS[chosen.workload]

@@ -93,13 +93,13 @@ class AsyncUnits(UnitOfWorkRegistry):
         twin_of: The registry of ordinary code, which finds them too.
     """
 
-    unit_class = AsyncUnitOfWork
+    unit_class: type[UnitOfWork] = AsyncUnitOfWork
 
     def __init__(
         self, start: Callable[[], object], options: Callable[..., UnitOptions], twin_of: UnitOfWorkRegistry
     ) -> None:
         super().__init__(start, options)
-        self.twin_of = twin_of
+        self.twin_of: UnitOfWorkRegistry | None = twin_of
         twin_of.twin = self
 
     def begin(

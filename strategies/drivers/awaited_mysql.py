@@ -22,7 +22,7 @@ from sqlalchemy.util import await_only
 
 from ..options import DatabaseOptions
 from .awaiting import Adapted, Awaited, forwarded
-from .base import Connect, Converters, Driver
+from .base import Connect, Converters, Driver, Ended
 from .followed_mysql import BY_CONNECTING, BY_OTHERS, BY_ROLLBACK, Followed, kind_of
 from .keepalive import keep_alive
 from .mysql import IN_TRANSACTION, STATE, PyMySQL
@@ -62,14 +62,14 @@ class FollowedAsync(Followed):
         found = await super(Followed, self).ping(*args, **kwargs)  # type: ignore[misc]
         if self.thread_id() != number:  # type: ignore[attr-defined]
             self._may_be_over(open_before, BY_CONNECTING, known=True)
-            self.celery_alchemy_left = None
+            self.celery_alchemy_left: str | None = None
             if open_before and not autocommit and self.get_autocommit():  # type: ignore[attr-defined]
                 await self.autocommit(False)  # type: ignore[attr-defined]
         return found
 
     async def commit(self) -> None:  # type: ignore[override]
         """Commit, for SQLAlchemy or for code that has this connection."""
-        self.celery_alchemy_commits += 1
+        self.celery_alchemy_commits: int = self.celery_alchemy_commits + 1
         await super(Followed, self).commit()  # type: ignore[misc]
         self.celery_alchemy_dirty = False
 
@@ -79,7 +79,7 @@ class FollowedAsync(Followed):
         await super(Followed, self).rollback()  # type: ignore[misc]
         self.celery_alchemy_dirty = False
         if open_before:
-            self.celery_alchemy_ended = BY_ROLLBACK
+            self.celery_alchemy_ended: Ended | None = BY_ROLLBACK
 
     async def next_result(self, *args: Any, **kwargs: Any) -> Any:
         """Read the next result of a procedure: what it has executed since may have ended the transaction."""
@@ -103,14 +103,14 @@ class FollowedAsync(Followed):
 class AdaptedMySQL(Adapted):
     """An adapted connection of which as much is known as of one of PyMySQL's."""
 
-    celery_alchemy_ended = forwarded("celery_alchemy_ended")
-    celery_alchemy_changed = forwarded("celery_alchemy_changed")
-    celery_alchemy_left = forwarded("celery_alchemy_left")
-    celery_alchemy_commits = forwarded("celery_alchemy_commits")
-    celery_alchemy_unsure = forwarded("celery_alchemy_unsure")
-    server_status = forwarded("server_status")
-    server_version = forwarded("server_version")
-    thread_id = forwarded("thread_id")
+    celery_alchemy_ended: Any = forwarded("celery_alchemy_ended")
+    celery_alchemy_changed: Any = forwarded("celery_alchemy_changed")
+    celery_alchemy_left: Any = forwarded("celery_alchemy_left")
+    celery_alchemy_commits: Any = forwarded("celery_alchemy_commits")
+    celery_alchemy_unsure: Any = forwarded("celery_alchemy_unsure")
+    server_status: Any = forwarded("server_status")
+    server_version: Any = forwarded("server_version")
+    thread_id: Any = forwarded("thread_id")
 
 
 class _AsyncMySQL(Awaited, PyMySQL):

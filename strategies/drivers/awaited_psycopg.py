@@ -103,9 +103,9 @@ def _followed(kind: Any) -> Any:
 class AdaptedPsycopg(Adapted):
     """An adapted connection of which as much is known as of one of psycopg's."""
 
-    celery_alchemy_begins = forwarded("celery_alchemy_begins")
-    pgconn = forwarded("pgconn")
-    prepare_threshold = forwarded("prepare_threshold")
+    celery_alchemy_begins: Any = forwarded("celery_alchemy_begins")
+    pgconn: Any = forwarded("pgconn")
+    prepare_threshold: Any = forwarded("prepare_threshold")
     Error = psycopg.Error
 
 

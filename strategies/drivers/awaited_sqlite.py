@@ -44,10 +44,10 @@ class AdaptedSQLite(Adapted):
     dbapi: Any
     celery_alchemy_stuck: bool = False
     """Its thread waits for a lock, and would let who closes it wait too."""
-    in_transaction = forwarded("in_transaction")
-    total_changes = forwarded("total_changes")
-    row_factory = forwarded("row_factory")
-    text_factory = forwarded("text_factory")
+    in_transaction: Any = forwarded("in_transaction")
+    total_changes: Any = forwarded("total_changes")
+    row_factory: Any = forwarded("row_factory")
+    text_factory: Any = forwarded("text_factory")
 
     @property
     def OperationalError(self) -> Any:  # noqa: N802 - sqlite3's name

@@ -7,7 +7,7 @@ from sqlalchemy.engine import URL, Dialect
 from ..errors import InvalidSetting
 
 #: Of each kind of database, what can be awaited.
-AWAITED = {
+AWAITED: dict[str, tuple[str, ...]] = {
     "postgresql": ("postgresql+asyncpg", "postgresql+psycopg"),
     "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
     "mariadb": ("mariadb+asyncmy", "mariadb+aiomysql"),

@@ -50,11 +50,11 @@ def forwarded(name: str) -> Any:
 class Awaited(Driver):
     """What the drivers for asyncio have in common; it comes first among the bases of each."""
 
-    cooperative = False
-    instead = "the worker pool asyncio"
+    cooperative: bool = False
+    instead: str = "the worker pool asyncio"
     adapted: type[Adapted] = Adapted
     """What comes before SQLAlchemy's class of adapted connections."""
-    cancels_itself = False
+    cancels_itself: bool = False
     """The driver stops a statement on the server when the coroutine that waits for it is cancelled."""
 
     def follow_transactions(self, engine: Engine) -> None:

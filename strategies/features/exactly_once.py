@@ -65,7 +65,11 @@ class Attempt:
     )
 
     def __init__(self, key: Key, task: str, table: Table, mode: Mode, label: str) -> None:
-        self.key, self.task, self.table, self.mode, self.label = key, task, table, mode, label
+        self.key: Key = key
+        self.task: str = task
+        self.table: Table = table
+        self.mode: Mode = mode
+        self.label: str = label
         self.over: bool = False
         """It has turned out that the body need not run: there is nothing to write."""
         self.again()

@@ -11,7 +11,7 @@ from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
 from celery_alchemy import ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
-from celery_alchemy.workers.doctor.examine import examine
+from celery_alchemy.workers.doctor import examine as doctor
 from celery_alchemy.workers.doctor.fleet import Fleet
 from celery_alchemy.workers.exactly_once import pruning
 
@@ -23,6 +23,12 @@ def make_task(once: Once, key: str, **options: Any) -> Any:
         return "done"
 
     return create
+
+
+@pytest.fixture
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of the code, and the doctor would read every module of tests that is imported."""
+    monkeypatch.setattr(doctor, "files_of", lambda app: {})
 
 
 def test_what_is_forgotten_runs_again(once: Once, key: str) -> None:
@@ -95,6 +101,7 @@ def test_the_commands_show_and_prune(once: Once, key: str) -> None:
     assert "visibility timeout" in run("prune", "--older-than", "1h").output
 
 
+@pytest.mark.usefixtures("no_code")
 def test_a_table_that_is_missing_is_told_with_the_remedy(once: Once, key: str) -> None:
     once.app.conf.alchemy_completed_table = "not_there"
     create = make_task(once, key)
@@ -104,7 +111,7 @@ def test_a_table_that_is_missing_is_told_with_the_remedy(once: Once, key: str) -
     assert "CREATE TABLE" in str(error)
     assert "completed_tasks_table(Base.metadata)" in str(error)
     assert once.database.rows(key) == []
-    found = examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=True)
+    found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=True)
     assert "completed-table" in {finding.code for finding in found.findings}
 
 
@@ -146,12 +153,13 @@ def test_a_retry_after_an_early_commit_is_refused(once: Once, key: str) -> None:
     assert "retries after self.db.commit()" in str(error)
 
 
+@pytest.mark.usefixtures("no_code")
 def test_the_doctor_proposes_it_and_looks_at_how_long_rows_are_kept(once: Once, key: str) -> None:
     create = make_task(once, key, exactly_once=False, acks_late=True, time_limit=7200)
     once.app.conf.broker_url = "redis://localhost"
 
     def codes() -> dict[str, str]:
-        found = examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=False)
+        found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=False)
         return {finding.code: finding.remedy for finding in found.findings}
 
     assert "exactly_once=True" in codes()["runs-twice"]

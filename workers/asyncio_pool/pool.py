@@ -52,7 +52,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     body_can_be_buffer = True
     signal_safe = False
     is_green = False
-    acknowledges_elsewhere = False
+    acknowledges_elsewhere: bool = False
     limit: int
     executor: DaemonExecutor
     bodies: Threads
