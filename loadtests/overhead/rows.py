@@ -174,6 +174,18 @@ def _with_layer(url: str, strategy: str, outbox: Any) -> Side:
         self.db.execute(text("SELECT 1"))
         other.delay_on_commit()
 
+    @task
+    def nested(self: DatabaseTask) -> None:
+        self.db.execute(text("SELECT 1"))
+        with db.unit_of_work() as session:
+            session.execute(text("SELECT 1"))
+
+    app.finalize()
+    tasks = (nothing, select, insert, ten, read_only, on_commit, select_and_delay, nested, *_once_tasks(task))
+    return Side(app, db.stop, _runs(app, *tasks))
+
+
+def _once_tasks(task: Callable[..., Any]) -> tuple[Any, Any]:
     @task(exactly_once="first")
     def once_first(self: DatabaseTask) -> None:
         self.db.add(Item())
@@ -182,15 +194,7 @@ def _with_layer(url: str, strategy: str, outbox: Any) -> Side:
     def once_last(self: DatabaseTask) -> None:
         self.db.add(Item())
 
-    @task
-    def nested(self: DatabaseTask) -> None:
-        self.db.execute(text("SELECT 1"))
-        with db.unit_of_work() as session:
-            session.execute(text("SELECT 1"))
-
-    app.finalize()
-    tasks = (nothing, select, insert, ten, read_only, on_commit, select_and_delay, once_first, once_last, nested)
-    return Side(app, db.stop, _runs(app, *tasks))
+    return once_first, once_last
 
 
 def _runs(app: Celery, *tasks: Any) -> dict[str, Callable[[], object]]:
