@@ -100,6 +100,8 @@ class SessionStrategy(ABC):
     _read_engine: Engine | None = None
     shares_connection = False
     """All its Sessions are on one connection, in one transaction: nothing may be set for it."""
+    awaits: ClassVar[bool] = False
+    """Its statements are awaited: they stop no event loop."""
     reads_apart = False
     """Some tasks are `read_only=True`: `read_engine` counts among the most connections."""
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Mapper, SessionTransaction
 
 from .interrupts import shield
-from .sessions import UnitSession, owner_of
+from .options import DatabaseOptions
+from .sessions import UnitSession, UnitTransaction, owner_of
 
 
 class DeferringSession(UnitSession):
@@ -17,10 +23,14 @@ class DeferringSession(UnitSession):
 
     def commit(self) -> None:
         self._follow_own_commit()
+        self.commit_held(super().commit)
+
+    def commit_held(self, commit: Callable[[], None]) -> None:
+        """Call `commit`, which commits: a time limit waits for its end."""
         owner = owner_of(self)
         callbacks = owner.waiting if owner is not None else None
         if shield.depth and (callbacks is None or callbacks.held_back):
-            super().commit()  # its unit of work ends, and holds the limit back
+            commit()  # its unit of work ends, and holds the limit back
             return
         # Flushing may take long, and a time limit is right to stop it; the COMMIT itself is one answer.
         self.flush()
@@ -28,25 +38,76 @@ class DeferringSession(UnitSession):
             callbacks.held_back += 1
         shield.hold()
         try:
-            super().commit()
+            commit()
         finally:
             shield.let_go()
             if callbacks is not None:
                 callbacks.held_back -= 1
         if callbacks is not None:
             callbacks.run_ready()
-        shield.check()
+        shield.check_later()
 
     def rollback(self) -> None:
-        with shield:
+        with shield.quiet():
             super().rollback()
+        shield.check_later()
 
     def close(self) -> None:
         if shield.depth:
             super().close()
             return
-        with shield:
+        with shield.quiet():
             super().close()
+        shield.check_later()  # after a COMMIT, which a hand-written task closes its Session after, it has ended well
+
+    def _hand_out(self, transaction: SessionTransaction | None = None) -> None:
+        super()._hand_out(transaction)
+        if transaction is not None:
+            transaction.__class__ = DeferringTransaction
+
+
+class DeferringTransaction(UnitTransaction):
+    """What `Session.begin()` returns: its COMMIT is not cut either."""
+
+    def commit(self, _to_root: bool = False) -> None:
+        commit = functools.partial(super().commit, _to_root)
+        session: Any = self.session
+        if self.nested and not _to_root:
+            commit()
+        else:
+            session.commit_held(commit)
+
+
+def hold_limits_in_commits(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: no time limit cuts a COMMIT that no Session of ours sends, `Connection.commit()` for example."""
+    dialect: Any = engine.dialect
+    commit, commit_twophase = dialect.do_commit, dialect.do_commit_twophase
+
+    @shield.covers
+    def do_commit(connection: Any) -> None:
+        if shield.depth or not shield.applies:
+            commit(connection)
+            return
+        shield.depth += 1
+        try:
+            commit(connection)
+        finally:
+            shield.depth -= 1
+        shield.check_later()
+
+    @shield.covers
+    def do_commit_twophase(*args: Any, **keywords: Any) -> None:
+        if shield.depth or not shield.applies:
+            commit_twophase(*args, **keywords)
+            return
+        shield.depth += 1
+        try:
+            commit_twophase(*args, **keywords)
+        finally:
+            shield.depth -= 1
+        shield.check_later()
+
+    dialect.do_commit, dialect.do_commit_twophase = do_commit, do_commit_twophase
 
 
 def shield_mapper_configuration() -> None:

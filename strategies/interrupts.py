@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import CodeType, FrameType
@@ -21,6 +22,9 @@ from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 
 #: `signal.getsignal` without what makes an enum of the answer, where it is none: each task under prefork asks.
 getsignal: Callable[[int], Any] = signal._signal.getsignal  # type: ignore[attr-defined]
+
+RETURN_S = 0.25
+"""After a COMMIT of its own, a task has so long to return before a signal that came meanwhile is raised."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]
@@ -72,7 +76,7 @@ class Shield:
     main thread runs signal handlers, and under prefork it alone runs tasks. In other threads it does nothing."""
 
     __slots__ = (
-        "_codes", "_handling", "_main_ident", "_original", "_ours", "_quiet", "_wrapped",
+        "_codes", "_handling", "_main_ident", "_original", "_ours", "_quiet", "_repeater", "_wrapped",
         "depth", "ended", "handed_to", "installed", "is_over", "noticed", "pending",
     )  # fmt: skip
 
@@ -83,6 +87,7 @@ class Shield:
         self._main_ident = 0
         self._codes: set[CodeType] = set()
         self._quiet = _Quiet(self)
+        self._repeater: _Repeater | None = None
         self._ours = self._handle
         self.installed: bool = False
         """True in a process whose signal is deferred; elsewhere the shield costs nothing but this look."""
@@ -138,11 +143,17 @@ class Shield:
     def _handle(self, signum: int, frame: FrameType | None) -> Any:
         if self.noticed is not None:
             self.noticed()
+        repeater = self._repeater
+        if repeater is not None and repeater.sent:
+            repeater.sent = False
+            if self.pending is None:
+                return None  # raised meanwhile, or the task has returned
         if self.depth or (frame is not None and frame.f_code in self._codes):
             self.pending = signum
             if self.handed_to is not None:
                 self.handed_to()
             return None
+        self.pending = None
         if self.ended is not None and self.is_over(self.ended):
             # The task is committed, or rolled back. A limit now would strike Celery while it stores that, and report as
             # failed what the database has.
@@ -177,6 +188,17 @@ class Shield:
             signum, self.pending = self.pending, None
             self._pass_on(signum, None)
 
+    def check_later(self) -> None:
+        """Let a signal that came in a COMMIT wait until the task goes on: no work that is committed is to be lost.
+
+        A task that returns now has succeeded. One that uses a database, or is still there after `RETURN_S`, meets it.
+        """
+        if self.pending is not None and not self.depth and self.applies:
+            repeater = self._repeater
+            if repeater is None or not repeater.is_alive():
+                self._repeater = _Repeater(self)
+                self._repeater.start()
+
     def quiet(self) -> AbstractContextManager[None]:
         """Defer the signal for the block, and let it wait for the next `check` afterwards."""
         return self._quiet
@@ -194,6 +216,29 @@ class Shield:
     def reset(self) -> None:
         """Start afresh: at the end of a task request, and in the child of a fork made inside the shield."""
         self.depth, self.pending, self.ended = 0, None, None
+
+
+class _Repeater(threading.Thread):
+    """Sends the main thread a signal again that waits, until it does not wait any more.
+
+    The signal's own handler may not be called at any other place than between two bytecodes of the main thread, and
+    `time.sleep` must not outlast it: so a signal it is.
+    """
+
+    def __init__(self, shield: Shield) -> None:
+        super().__init__(name="celery-alchemy-limit", daemon=True)
+        self._shield = shield
+        self.sent = False
+        """The signal that comes next is such a repetition."""
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        shield, main = self._shield, threading.main_thread()
+        time.sleep(RETURN_S)
+        while (signum := shield.pending) is not None and main.ident is not None:
+            self.sent = True
+            signal.pthread_kill(main.ident, signum)
+            time.sleep(RETURN_S)
 
 
 def hidden_interrupt(error: BaseException) -> BaseException | None:
@@ -214,7 +259,7 @@ def hidden_interrupt(error: BaseException) -> BaseException | None:
 
 shield: Shield = Shield()
 for _method in (
-    *(Shield.hold, Shield.let_go, Shield.check, Shield.reset, Shield.__enter__, Shield.__exit__),
+    *(Shield.hold, Shield.let_go, Shield.check, Shield.check_later, Shield.reset, Shield.__enter__, Shield.__exit__),
     *(Shield.quiet, _Quiet.__enter__, _Quiet.__exit__),
 ):
     shield.covers(_method)

@@ -18,6 +18,7 @@ from .engines.held import holding_of
 from .engines.leaks import describe, take_back
 from .entry import TASK_KINDS, Entry, Joined, Label, UnitOptions, move_here, take_off, written
 from .errors import CeleryAlchemyError, NoUnitOfWork
+from .event_loops import refuse_to_block
 from .interrupts import shield
 from .on_commit import Callback
 from .place import come_back, enter, is_here, is_strange, leave_place
@@ -341,7 +342,7 @@ class UnitOfWorkRegistry:
             self.leave(unit, error)
             error = None  # no cycle: exception -> traceback -> this frame -> exception
         if shield.pending is not None:
-            shield.check()
+            shield.check_later()
 
 
 class Block(ContextDecorator, AbstractContextManager[Session]):
@@ -356,6 +357,7 @@ class Block(ContextDecorator, AbstractContextManager[Session]):
         top = innermost_entry()
         if top is not None and not is_here(top.coroutine) and not is_strange(top.coroutine):
             raise CeleryAlchemyError(_taking_turns(f"{written(self._label)} would be opened", top))
+        refuse_to_block(written(self._label), self._registry.started())
         unit = self._registry.begin(self._options, self._label, self._kind)
         unit.coroutine = enter()
         try:

@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 from support.databases import PostgreSQL, assert_no_connections, assert_not_busy
 from support.waiting import eventually
 from support.worker import Site, Worker, running
@@ -26,6 +27,21 @@ def test_the_strategy_of_coroutines_is_a_line_of_its_own(
         assert "one event loop per process" in line
         assert "auto: an AsyncEngine belongs to one event loop" in line
         assert f"at most {most} connections" in line
+
+
+def test_a_driver_that_can_only_be_awaited_is_announced_once(site: Site, database: PostgreSQL) -> None:
+    """Ordinary tasks have no strategy of their own then."""
+    worker = worker_of(site, database, "asyncio", awaits=True)
+    url = make_url(worker.database_url).set(drivername="postgresql+asyncpg")
+    only_awaited = url.difference_update_query(["application_name"]).render_as_string(hide_password=False)
+    with running(
+        worker_of(site, database, "asyncio", awaits=True, settings={"alchemy_database_url": only_awaited})
+    ) as worker:
+        log = worker.log().splitlines()
+        [line] = [line for line in log if "per_loop" in line]
+        assert "worker pool asyncio, concurrency 8" in line
+        assert len([line for line in log if "`async def` tasks on the event loop of the worker pool" in line]) == 1
+        assert len([line for line in log if "at most" in line]) == 1
 
 
 def test_a_driver_that_cannot_be_awaited_stops_the_worker(site: Site, database: PostgreSQL) -> None:

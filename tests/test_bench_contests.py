@@ -57,7 +57,7 @@ def test_no_arm_gains_by_its_turn() -> None:
 
 
 def test_rounds_are_spread_over_the_restarts() -> None:
-    schedule = Schedule(rounds=11, restarts=3, slice_s=1, ramp_s=0.1, checked_tasks=10, users_per_slot=2)
+    schedule = Schedule(rounds=11, restarts=3, slice_s=1, ramp_s=0.1, checked_tasks=10)
     assert [schedule.rounds_of(number) for number in (1, 2, 3)] == [4, 4, 3]
 
 
@@ -77,7 +77,6 @@ def test_rounds_are_spread_over_the_restarts() -> None:
         (["--args", "{}"], "'{}' is not a JSON list"),
         (["--kwargs", "[1"], "'[1' is not a JSON object"),
         (["--task", "proj.tasks.x"], "--task needs the app that has it: celery -A proj"),
-        (["--only", "pool/*", "--pools", "solo", "--workloads", "select"], "names no contest. There are: "),
         (["sweep", "--objective", "p90=1"], "'p90=1' is not a latency objective: write for example p95=50ms"),
         (["sweep", "--objective", "p95=0ms"], "is not a latency objective"),
         (["sweep", "--rates", "10,-1"], "write tasks per second, such as 10,20,40, or auto"),

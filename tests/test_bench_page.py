@@ -360,6 +360,20 @@ def test_a_chart_stands_alone(directory: Path, tmp_path: Path, name: str) -> Non
     assert "with_session" in drawn
 
 
+def test_the_picture_of_a_demo_stands_alone(tmp_path: Path) -> None:
+    """What a README shows: how many orders came out right, by worker pool and by whose Session."""
+    write_chart(write_demo(tmp_path), "demo", tmp_path / "chart.svg")
+    drawn = (tmp_path / "chart.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
+    for pool, (right, *_) in DEMO.items():
+        assert f"{pool}, recipe: {right} of 200 right" in drawn
+
+
+def test_a_picture_of_a_demo_takes_a_demo(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="demo has nothing to draw"):
+        write_chart(directory, "demo", tmp_path / "chart.svg")
+
+
 def test_a_chart_of_an_unknown_contest_is_refused_with_the_known_ones(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(LookupError, match=r"'patterns/threads/x' is not a contest of .* patterns/threads/transfer"):
         write_chart(directory, "patterns/threads/x", tmp_path / "chart.svg")

@@ -281,7 +281,7 @@ def test_db_task_without_an_app_is_a_shared_task(sqlite: SQLite) -> None:
 @pytest.mark.parametrize("base", [Task, object, "DatabaseTask"])
 def test_db_task_with_another_base_is_refused(sqlite: SQLite, base: Any) -> None:
     _, db = make_app(sqlite.url(""))
-    with pytest.raises(ConfigurationError, match="the base must be DatabaseTask"):
+    with pytest.raises(ConfigurationError, match="the base must be DatabaseTask, AsyncDatabaseTask"):
         db.task(base=base)
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from celery_alchemy.loadtests.bench.runs import command_line
+from celery_alchemy.loadtests.faults import place
 from celery_alchemy.loadtests.faults.commands import Cell, Result, cells, markdown
 from celery_alchemy.loadtests.faults.place import FAULTS, Damage
 from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, Soak
+from celery_alchemy.loadtests.faults.tasks import SURELY
+from celery_alchemy.loadtests.services.harness import services
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +41,32 @@ def test_a_fault_is_caused_and_counted(tmp_path: Path) -> None:
     page = (tmp_path / "faults.md").read_text()
     assert "## idle" in page
     assert "| celery-alchemy (local) | · | · | · | · | · | · |" in page
+
+
+@pytest.mark.timeout(120)
+def test_tasks_that_are_retried_for_ever_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each retry is an answer, so waiting for the next answer would never end: no server listens any more."""
+    monkeypatch.setattr(place, "LONGEST_S", 3.0)
+    with services() as found, place.place(found, "threads", "with_session") as here:
+        here.proxy.refuse()
+        tasks = here.send(SURELY, 2)
+        here.wait(tasks)
+        assert all(task.replies for task in tasks)
+        assert not any(task.final for task in tasks)
+
+
+def test_a_password_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the faults and the file of a run name the command."""
+    words = [
+        "celery",
+        "alchemy",
+        "faults",
+        "--database-url",
+        "postgresql://u:secret@h/d",
+        "--broker-url=redis://:secret@h",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line() == "celery alchemy faults --database-url ... --broker-url=..."
 
 
 def test_a_fault_that_is_not_known() -> None:

@@ -284,7 +284,10 @@ DROP_INDEX = {"mariadb": "DROP INDEX ix_t_due_at ON t", "mysql": "DROP INDEX ix_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("an old table", "'batch', 'position', 'due_at', 'task_id', 'task', 'expires_at', 'error' nor 'message'"),
+        (
+            "an old table",
+            "'batch', 'position', 'due_at', 'task_id', 'task', 'expires_at', 'error', 'nesting', 'sends' nor 'message'",
+        ),
         ("a missing column", "has no 'expires_at'"),
         ("a missing index", "no index that begins with 'due_at'"),
         ("no table", "has no table 't'"),
@@ -332,7 +335,8 @@ def test_inspect_sessions_tells_of_the_outbox(site: Site, run_database: PostgreS
     worker = Worker(site, name, pool, database_url=run_database.url(name), modules=("endings",), settings=settings)
     with running(worker):
         assert ("is sent by `celery -A ... alchemy outbox run` alone" in worker.log()) == relays
-        assert worker.inspect("sessions")["outbox"] == {"waiting": 0, "set_aside": 0, "oldest_s": None, "error": None}
+        nothing = {"waiting": 0, "sent": 0, "set_aside": 0, "oldest_s": None, "error": None}
+        assert worker.inspect("sessions")["outbox"] == nothing
         with run_database.engine.begin() as connection:
             table = outbox.chosen_table("celery_alchemy_outbox")
             outbox.write(connection, table, [outbox.Message(key, "note", "{}")], lease_s=600)

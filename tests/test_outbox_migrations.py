@@ -139,6 +139,26 @@ def test_from_the_old_table(bare: Database, tmp_path: Path) -> None:
     bare.execute("INSERT INTO celery_alchemy_outbox (messages) VALUES ('[]')")
 
 
+def test_from_a_table_without_sends(bare: Database, tmp_path: Path) -> None:
+    whole = migration("From nothing")
+    new = ('"nesting"', '"sends"', "ix_celery_alchemy_outbox_task_id")
+    before = "".join(line for line in whole.splitlines(keepends=True) if not any(word in line for word in new))
+    assert before != whole
+    alembic = Alembic(tmp_path, bare, before, migration("From a table without `sends`"))
+    alembic(command.upgrade, "outbox_1")
+    insert = (
+        "INSERT INTO celery_alchemy_outbox (batch, position, created_at, task_id, task, message) "
+        "VALUES ('b', 0, 0, 'i', 'note', '{}')"
+    )
+    bare.execute(insert)
+    alembic(command.upgrade, "head")
+    assert bare.column("SELECT sends FROM celery_alchemy_outbox") == [0]
+    bare.execute("DELETE FROM celery_alchemy_outbox")
+    assert_right(bare)
+    alembic(command.downgrade, "outbox_1")
+    bare.execute(insert.replace("'b'", "'c'"))
+
+
 def test_a_table_made_by_create_all_is_the_same(bare: Database) -> None:
     outbox_table(metadata := sa.MetaData())
     metadata.create_all(bare.engine)

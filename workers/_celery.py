@@ -205,8 +205,10 @@ def can_be_known(task: Any) -> bool:
 
 
 class LooseConnection:
-    """Stands where `send_task` asks a producer for its connection, to give its errors a type of kombu's; it has
-    none."""
+    """Stands where `send_task` asks a producer for its connection, to give its errors a type of kombu's, and for those
+    after which Celery 5.7 publishes again what its tracer sends; it has none."""
+
+    recoverable_connection_errors: tuple[type[Exception], ...] = ()
 
     def _reraise_as_library_errors(self) -> AbstractContextManager[None]:
         return nullcontext()

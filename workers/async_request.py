@@ -21,7 +21,7 @@ from typing import Any
 from celery.app.task import Context
 
 from ..strategies.asynchronous import loop_thread
-from ..strategies.asynchronous.hosting import current_interruption, host
+from ..strategies.asynchronous.hosting import check_later, current_interruption, host
 from ..strategies.asynchronous.units import AsyncUnits
 from ..strategies.interrupts import shield
 from ..strategies.place import current_coroutine
@@ -39,7 +39,9 @@ class HostingRunner(RequestRunner):
     """Runs requests in a greenlet on the event loop, where the units of work are those of ordinary code."""
 
     def run(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
-        return super().run(functools.partial(_hosted, call, task, True), task, args, kwargs)
+        result = super().run(functools.partial(_hosted, call, task, True), task, args, kwargs)
+        check_later()  # `apply()` in another task, whose limit has waited for this COMMIT
+        return result
 
     def inside(self, enter: Enter, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run `call` in the unit of work that `enter` opens or joins, and end it."""
@@ -52,9 +54,9 @@ def _hosted(call: Call, task: Any, is_body: bool, *args: Any, **kwargs: Any) -> 
     """Run `call` and the coroutine that it gives; a time limit is raised in the body alone."""
     interruption = current_interruption.get() if is_body else None
     try:
+        if interruption is not None:
+            interruption.arm()
         try:
-            if interruption is not None:
-                interruption.arm()
             result = call(*args, **kwargs)
             if inspect.iscoroutine(result):
                 result = host(result)

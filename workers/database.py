@@ -14,7 +14,7 @@ from ..strategies import SessionStrategy, WorkerPool
 from ..strategies.asynchronous.strategy import PerLoopStrategy
 from ..strategies.asynchronous.units import AsyncUnitOfWork
 from ..strategies.deferring import DeferringUnit
-from ..strategies.deferring_sessions import DeferringSession
+from ..strategies.deferring_sessions import DeferringSession, hold_limits_in_commits
 from ..strategies.drivers import green
 from ..strategies.drivers.awaited_urls import has_sync_side, sync_url
 from ..strategies.drivers.url import parse_url, shown, shown_text
@@ -35,6 +35,7 @@ from ..strategies.several.two_phase import TwoPhaseSession
 from ..strategies.unit_of_work import UnitOfWork
 from ..strategies.worker_pool import outside_worker
 from . import apps, selection
+from ._celery import known_task
 from .async_side import AsyncSide
 from .database_refusals import no_database, refuse_async, refuse_what_it_cannot
 from .errors import ConfigurationError, as_configuration_error
@@ -47,7 +48,7 @@ from .sending import outbox
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
 from .watching import observers
-from .wrapping import async_tasks
+from .wrapping import async_tasks, is_database_task
 
 
 class DeferringPart(DeferringUnit, Part):
@@ -86,6 +87,8 @@ class Database:
         """In force whatever else was chosen: a test's."""
         self.worker: Callable[[], Any] | None = None
         """A weak reference to the worker of this process, of the app's default database; None where there is none."""
+        self.looks_received_at: float = 0.0
+        """The `monotonic()` from when on a look which messages of the outbox have been received is due."""
         self._running = RunningTasks()
         self._user_engine = engine
         self.succession: Succession = Succession()
@@ -142,6 +145,14 @@ class Database:
             extra=extra,
             session_kind=session_kind,
         )
+
+    def records(self, name: str | None = None) -> bool:
+        """Tell whether the task of that name, or any task, has `exactly_once`, and records here that it completes."""
+        assert self.app is not None
+        if name is None:
+            return once.has_any(self.app, self.settings)
+        task = known_task(self.app, name)
+        return task is not None and is_database_task(task) and once.mode_of(task, self.settings) is not None
 
     def runner_of(self, task: Any) -> RequestRunner:
         """Return what runs the requests of `task`."""
@@ -271,7 +282,7 @@ class Database:
 
     def for_coroutines(self, worker_pool: WorkerPool) -> tuple[EngineFactory, SessionFactory]:
         """Return what makes the AsyncEngines, and the Sessions inside AsyncSessions."""
-        from ..strategies.asynchronous.sessions import AwaitingSession
+        from ..strategies.asynchronous.sessions import AwaitingSession, hold_limits_in_awaited_commits
 
         options, url, engine = self._database_options(self.settings, may_await=lambda: True)
         if engine is not None:
@@ -280,9 +291,8 @@ class Database:
                 "Engine. Set app.conf.alchemy_database_url instead; listeners go into @db.on_engine."
             )
         sessions = SessionFactory(self.session_factory, self.settings.session_options, (AwaitingSession,))
-        engines = EngineFactory(
-            url, None, options, self._running, observe_error, self._engine_hooks(), ReservedQueuePool
-        )
+        hooks = (*self._engine_hooks(), hold_limits_in_awaited_commits)
+        engines = EngineFactory(url, None, options, self._running, observe_error, hooks, ReservedQueuePool)
         for listener in self._listeners:
             engines.on_engine(listener)
         return engines, sessions
@@ -333,8 +343,9 @@ class Database:
     ) -> EngineFactory:
         kept = self._engines
         self._running.worker_pool = worker_pool
-        hooks = self._engine_hooks()
-        pool_class = DeferringQueuePool if worker_pool.forks else ReservedQueuePool
+        hooks, pool_class = self._engine_hooks(), ReservedQueuePool
+        if worker_pool.forks:
+            hooks, pool_class = (*hooks, hold_limits_in_commits), DeferringQueuePool
         if observers.current() is not None:
             hooks, pool_class = (*hooks, observers.meter_pool), MeteredQueuePool
         if (

@@ -224,7 +224,8 @@ class Alchemy(Database):
 
     @property
     def task(self) -> TaskDecorator:
-        """Decorator that makes a function a DatabaseTask: Celery's `app.task(base=DatabaseTask)`, typed::
+        """Decorator that makes a function a DatabaseTask, and an `async def` function an AsyncDatabaseTask: Celery's
+        `app.task(base=...)`, typed::
 
             @db.task
             def create(self: DatabaseTask, name: str) -> int: ...
@@ -238,7 +239,8 @@ class Alchemy(Database):
         Alchemy has no app yet, the task is made as by `shared_task`.
 
         Raises:
-            ConfigurationError: `base` is no DatabaseTask, or this Alchemy is not that of the default database.
+            ConfigurationError: `base` is neither of the two, nor below one; or this Alchemy is not that of the default
+                database.
         """
         return task_decorator(self.app, self.database)
 

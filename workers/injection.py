@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -44,12 +45,36 @@ function, in a test for example, it may be passed by hand, by name or at its pla
 
 def injected_parameters(run: Any) -> dict[str, str]:
     """Return the parameters of `run` that receive a Session: the database of each, by its name."""
-    function = inspect.unwrap(getattr(run, "__func__", run))
-    annotations = _annotations(function)
-    if any(isinstance(value, str | typing.ForwardRef) for value in annotations.values()):
-        annotations = _evaluated(function, annotations)
+    annotations = _annotations_of(run)
     found = {name: _database_of(annotation) for name, annotation in annotations.items() if name != "return"}
     return {name: database for name, database in found.items() if database is not None}
+
+
+def refuse_other_kind(name: str, run: Any, *, is_async: bool) -> None:
+    """Refuse a parameter of `run`, the function of the task `name`, that is annotated with the other kind of Session.
+
+    Raises:
+        ConfigurationError: names the task, the parameter and both remedies.
+    """
+    asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio")  # none where nothing is annotated with it
+    ordinary = (Session, scoped_session)
+    awaited = (asynchronous.AsyncSession, asynchronous.async_scoped_session) if asynchronous is not None else ()
+    annotations = _annotations_of(run)
+    for parameter in injected_parameters(run):
+        kind = _session_of(annotations[parameter])
+        if not issubclass(kind, ordinary if is_async else awaited):
+            continue
+        there, right, base, given = (
+            ("an `async def` task", "CurrentAsyncSession", "DatabaseTask", "an AsyncSession")
+            if is_async
+            else ("no `async def` task", "CurrentSession", "AsyncDatabaseTask", "a Session")
+        )
+        raise ConfigurationError(
+            f"The parameter {parameter!r} of the task {name!r} is annotated with {kind.__name__}, but it is {there}, "
+            f"and would get {given}. Write {right} (of another database: Annotated[{given.split()[-1]}, "
+            f"UseDatabase(...)]); or make it {'an ordinary' if is_async else 'an `async def`'} function with "
+            f"base={base}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +198,25 @@ def _database_of(annotation: Any) -> str | None:
     return None
 
 
+def _session_of(annotation: Any) -> type:
+    """Return the class of Session that a parameter with this annotation is to receive; `object` where it says none."""
+    if typing.get_origin(annotation) is Annotated:
+        return _session_of(annotation.__origin__)
+    if typing.get_origin(annotation) in {Union, UnionType}:
+        kinds = [one for one in typing.get_args(annotation) if _database_of(one) is not None]
+        return _session_of(kinds[0]) if kinds else object
+    kind = typing.get_origin(annotation) or annotation  # scoped_session[Session]
+    return kind if isinstance(kind, type) else object
+
+
+def _annotations_of(run: Any) -> dict[str, Any]:
+    function = inspect.unwrap(getattr(run, "__func__", run))
+    annotations = _annotations(function)
+    if any(isinstance(value, str | typing.ForwardRef) for value in annotations.values()):
+        annotations = _evaluated(function, annotations)
+    return annotations
+
+
 def _annotations(function: Any) -> dict[str, Any]:
     try:
         return getattr(function, "__annotations__", None) or {}
@@ -206,10 +250,10 @@ def _evaluated(function: Any, annotations: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ours(annotation: str) -> bool:
-    """Tell whether an annotation, as it is written, names CurrentSession or UseDatabase."""
+    """Tell whether an annotation, as it is written, names CurrentSession, CurrentAsyncSession or UseDatabase."""
     try:
         nodes = [*ast.walk(ast.parse(annotation, mode="eval"))]
     except SyntaxError:
         return False
     named = {getattr(node, "id", None) or getattr(node, "attr", None) for node in nodes}
-    return bool(named & {"CurrentSession", "UseDatabase"})
+    return bool(named & {"CurrentAsyncSession", "CurrentSession", "UseDatabase"})

@@ -203,6 +203,11 @@ def is_over(request: Any) -> bool:
     return request is not None and _BEGUN in request.__dict__
 
 
+def is_called(request: Any) -> bool:
+    """Tell whether the task has a `__call__` of its own, which runs, or has run, around the body of this request."""
+    return _CALLED in request.__dict__
+
+
 def is_workers(request: Any) -> bool:
     """Tell whether a worker runs this request, and neither its `run` nor its own `__call__` has begun."""
     if request is None or request.called_directly or request.is_eager:

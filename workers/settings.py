@@ -33,6 +33,7 @@ _KNOWN: dict[str, tuple[tuple[type, ...], str]] = {
     "alchemy_outbox": ((bool, str), "True, False or 'relay'"),
     "alchemy_outbox_table": ((str,), "the name of the outbox's table, with its schema: 'shop.messages'"),
     "alchemy_outbox_attempts": ((int,), "a whole number, 1 or more"),
+    "alchemy_outbox_resend_s": ((int, float), "a number of seconds, 0 or more"),
     "alchemy_exactly_once": ((bool, str), "True, False, 'first' or 'last'"),
     "alchemy_completed_table": ((str,), "the name of the table of completed tasks, with its schema: 'shop.completed'"),
     "alchemy_completed_kept_s": ((int, float), "a number of seconds above 0"),
@@ -92,6 +93,7 @@ class Settings:
     outbox: bool | Literal["relay"] = False
     outbox_table: str | None = None
     outbox_attempts: int = 10
+    outbox_resend_s: float | None = None
     exactly_once: bool | Literal["first", "last"] = False
     completed_table: str | None = None
     completed_kept_s: float = 7 * 24 * 3600.0
@@ -182,6 +184,7 @@ def _is_none_of_its_values(key: str, value: Any) -> bool:
         (key == "alchemy_isolation_retries" and value < 0)
         or (key == "alchemy_outbox" and isinstance(value, str) and value != "relay")
         or (key == "alchemy_outbox_attempts" and value < 1)
+        or (key == "alchemy_outbox_resend_s" and not 0 <= value <= _LONGEST_S)
         or (key == "alchemy_exactly_once" and isinstance(value, str) and value not in {"first", "last"})
         or (key == "alchemy_completed_kept_s" and not 0 < value <= _LONGEST_KEPT_S)
         or (

@@ -76,7 +76,7 @@ class DeferringRunner(RequestRunner):
                 shield.pending = None  # what it would stop is over
                 shield.ended = request.id
             elif entry is None or entry.owns or not entry.ends:  # else the `__call__` around it ends the request
-                shield.check()
+                shield.check_later()
 
     @shield.covers
     def _call(self, entry: Entry | None, call: Call, task: Any, args: Any, kwargs: Any, held: int) -> Any:

@@ -16,7 +16,7 @@ from . import apps, databases, wrapping
 from .attributes import refuse_misspelled
 from .errors import ConfigurationError
 from .exactly_once import choosing as once
-from .injection import hide_from_callers
+from .injection import hide_from_callers, refuse_other_kind
 from .no_unit import no_unit_here
 from .sending import calls, enqueue, orders, plain
 from .sending.arguments import are_plain, explain, refuse_sessions
@@ -162,8 +162,10 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
         if entry is not None:
             for inner in entry.registry.above(entry):
                 inner.succeed(final=False)
-            once.replaced_by(self, sig)
+            ended = once.replaced_by(self, sig, super().on_replace)
             entry.unit.succeed(final=False)
+            if ended is not None:
+                raise ended
         with sent_by_celery():
             return super().on_replace(sig)
 
@@ -183,6 +185,7 @@ def _wrap(cls: type[BaseDatabaseTask]) -> None:
     run = inspect.getattr_static(cls, "run")
     if not wrapping.is_wrapped(run) and run is not inspect.getattr_static(Task, "run"):
         cls.refuse_function(run)
+        refuse_other_kind(cls.name or cls.__name__, run, is_async=cls.is_async)
         cls.run = wrapping.wrap_run(run)
         if places := wrapping.injected_places(cls.run):
             hide_from_callers(cls, places)

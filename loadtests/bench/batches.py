@@ -17,6 +17,7 @@ from .results import Arm, Batch, Cell, Objective, Slice, SweepStep, knee_of
 from .rows import Percentiles, TaskRow
 
 STARTERS = 4  # Workers that start at the same time: each is busy importing for a second or two
+USERS_PER_SLOT = 2  # Closed model: tasks in flight for each pool process, thread or greenlet
 CHECKED_S = 20.0  # How long a checked load may take
 TASKS_IN_A_ROW, LONGEST_SLICE_S = 4, 5.0
 CHECKED_SLICE = 0  # The slice that checked loads count as: it is in no ratio
@@ -41,7 +42,6 @@ class Schedule:
     ramp_s: float  # Seconds at the begin of each slice that are not counted
     checked_tasks: int
     """Tasks for each pool process, thread or greenlet, of the load before the slices; a broken arm is out then."""
-    users_per_slot: int  # Closed model: tasks in flight for each pool process, thread or greenlet
 
     def rounds_of(self, batch: int) -> int:
         """Return how many rounds the batch with this number has, from 1."""
@@ -65,7 +65,7 @@ def run_batch(
         for cell in cells:
             tell(f"checking {cell.arm.name}")
             # What the check finds, it finds in the first batch; later ones are checked by what their slices leave.
-            checked_load(cell, options.users_per_slot, options.checked_tasks if number == 1 else WARM_UP_TASKS)
+            checked_load(cell, options.checked_tasks if number == 1 else WARM_UP_TASKS)
         options = replace(options, slice_s=slice_length(cells, options.slice_s))
         by_arm, rounds = {cell.arm: cell for cell in cells}, options.rounds_of(number)
         for turn, order in enumerate(orders(arms, rounds, f"{contest.name}/{number}"), start=1):
@@ -127,11 +127,11 @@ def _all(threads: ThreadPoolExecutor, cells: Sequence[RunningCell], step: Callab
         raise errors[0]
 
 
-def checked_load(cell: RunningCell, users_per_slot: int, tasks_per_slot: int) -> None:
+def checked_load(cell: RunningCell, tasks_per_slot: int) -> None:
     """Send a fixed number of tasks, which also warms every pool process up; a worker that breaks anything is out."""
     if not cell.out:
         slots = cell.arm.concurrency
-        load = {"tasks": tasks_per_slot * slots, "users": users_per_slot * slots}
+        load = {"tasks": tasks_per_slot * slots, "users": USERS_PER_SLOT * slots}
         cell.measure(number=CHECKED_SLICE, within_s=CHECKED_S, **load)
     with cell.sampler.paused() if cell.sampler else nullcontext():
         cell.check()
@@ -149,7 +149,7 @@ def slice_length(cells: Sequence[RunningCell], wanted_s: float) -> float:
 
 def run_slice(cell: RunningCell, options: Schedule, number: int, turn: int, position: int) -> Slice:
     """Put one arm under load for a slice, and measure what it cost."""
-    users = options.users_per_slot * cell.arm.concurrency
+    users = USERS_PER_SLOT * cell.arm.concurrency
     within_s = options.slice_s + options.ramp_s
     answer, kept, cost = cell.measure(
         number=number, within_s=within_s, seconds=options.slice_s, ramp_s=options.ramp_s, users=users
@@ -223,7 +223,6 @@ class SweepOptions:
     """Offered rates, rising; empty: fractions of what the arm answers under a closed load."""
     sweeps: int  # How often the knee of an arm is measured, each time with a worker started anew
     checked_tasks: int
-    users_per_slot: int
 
 
 def run_sweep(
@@ -233,7 +232,7 @@ def run_sweep(
     steps: list[SweepStep] = []
     with running_cells(bench, workload, [arm], tell) as (cell,):
         tell("checked load")
-        checked_load(cell, options.users_per_slot, options.checked_tasks)
+        checked_load(cell, options.checked_tasks)
 
         def step(rate: float) -> None:
             tell(f"{rate:.0f} tasks/s offered")
@@ -262,7 +261,7 @@ def _rates(cell: RunningCell, options: SweepOptions, number: int) -> Iterator[fl
     """Yield rates up to a little more than what the arm answers when it is never without work."""
     if cell.out:
         return
-    users = 2 * options.users_per_slot * cell.arm.concurrency
+    users = 2 * USERS_PER_SLOT * cell.arm.concurrency
     answer, _, _ = cell.measure(
         number=number, within_s=options.step_s + RAMP_S, seconds=options.step_s / 2, ramp_s=RAMP_S, users=users
     )

@@ -6,7 +6,6 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ CHOSEN = (
     option("--workloads", "all", arguments.WORKLOAD.several, "What the tasks do."),
     CONCURRENCY,
     _whole("--tasks checked_tasks", 50, 5, 100_000, "Checked tasks per pool slot."),
-    _whole("--users users_per_slot", 2, 1, 100, "Tasks in flight per pool slot."),
     click.option("--task", help="Measure this task of the app given with `celery -A` instead of our workloads."),
     option("--args", "[]", partial(json_of, list), "Its arguments: a JSON list.", "json"),
     option("--kwargs", "{}", partial(json_of, dict), "Its keyword arguments: a JSON object.", "json"),
@@ -79,9 +77,6 @@ COMMON = options(*CHOSEN, *SERVICES, FRESH)
 @_whole("--rounds", 40, 1, 1000, "Slices for each arm, over all restarts.")
 @option("--slice slice_s", "500ms", partial(seconds, 0.1, 60), "Of what length.", "duration")
 @_whole("--restarts", 10, 1, 50, "How often the workers start anew.")
-@click.option(
-    "--only", multiple=True, metavar="PATTERN", help="Of these contests, such as 'pools/*', now; the rest another time."
-)
 @click.pass_context
 def bench(ctx: click.Context, /, **given: Any) -> None:
     """Compare worker pools and session patterns, in turns, on real workers, and write a report.
@@ -98,20 +93,15 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
         rounds, restarts, slice_s = (given.pop(name) for name in ("rounds", "restarts", "slice_s"))
         if rounds < restarts:
             raise click.BadParameter("fewer rounds than restarts.", param_hint="--rounds")
-        load = (given["checked_tasks"], given["users_per_slot"])
-        schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), *load)
-        _matrix(ctx, given.pop("contests"), schedule, given.pop("only"), **given)
+        schedule = Schedule(rounds, restarts, slice_s, min(0.1, slice_s / 5), given["checked_tasks"])
+        _matrix(ctx, given.pop("contests"), schedule, **given)
     elif given_here:
         raise click.UsageError(f"Write the options after {ctx.invoked_subcommand!r}: they belong to it.", ctx)
 
 
-def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: Sequence[str], **given: Any) -> None:
+def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, **given: Any) -> None:
     user_task = find_user_task(ctx, **given)
-    planned = plan(kinds, user_task, automatic(), **given)
-    contests = [one for one in planned if not only or any(fnmatchcase(one.name, pattern) for pattern in only)]
-    if planned and not contests:
-        names = ", ".join(contest.name for contest in planned)
-        raise click.BadParameter(f"{' '.join(only)} names no contest. There are: {names}.", param_hint="--only")
+    contests = plan(kinds, user_task, automatic(), **given)
     for name in (*arguments.POOL.known, *PATTERNS):
         if name not in (*given["pools"], *given["baselines"]) and (why := missing(name)):
             console_of_run().print(f"Left out: {why}", highlight=False)
@@ -119,13 +109,11 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
     with running("matrix", contests, options, user_task, **given) as run:
         bench, store = run.bench, run.store
         if store.resumed:
-            there = f"{len(store.done)} of {len(planned) * schedule.restarts} batches are there"
+            there = f"{len(store.done)} of {len(contests) * schedule.restarts} batches are there"
             run.console.print(f"Going on in {given['out']}: {there}.")
-        todo = remaining(store, contests, schedule.restarts)
-        jobs = {f"{one.name} ({number}/{schedule.restarts})": (one, number) for one, number in todo}
-        for (contest, number), tell in run.each(jobs):
+        for contest, number in remaining(store, contests, schedule.restarts):
             without = store.broken[contest.name]
-            batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, tell)
+            batch, rows = run_batch(bench, contest, number, schedule, without, store.next_slice, run.tell(contest.name))
             store.add_batch(batch, rows)
             broken = [f"{cell.arm.name} ({cell.broken[0].name}: no)" for cell in batch.cells if cell.broken]
             said = f"[green]{len(batch.cells) - len(broken)} right[/]"
@@ -133,8 +121,9 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
             turn = f"{number}/{schedule.restarts} {batch.seconds:5.0f} s"
             run.console.print(f"{contest.name:32} {turn}  {said}", highlight=False)
         if "round-trips" in kinds and bench.server and not user_task and not store.facts.round_trips:
-            for patterns, tell in run.each({"round trips": [OURS, *given["baselines"]]}):
-                store.add_round_trips(round_trips.measure(bench, patterns, given["workloads"], progress=tell))
+            patterns = [OURS, *given["baselines"]]
+            told = run.tell("round trips")
+            store.add_round_trips(round_trips.measure(bench, patterns, given["workloads"], progress=told))
 
 
 @bench.command()
@@ -142,8 +131,7 @@ def _matrix(ctx: click.Context, kinds: Sequence[str], schedule: Schedule, only: 
 @click.pass_context
 def check(ctx: click.Context, /, **given: Any) -> None:
     """Check correctness only, for CI: a load for each worker, every invariant, no timing."""
-    schedule = Schedule(0, 1, 1.0, 0.1, given["checked_tasks"], given["users_per_slot"])
-    _matrix(ctx, ["patterns"], schedule, (), **given)
+    _matrix(ctx, ["patterns"], Schedule(0, 1, 1.0, 0.1, given["checked_tasks"]), **given)
 
 
 @bench.command()
@@ -152,9 +140,8 @@ def demo(**given: Any) -> None:
     """Let the hand-written recipe and celery-alchemy do the same work, and count what came out right."""
     contests = demo_contests(given["pools"], given["concurrency"][0], DEMO_WORKLOAD)
     with running("demo", contests, {}, None, fresh=True, **given) as run:
-        for _, tell in run.each({"demo": None}):
-            for batch, rows in run_demo(run.bench, contests, tell):
-                run.store.add_batch(batch, rows)
+        for batch, rows in run_demo(run.bench, contests, run.tell("demo")):
+            run.store.add_batch(batch, rows)
 
 
 @bench.command()
@@ -173,7 +160,7 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
     for name, usual in (("strategies", [AUTO]), ("baselines", [])):
         if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             given[name] = usual
-    chosen = SweepOptions(objective, step_s, rates, sweeps, given["checked_tasks"], given["users_per_slot"])
+    chosen = SweepOptions(objective, step_s, rates, sweeps, given["checked_tasks"])
     user_task = find_user_task(ctx, **given)
     contests = [
         contest
@@ -187,11 +174,10 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
     options = {**asdict(chosen), "objective": str(chosen.objective)}
     with running("sweep", contests, options, user_task, **given) as run:
         store = run.store
-        jobs = {
-            f"{workload}, {arm.name} ({number}/{chosen.sweeps})": (workload, arm, number)
-            for workload, arm, number in todo if (workload, arm.name, number) not in store.swept
-        }  # fmt: skip
-        for (workload, arm, number), tell in run.each(jobs):
+        for workload, arm, number in todo:
+            if (workload, arm.name, number) in store.swept:
+                continue
+            tell = run.tell(f"{workload}, {arm.name}")
             steps, rows = run_sweep(run.bench, arm, workload, chosen, number, store.next_slice, tell)
             store.add_sweep(steps, rows)
             kept, _ = knee_of(steps)
@@ -203,7 +189,7 @@ def sweep(ctx: click.Context, /, objective: Objective, rates: Any, step_s: float
 
 @bench.command()
 @click.argument("directory", type=DIRECTORY)
-@click.option("--chart", metavar="CONTEST", help="Write this contest's ratios as chart.svg instead, for a README.")
+@click.option("--chart", metavar="CONTEST", help="Draw this contest, or `demo`, as chart.svg instead.")
 def report(directory: Path, chart: str | None) -> None:
     """Write the report of a results directory again."""
     if chart is None:

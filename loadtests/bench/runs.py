@@ -6,15 +6,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from ..client.lines import leave_on_signals
 from ..errors import LoadTestError
@@ -27,8 +27,7 @@ from .contests import Contest, UserTask
 from .results import RUN_FILE, RunFacts
 from .store import Store, forget, machine, versions, writing
 
-WIDTH = 110  # Columns, where the output is no terminal that knows its own width
-Job = TypeVar("Job")
+WIDTH = 130  # Columns, where the output is no terminal that knows its own width
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +37,11 @@ class Run:
     bench: Bench
     store: Store
     console: Console
-    progress: Progress
+    status: Status
 
-    def each(self, jobs: Mapping[str, Job]) -> Iterator[tuple[Job, Tell]]:
-        """Yield one job after the other, and what shows the stage it is at, under a bar that shows their names."""
-        bar = self.progress.add_task("", total=len(jobs), stage="")
-        for name, job in jobs.items():
-            self.progress.update(bar, description=name)
-            yield job, lambda stage: self.progress.update(bar, stage=stage)
-            self.progress.advance(bar)
+    def tell(self, job: str) -> Tell:
+        """Return what shows the stage that a job is at, where the output is a terminal."""
+        return lambda stage: self.status.update(f"{job}: {stage}")
 
 
 @contextmanager
@@ -63,11 +58,6 @@ def running(
         options: What results depend on, besides those in `given`.
     """
     console, options = console_of_run(), {**options, **given}
-    progress = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[stage]}"),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
     leave_on_signals()
     try:
         with ExitStack() as stack:
@@ -84,8 +74,8 @@ def running(
             if fresh:
                 forget(out)
             store = Store(out, part, _facts(labels, contests, options))
-            with progress:
-                yield Run(Bench(found.run, found.server, found.broker, generator, user_task), store, console, progress)
+            with console.status("") as status:
+                yield Run(Bench(found.run, found.server, found.broker, generator, user_task), store, console, status)
     except LoadTestError as error:
         console.print("[bold red]The benchmark cannot go on.[/]", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -106,7 +96,7 @@ def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, 
     patterns = dict.fromkeys(arm.pattern for contest in contests for arm in contest.arms)
     asked, own = "The task that was asked for.", "The task's own way to get a Session."
     return RunFacts(
-        command=_command(),
+        command=command_line(),
         begun=datetime.now(UTC).isoformat(timespec="seconds"),
         options=options,
         services=services,
@@ -118,7 +108,7 @@ def _facts(services: list[str], contests: Sequence[Contest], options: dict[str, 
     )
 
 
-def _command() -> str:
+def command_line() -> str:
     """Return the command as it was given, without what a URL would tell."""
     words, hidden = [], False
     for word in sys.argv[1:]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
-import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from ..bench import arguments
+from ..bench.runs import command_line, console_of_run
+from ..bench.store import machine, versions
 from ..errors import WorkerError
 from ..reports.tables import table
 from ..reports.terminal import print_table
@@ -27,7 +25,6 @@ from ..tasks.patterns import OURS, PATTERNS
 from .place import FAULTS, Damage, place
 
 SEED = 20261125
-PACKAGES = ("celery", "SQLAlchemy", "psycopg", "gevent", "eventlet", "Flask-SQLAlchemy")
 STRATEGIES = ("local", "scoped", "per_process")
 BASELINES = ("recipe", "with_session", "thread_local", "flask", "tuned")
 COLUMNS = [field.name for field in fields(Damage) if field.name != "tasks"]
@@ -58,6 +55,7 @@ class Result:
     cell: Cell
     damage: Damage
     failed: str = ""  # Why the cell could not be run, for example that its worker did not start
+    seconds: float = 0.0
 
 
 def cells(pools: Sequence[str], faults: Sequence[str]) -> Iterator[Cell]:
@@ -70,29 +68,33 @@ def cells(pools: Sequence[str], faults: Sequence[str]) -> Iterator[Cell]:
 
 
 def run_all(
-    services: Services, chosen: Sequence[Cell], seed: int, side_by_side: int, on_result: Callable[[], object]
+    services: Services, chosen: Sequence[Cell], seed: int, side_by_side: int, on_result: Callable[[Result], object]
 ) -> list[Result]:
     """Run the cells, `side_by_side` at a time; return their results in the order of the cells."""
     with ThreadPoolExecutor(side_by_side) as executor:
         running = [executor.submit(_run, services, cell, seed) for cell in chosen]
         try:
-            for _ in as_completed(running):
-                on_result()
+            for ended in as_completed(running):
+                on_result(ended.result())
         finally:
             executor.shutdown(cancel_futures=True)
     return [future.result() for future in running]
 
 
 def _run(services: Services, cell: Cell, seed: int) -> Result:
-    fault = FAULTS[cell.fault]
+    fault, begun = FAULTS[cell.fault], time.monotonic()
+
+    def result(damage: Damage, failed: str = "") -> Result:
+        return Result(cell, damage, failed, round(time.monotonic() - begun, 1))
+
     try:
         with place(services, cell.pool, cell.pattern, cell.strategy, in_main=fault.in_main) as here:
             fault.cause(here, random.Random(seed))  # noqa: S311 - nothing secret
-            return Result(cell, here.damage())
+            return result(here.damage())
     except WorkerError as error:
-        return Result(cell, Damage(), str(error).splitlines()[0])
+        return result(Damage(), str(error).splitlines()[0])
     except Exception:
-        return Result(cell, Damage(), traceback.format_exc().strip())
+        return result(Damage(), traceback.format_exc().strip())
 
 
 def sums(results: Sequence[Result]) -> dict[str, dict[str, Damage]]:
@@ -125,7 +127,7 @@ def markdown(results: Sequence[Result], *, command: str, about: Sequence[str]) -
 @arguments.option("--pools", "prefork,threads,gevent", arguments.POOL.several, "Worker pools.")
 @arguments.option("--faults", "all", arguments.OneOf("fault", FAULTS).several, "Which ones.")
 @click.option("--seed", default=SEED, show_default=True, help="Of the random moments.")
-@click.option("--side-by-side", default=2, show_default=True, help="How many workers at one time.")
+@click.option("--side-by-side", default=4, show_default=True, help="Workers at one time: they mostly wait.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory for faults.json and faults.md.")
 @arguments.DATABASE_URL
 @arguments.BROKER_URL
@@ -137,14 +139,17 @@ def faults(
 
     Exits with 1 if celery-alchemy took any damage.
     """
-    console = Console()
+    console = console_of_run()
     chosen = list(cells(pools, faults))
-    with services(database_url, broker_url) as found, Progress(console=console) as progress:
+
+    def told(one: Result) -> None:
+        console.print(f"{one.seconds:6.1f} s  {one.cell}: {one.failed or one.damage}", markup=False, highlight=False)
+
+    with services(database_url, broker_url) as found:
         assert found.server is not None
         if found.server.url.get_backend_name() != "postgresql":
             raise click.UsageError("DATABASE_URL is no PostgreSQL server, whose sessions these faults look at.")
-        bar = progress.add_task(f"{len(chosen)} cells", total=len(chosen))
-        results = run_all(found, chosen, seed, side_by_side, lambda: progress.advance(bar))
+        results = run_all(found, chosen, seed, side_by_side, told)
         server, broker = found.server.label, found.broker.label
     ways = list(dict.fromkeys(result.cell.way for result in results))
     rows = ([fault, *(str(row.get(way, "")) for way in ways)] for fault, row in sums(results).items())
@@ -153,12 +158,12 @@ def faults(
         if result.failed:
             console.print(f"[red]not run[/red]: {result.cell}: {result.failed.splitlines()[-1]}")
     if out is not None:
-        command = "celery " + shlex.join(sys.argv[1:])
+        command = command_line()
         about = [f"Database: {server}.", f"Broker: {broker}.", f"Seed {seed}."]
         out.mkdir(parents=True, exist_ok=True)
         facts = {
-            "command": command, "seed": seed, "server": server, "broker": broker, "python": platform.python_version(),
-            "versions": {name: version(name) for name in PACKAGES}, "results": [asdict(result) for result in results],
+            "command": command, "seed": seed, "server": server, "broker": broker, "machine": machine(),
+            "versions": versions(), "results": [asdict(result) for result in results],
         }  # fmt: skip
         (out / "faults.json").write_text(json.dumps(facts, indent=1) + "\n")
         (out / "faults.md").write_text(markdown(results, command=command, about=about))

@@ -25,6 +25,7 @@ from .tasks import IGNORE, MANY, OBJECTS, PROBE, RETRY, SESSIONS, SURELY, WRITE
 
 PATIENCE_S = 8.0
 """How long to wait for one more answer. A task here takes a second at most; one that takes longer hangs."""
+LONGEST_S = 60.0  # For tasks that are waited for together: one that retries for ever answers for ever
 SETTLE_S = 5.0
 STOP_STEPS = (StopStep(signal.SIGTERM, 3.0), StopStep(signal.SIGQUIT, 1.0))
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8, "eventlet": 8, "solo": 1}
@@ -105,8 +106,10 @@ class Place(LoadWorker):
         return tasks
 
     def wait(self, tasks: Iterable[Watched]) -> None:
-        """Wait until all have answered, or nobody has for a while."""
-        self.collect([task for task in tasks if not task.silent], patience_s=PATIENCE_S)
+        """Wait until all have ended, or nobody has answered for a while, or it takes too long."""
+        awaited, end = [task for task in tasks if not task.silent], time.monotonic() + LONGEST_S
+        over = lambda: time.monotonic() > end or all(task.final for task in awaited)  # noqa: E731
+        self.collect(awaited, over=over, patience_s=PATIENCE_S)
 
     def run_all(self, workload: Workload, count: int, number: int = 0, **options: Any) -> None:
         """Send tasks, and wait for them."""

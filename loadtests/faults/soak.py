@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -11,10 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
+import numpy as np
 from rich.progress import Progress
 
 from ..bench import arguments
+from ..bench.runs import console_of_run
 from ..reports import tables
 from ..reports.tables import Table
 from ..reports.terminal import print_table
@@ -59,11 +59,9 @@ class Soak:
     def slope(self, field: str) -> tuple[float, float]:
         """Return the least-squares slope of a field per task, after warming up, and its standard error."""
         settled = [sample for sample in self.samples if sample.tasks >= WARM * self.tasks]
-        x = [float(sample.tasks) for sample in settled]
-        y = [float(getattr(sample, field)) for sample in settled]
-        slope, intercept = statistics.linear_regression(x, y)
-        residuals = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
-        return slope, (residuals / max(len(x) - 2, 1) / (statistics.pvariance(x) * len(x))) ** 0.5
+        values = [float(getattr(sample, field)) for sample in settled]
+        line, covariance = np.polyfit([sample.tasks for sample in settled], values, 1, cov=True)
+        return float(line[0]), float(covariance[0, 0]) ** 0.5
 
     @property
     def grows(self) -> list[str]:
@@ -154,7 +152,7 @@ def command(
 
     Exits with 1 if something does, or if a task failed.
     """
-    console, found = Console(), []
+    console, found = console_of_run(), []
     step = max(tasks // SAMPLES, 1)
     with services(database_url, broker_url) as the_services, Progress(console=console) as progress:
         for pool in pools:

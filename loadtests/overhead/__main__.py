@@ -8,16 +8,14 @@ Celery's own tracer, in a process that acts as one of a worker pool.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import sys
-from importlib.metadata import version
 from operator import sub, truediv
 
 import click
 from rich.console import Console
 
+from ..bench.runs import console_of_run
+from ..bench.store import machine, versions
 from ..reports.statistics import Estimate, Groups, estimate
 from ..reports.tables import table
 from ..reports.terminal import print_table
@@ -26,7 +24,6 @@ from .processes import database, started
 from .rows import BY_HAND, OUTBOXES, PREFORK_RATIO, ROWS, SIDES, WITH_LAYER, Row
 
 WARM_UP_TASKS = 300
-PACKAGES = ("celery", "sqlalchemy", "psycopg", "celery-alchemy")
 TIMED = (BY_HAND, WITH_LAYER, "with the layer, again")
 
 
@@ -140,7 +137,7 @@ def main(
     """Measure and print the tables."""
     cells = [(pool, strategy) for pool in pools or child.WORKER_POOLS for strategy in strategies or counts.STRATEGIES]
     rows = [row for row in ROWS if not names or row.name in names]
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = console_of_run()
     with database(url) as place:
         if only != "times" and not callgrind.is_available():
             console.print("valgrind is not installed: no instructions are counted.")
@@ -151,8 +148,7 @@ def main(
                 print_outbox(console, place, cells)
         if only in {None, "times"}:
             print_times(console, place, cells, rows, restarts, rounds, tasks)
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    console.print(f"Python {platform.python_version()}, {versions}; {os.cpu_count()} processors, {platform.machine()}.")
+    console.print(", ".join(f"{name} {value}" for name, value in {**machine(), **versions()}.items()))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _ROOTS = {room: (Path(celery_alchemy.__file__).parent / room).resolve() for room
 POOLS = ("solo", "threads", "prefork")  # Under gevent the fork is gevent's
 #: The scenes that are one request, and their tasks.
 REQUESTS = {"one SELECT": "select", "one SELECT, one delay_on_commit": "select_and_delay"}
-TARGETS = dict(zip(REQUESTS, ("at most 10 files, 45 calls, 40 crossings, 20 back", "at most 14 files"), strict=True))
+TARGETS = dict(zip(REQUESTS, ("at most 9 files, 26 calls, 26 crossings, 18 back", "at most 14 files"), strict=True))
 
 
 class Step(NamedTuple):
@@ -184,6 +184,7 @@ def print_list(console: Console, name: str, steps: list[Step]) -> None:
 @click.option("--list", "listed", is_flag=True, help="Print the calls in their order; * marks a file not seen before.")
 def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
     """Record the scenes and print what they are to a reader."""
+    from ..bench.runs import console_of_run
     from ..reports.tables import table
     from ..reports.terminal import print_table
 
@@ -191,7 +192,7 @@ def main(url: str | None, strategy: str, pool: str, listed: bool) -> None:
         answer = process.call(record_scenes, address, pool, strategy)
     scenes = {name: [Step(*values) for values in steps] for name, steps in answer.items()}
     walks = {name: measure(steps) for name, steps in scenes.items()}
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = console_of_run()
     lines = [[name, *map(str, numbers), TARGETS.get(name, "")] for name, numbers in walks.items()]
     columns = " | ".join(["scene", *Walk._fields, "target"])
     print_table(console, *table("Our files on the way of one request", columns, lines))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .charts import forest, standalone
+from .charts import demo, forest, standalone
 from .histogram import write_histograms
 from .recommendation import recommend
 from .summary import Row, Standing, summarise
@@ -35,19 +35,20 @@ def write_report(console: Console, directory: Path) -> list[Path]:
 
 
 def write_chart(directory: Path, contest: str, path: Path) -> None:
-    """Write the ratios of one contest, or of all workloads of `patterns/<worker pool>`, as an SVG file of its own.
+    """Write a picture as an SVG file of its own: `demo`, or the ratios of a contest or of `patterns/<worker pool>`.
 
     Raises:
-        LookupError: There is no such contest, or it has no ratio to draw.
+        LookupError: There is no such contest, or it has nothing to draw.
     """
     summary = summarise(directory)
     known: dict[str, list[Row | Standing]] = {}
     for standing in summary.standings:
         known.setdefault(f"patterns/{standing.pool}", []).append(standing)
     known |= {one.name: list(one.rows) for one in summary.contests}
-    if contest not in known:
+    if contest not in {*known, "demo"}:
         raise LookupError(f"{contest!r} is not a contest of {directory}. Known: {', '.join(known) or 'none'}.")
-    drawn = forest(contest, contest.partition("/")[0], known[contest], "chart")
+    kind = contest.partition("/")[0]
+    drawn = demo(summary, "chart") if contest == "demo" else forest(contest, kind, known[contest], "chart")
     if drawn is None:
-        raise LookupError(f"{contest} has no ratio to draw.")
+        raise LookupError(f"{contest} has nothing to draw.")
     path.write_text(standalone(drawn), encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..faults.soak import Sample, Soak
 from ..faults.soak import table as soak_table
 from .summary import Summary, summarise
-from .tables import Table, by_pool
+from .tables import Table, by_pool, demo, demo_in_short
 from .terminal import markdown_table
 from .wording import number
 
@@ -34,6 +34,8 @@ KNOWN: dict[str, Callable[..., str]] = {
     "tasks": lambda run: (
         f"{sum(one.tasks for found in read(run).batches.values() for batch in found for one in batch.cells):,}"
     ),
+    "demo": lambda run: f"\n{markdown_table(demo(read(run))[0])}\n",
+    "demo-in-short": lambda run: " ".join(demo_in_short(read(run))),
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
     "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",

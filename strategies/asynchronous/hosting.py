@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.util import await_only
 
+from ..interrupts import RETURN_S
+
 Result = TypeVar("Result")
 
 REPEAT_S = 1.0
@@ -112,7 +114,7 @@ class Interruption:
 
     def __init__(self, soft_limit: Callable[[float | None], BaseException]) -> None:
         self._soft_limit = soft_limit
-        self._armed = False
+        self._armed = 0  # Bodies that run, one inside another
         self._held = 0
         self._kept: BaseException | None = None  # A soft limit that waits for the body, or for the end of a COMMIT
         self._asked: BaseException | None = None  # What is to be raised instead of the CancelledError on its way
@@ -128,19 +130,23 @@ class Interruption:
         Raises:
             BaseException: the soft limit that has come before.
         """
-        self._armed = True
-        self.check()
+        self._armed += 1
+        try:
+            self.check()
+        except BaseException:
+            self._armed -= 1
+            raise
 
     def disarm(self) -> None:
         """The body has ended."""
-        self._armed = False
-        if not isinstance(self._asked, Killed):
+        self._armed -= 1
+        if not self._armed and not isinstance(self._asked, Killed):
             self.take()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold back what would interrupt the block: a COMMIT. A kill that comes meanwhile strikes at the next `await`
-        after it, a soft limit at the next `check`."""
+        after it, a soft limit after the next `check_later`."""
         self._held += 1
         try:
             yield
@@ -155,6 +161,18 @@ class Interruption:
             kept, self._kept = self._kept, None
             if kept is not None:
                 raise kept
+
+    def check_later(self) -> None:
+        """Raise the soft limit that was held back by a COMMIT, unless the body returns within `RETURN_S`: then it has
+        done its work, and that is committed."""
+        if self._kept is not None and self.task is not None:
+            self.task.get_loop().call_later(RETURN_S, self._deliver)
+
+    def _deliver(self) -> None:
+        if self._armed and not self._held:
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._ask(kept)
 
     def soft(self, seconds: float | None = None) -> None:
         """A soft time limit has passed."""
@@ -207,11 +225,11 @@ def held() -> AbstractContextManager[None]:
     return interruption.held() if interruption is not None else nullcontext()
 
 
-def check() -> None:
-    """Raise the soft limit that was held back."""
+def check_later() -> None:
+    """Raise the soft limit that was held back by a COMMIT, where the body goes on."""
     interruption = _own()
     if interruption is not None:
-        interruption.check()
+        interruption.check_later()
 
 
 def _own() -> Interruption | None:

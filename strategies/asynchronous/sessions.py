@@ -14,8 +14,9 @@ from sqlalchemy.util import concurrency
 
 from .._sqlalchemy import options_of, streams
 from ..errors import SharedSession
+from ..options import DatabaseOptions
 from ..sessions import UnitSession, UnitTransaction, owner_of
-from .hosting import check, held
+from .hosting import check_later, held
 
 
 class AwaitingSession(UnitSession):
@@ -57,7 +58,7 @@ class AwaitingSession(UnitSession):
                 callbacks.held_back -= 1
         if callbacks is not None:
             callbacks.run_ready()
-        check()
+        check_later()
 
     def rollback(self) -> None:
         self._refuse_others()
@@ -95,6 +96,24 @@ class AwaitingTransaction(UnitTransaction):
             commit()
         else:
             self.session.commit_held(commit)  # type: ignore[attr-defined]
+
+
+def hold_limits_in_awaited_commits(engine: Engine, options: DatabaseOptions) -> None:
+    """EngineHook: no time limit cuts a COMMIT that no Session of ours sends, `AsyncConnection.commit()` for example."""
+    dialect: Any = engine.dialect
+    commit, commit_twophase = dialect.do_commit, dialect.do_commit_twophase
+
+    def do_commit(connection: Any) -> None:
+        with held():
+            commit(connection)
+        check_later()
+
+    def do_commit_twophase(*args: Any, **keywords: Any) -> None:
+        with held():
+            commit_twophase(*args, **keywords)
+        check_later()
+
+    dialect.do_commit, dialect.do_commit_twophase = do_commit, do_commit_twophase
 
 
 class UnitAsyncSession(AsyncSession):

@@ -26,6 +26,7 @@ class PerLoopStrategy(SessionStrategy):
     """
 
     name = "per_loop"
+    awaits = True
     engine_lives = "the event loop of the process: made on it, disposed on it at the end; after a fork made anew"
     keyed_on = "the task request; in a coroutine that a task starts, the asyncio task"
     released = "at the request's end"

@@ -21,7 +21,7 @@ from ..registry import UnitOfWorkRegistry
 from ..scope import here, own_scope, runs_in_greenlet
 from ..several.several_units import Part, SeveralUnits
 from ..unit_of_work import UnitOfWork
-from .hosting import check, held, host
+from .hosting import check_later, held, host
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -178,4 +178,4 @@ class AsyncBlock(AbstractAsyncContextManager["AsyncSession"]):
         unit.task = asyncio.current_task()
         await in_greenlet(lambda: self._registry.finish(unit, error))
         if error is None:
-            check()  # a time limit has waited for the COMMIT
+            check_later()  # a time limit has waited for the COMMIT

@@ -7,6 +7,7 @@ does: who waits for it then holds no connection meanwhile.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -45,6 +46,10 @@ _DUPLICATE = frozenset({"23505", 1062})
 #: Another transaction has the row in hand, or the server says no more than that something took too long: PostgreSQL's
 #: NOT NULL of a row whose lock was not free, lock and statement timeouts, conflicts.
 _HELD = frozenset({"23502", "55P03", "57014", "40001", "40P01", 1205, 1213, 1020, 3572, 1969, 3024})
+
+
+#: The note of a row whose transaction has put into the outbox what comes after the task: a copy sends none of it.
+SENT = json.dumps({"sent": True})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,17 @@ from typing import Any
 from sqlalchemy import Table, delete, select
 from sqlalchemy.engine import Connection
 
-from .completed import Record
+from .completed import SENT, Record
 from .outbox_table import database_now
 
-OF_TASK, OF_GROUP = -1, -2
+OF_TASK, OF_GROUP, OF_CHORD = -1, -2, -3
 
 
 def states_of(connection: Connection, table: Table, ids: Iterable[str], kind: int = OF_TASK) -> dict[str, Record]:
     """Return what is known of each id: that a task has completed, else its state. Unknown ids are left out.
 
     Args:
-        kind: `OF_TASK` or `OF_GROUP`.
+        kind: `OF_TASK`, `OF_GROUP` or `OF_CHORD`.
     """
     columns = (table.c.task_id, table.c.nesting, table.c.content_type, table.c.result, table.c.note)
     statement = select(*columns, table.c.completed_at).where(table.c.task_id.in_(list(ids)))
@@ -30,7 +30,7 @@ def states_of(connection: Connection, table: Table, ids: Iterable[str], kind: in
     # A note says that the task has not ended with this row: it was replaced, or had committed before its end.
     for task_id, _, *record in connection.execute(statement.order_by(table.c.nesting)):
         one = Record(*record)
-        if one.note is None or is_state(one):
+        if one.note in {None, SENT} or is_state(one):
             found[task_id] = one
     return found
 
@@ -66,6 +66,11 @@ def put(connection: Connection, table: Table, task_id: str, kind: int, record: R
 def drop(connection: Connection, table: Table, task_id: str, kind: int) -> None:
     """Delete a state. What says that a task has completed stays."""
     connection.execute(delete(table).where(table.c.task_id == task_id, table.c.nesting == kind))
+
+
+def claim(connection: Connection, table: Table, task_id: str, kind: int) -> bool:
+    """Delete a state; tell whether this transaction is the one that does."""
+    return bool(connection.execute(delete(table).where(table.c.task_id == task_id, table.c.nesting == kind)).rowcount)
 
 
 def drop_old(connection: Connection, table: Table, older_than_s: float) -> int:

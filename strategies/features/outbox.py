@@ -4,6 +4,8 @@ One row a message. `due_at` says from when on a sender may take it: a lease whil
 NULL when it is set aside. Nothing here holds a transaction open while a message is sent: rows are claimed in one
 transaction, and what has become of them is recorded in another. Killed in between, the lease ends, and another sender
 takes over. At least once, never lost.
+
+A row whose receiver is recorded as completed (`nesting`) is kept until that is so: `outbox_kept`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ __all__ = [
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
 """Between two attempts of a message that cannot be sent; doubles from one to the next."""
 LONGEST_ERROR = 2000
+_DOUBLED = 5
+"""So often the pause before a message is sent again doubles."""
 _PAUSES_S = {attempts: FIRST_PAUSE_S * 2**attempts for attempts in range(7)}
 
 
@@ -84,6 +88,10 @@ class Row:
     task: str
     expires_at: float | None
     error: str | None
+    nesting: int | None
+    """Kept until its receiver is recorded as completed, after so many replacements; None: until it is sent."""
+    sends: int
+    """So often the broker has got it."""
     length: int
     """Characters, or bytes, of the message."""
 
@@ -96,6 +104,8 @@ class Counts:
     set_aside: int
     oldest_s: float | None
     """Age of the oldest message that waits, in seconds; None where none does."""
+    sent: int = 0
+    """Are with the broker, and wait for their receivers."""
 
 
 @dataclass(slots=True)
@@ -104,6 +114,10 @@ class Record:
 
     gone: list[Any] = field(default_factory=list)
     """Sent, or expired: deleted."""
+    sent: list[Any] = field(default_factory=list)
+    """Sent, and kept until their receivers have completed."""
+    resend_s: float = 0.0
+    """After so long, and longer each time, `sent` are sent again."""
     failed: dict[Any, str] = field(default_factory=dict)
     """Could not be sent, by their own fault, with the error."""
     again: list[Any] = field(default_factory=list)
@@ -112,7 +126,7 @@ class Record:
     """After that long `again` may be claimed."""
 
     def __bool__(self) -> bool:
-        return bool(self.gone or self.failed or self.again)
+        return bool(self.gone or self.sent or self.failed or self.again)
 
 
 def _delete_one(table: Table, _: bool) -> Executable:
@@ -161,6 +175,7 @@ def claim(executor: Executor, table: Table, batches: int = 50) -> list[Row]:
     earlier = table.alias("earlier")
     # Of those that come before it in its transaction, what has failed is not waited for.
     in_front = or_(earlier.c.due_at <= database_now(), earlier.c.due_at.is_not(None) & (earlier.c.attempts == 0))
+    in_front &= earlier.c.sends == 0  # nor what the broker has
     behind = select(earlier.c.id).where(earlier.c.batch == table.c.batch, earlier.c.id < table.c.id, in_front).exists()
     heads = select(table.c.id, table.c.batch).where(due, ~behind).order_by(table.c.id).limit(batches)
     if dialect == "postgresql":
@@ -211,6 +226,8 @@ def record(executor: Executor, table: Table, what: Record, *, attempts: int = 10
     elif what.gone:
         for condition in _named(table, what.gone):
             executor.execute(delete(table).where(condition))
+    for condition in _named(table, what.sent):
+        executor.execute(update(table).where(condition).ordered_values(*sent_values(table, what.resend_s, attempts)))
     for key, error in what.failed.items():
         _fail(executor, table, key, error, attempts)
     if what.again:
@@ -219,9 +236,25 @@ def record(executor: Executor, table: Table, what: Record, *, attempts: int = 10
             executor.execute(update(table).where(condition, table.c.due_at.is_not(None)).values(due_at=due_at))
     return [
         row
-        for condition in _named(table, what.failed)
+        for condition in _named(table, [*what.failed, *what.sent])
         for row in _rows(executor, table, condition, table.c.due_at.is_(None))
     ]
+
+
+_NOT_RECEIVED = "sent {} times, and its receiver has recorded nothing"
+
+
+def sent_values(table: Table, resend_s: float, most: int) -> Sequence[tuple[Any, Any]]:
+    """Return what a row says that is kept once it is sent: when it is sent again, or that it was sent often enough."""
+    counted = table.c.sends + 1
+    pauses_s = {sends: resend_s * 2**sends for sends in range(_DOUBLED)}
+    again = database_now() + case(pauses_s, value=table.c.sends, else_=resend_s * 2**_DOUBLED)
+    # In this order: MySQL takes what is assigned first for what was there.
+    return (
+        (table.c.due_at, case((counted <= most, again), else_=null())),
+        (table.c.error, case((counted <= most, null()), else_=_NOT_RECEIVED.format(most + 1))),
+        (table.c.sends, counted),
+    )
 
 
 def _fail(executor: Executor, table: Table, key: Any, error: str, attempts: int) -> None:
@@ -276,16 +309,18 @@ def chosen(
 def count(executor: Executor, table: Table) -> Counts:
     """Return how many messages wait and are set aside, and the age of the oldest that waits: one round trip."""
     waits = table.c.due_at.is_not(None)
-    oldest = func.min(case((waits, table.c.created_at)))
+    oldest = func.min(case((waits & (table.c.sends == 0), table.c.created_at)))
     row = executor.execute(
         select(
-            func.count(table.c.due_at).label("waiting"),
+            func.count(table.c.due_at).label("in_hand"),
+            func.count(case((waits & (table.c.sends > 0), 1))).label("sent"),
             func.count().label("all"),
             (database_now() - oldest).label("oldest_s"),
         ).select_from(table)
     ).one()
-    waiting, everything, oldest_s = row
-    return Counts(waiting, everything - waiting, max(0.0, float(oldest_s)) if oldest_s is not None else None)
+    in_hand, sent, everything, oldest_s = row
+    age_s = max(0.0, float(oldest_s)) if oldest_s is not None else None
+    return Counts(in_hand - sent, everything - in_hand, age_s, sent)
 
 
 def listed(executor: Executor, table: Table, conditions: Sequence[ColumnElement[bool]], limit: int = 100) -> list[Row]:
@@ -295,9 +330,9 @@ def listed(executor: Executor, table: Table, conditions: Sequence[ColumnElement[
 
 def retry(executor: Executor, table: Table, conditions: Sequence[ColumnElement[bool]]) -> int:
     """Let rows be sent at once, with all their attempts before them; return how many there were."""
-    values = {"due_at": database_now(), "attempts": 0, "error": null()}
+    values = {"due_at": database_now(), "attempts": 0, "sends": 0, "error": null()}
     # What a sender has claimed stays its own.
-    free = or_(table.c.due_at.is_(None), table.c.attempts > 0, table.c.due_at <= database_now())
+    free = or_(table.c.due_at.is_(None), table.c.attempts > 0, table.c.sends > 0, table.c.due_at <= database_now())
     found: Any = executor.execute(update(table).where(free, *conditions).values(values))
     if dialect_of(executor, table) == "postgresql":
         executor.execute(select(func.pg_notify(CHANNEL, table.fullname)))
@@ -312,7 +347,7 @@ def drop(executor: Executor, table: Table, conditions: Sequence[ColumnElement[bo
 
 def _rows(executor: Executor, table: Table, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Row]:
     columns = [table.c[name] for name in Row.__dataclass_fields__ if name != "length"]
-    found = executor.execute(
+    found: Any = executor.execute(
         select(*columns, func.length(table.c.message).label("length"))
         .where(*conditions)
         .order_by(table.c.id)

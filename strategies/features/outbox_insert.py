@@ -48,6 +48,9 @@ class Message:
     """What is published, as JSON."""
     expires_at: float | None = None
     """Seconds since 1970; not sent any more after that."""
+    nesting: int | None = None
+    """Its receiver is recorded as completed, under its id and so many replacements: until then the row is kept. None:
+    until it is sent."""
 
 
 def write(
@@ -70,6 +73,7 @@ def write(
             "task_id": message.task_id[:255],
             "task": message.task[:255],
             "expires_at": message.expires_at,
+            "nesting": message.nesting,
             "message": message.text,
         }
         for position, message in enumerate(messages)
@@ -92,7 +96,7 @@ def _times(lease_s: ColumnElement[float]) -> dict[str, ColumnElement[float]]:
 
 
 def _insert_one(table: Table, notify: bool) -> Executable:
-    names = ("batch", "position", "task_id", "task", "expires_at", "message")
+    names = ("batch", "position", "task_id", "task", "expires_at", "nesting", "message")
     values: dict[str, Any] = {name: bindparam(name, type_=table.c[name].type) for name in names}
     # Inline: nothing is read back, so who only sends need not be allowed to read the table.
     statement = insert(table).inline().values({**values, **_times(bindparam("lease_s", type_=Double()))})

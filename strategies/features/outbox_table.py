@@ -58,10 +58,13 @@ def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
         Column("task", String(255), nullable=False),
         Column("expires_at", Double()),
         Column("error", Text),
+        Column("nesting", Integer),
+        Column("sends", Integer, nullable=False, server_default="0"),
         # Not Text(LONGEST), which the server makes LONGTEXT of: Alembic would find another type in it each time.
         Column("message", Text().with_variant(LONGTEXT(), "mysql", "mariadb"), nullable=False),
         UniqueConstraint("batch", "position", name=f"uq_{short}_batch"[:60]),
         Index(f"ix_{short}_due_at"[:60], "due_at"),
+        Index(f"ix_{short}_task_id"[:60], "task_id"),
         schema=schema,
     )
 

@@ -55,18 +55,22 @@ def test_an_ordinary_unit_of_work_in_a_thread(unharmed: Worker, database: Postgr
     assert sorted(database.rows(key)) == ["of the task", "of the thread"]
 
 
-@pytest.mark.parametrize("how", ["commit", "begin", "transaction", "nested", "called", "child"])
+COMMITS = ("commit", "begin", "transaction", "nested", "called", "applied", "connection", "engine", "own session")
+
+
+@pytest.mark.parametrize("how", [*COMMITS, "child"])
 def test_a_limit_waits_for_the_commit_and_comes_then(
     unharmed: Worker, database: PostgreSQL, key: str, how: str
 ) -> None:
-    outcome = unharmed.call("commit_slowly", key, how, soft_time_limit=0.7)
+    outcome = unharmed.call("commit_slowly", key, how, True, soft_time_limit=0.7)
     assert (outcome.state, outcome.error) == ("FAILURE", "SoftTimeLimitExceeded"), outcome
     if how != "child":  # it is its task that the limit ends, and with it the child
         assert database.rows(key) == ["committed slowly"]
 
 
-def test_a_limit_in_the_last_commit_changes_nothing(unharmed: Worker, database: PostgreSQL, key: str) -> None:
-    outcome = unharmed.call("commit_slowly", key, "end", soft_time_limit=0.7)
+@pytest.mark.parametrize("how", [*COMMITS, "end"])
+def test_a_limit_in_the_last_commit_changes_nothing(unharmed: Worker, database: PostgreSQL, key: str, how: str) -> None:
+    outcome = unharmed.call("commit_slowly", key, how, False, soft_time_limit=0.7)
     assert (outcome.state, outcome.value) == ("SUCCESS", "ended"), outcome
     assert database.rows(key) == ["committed slowly"]
 

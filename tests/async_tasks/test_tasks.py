@@ -10,6 +10,7 @@ from celery import Celery
 from celery.exceptions import Retry
 from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from support.async_shop import Shop, add
 from support.databases import PostgreSQL
 from support.project.models import Row
@@ -20,6 +21,7 @@ from celery_alchemy import (
     CeleryAlchemyError,
     ConfigurationError,
     CurrentAsyncSession,
+    CurrentSession,
     DatabaseTask,
     NoUnitOfWork,
     UseDatabase,
@@ -157,11 +159,48 @@ def test_apply_in_a_coroutine_is_refused_and_in_a_task_has_its_own_unit_of_work(
     async def outer(task: Any) -> None:
         await add(task, key, "outer")
         inner_task.apply(throw=True)
+
+        async def child() -> None:
+            inner_task.apply(throw=True)
+
+        with pytest.raises(ConfigurationError, match=r"await .*to_thread"):
+            await asyncio.create_task(child())
         raise KeyError
 
     with pytest.raises(KeyError):
         shop.run(outer)
     assert run_database.rows(key) == ["inner"]
+
+
+def test_an_ordinary_unit_of_work_is_refused_in_coroutines_and_allowed_in_threads(
+    shop: Shop, run_database: PostgreSQL, key: str
+) -> None:
+    """Each of its statements would stop the event loop. With a driver that is awaited the task's own coroutine may."""
+    unit = shop.db.unit_of_work
+    awaited = "asyncpg" in shop.app.conf.alchemy_database_url
+
+    def opens() -> None:
+        with unit() as session:
+            session.add(Row(key=key, note="ordinary"))
+
+    async def opens_here() -> None:
+        opens()
+
+    async def body(task: Any) -> None:
+        with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+            await asyncio.create_task(opens_here())
+        if awaited:
+            opens()
+        else:
+            with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+                opens()
+            await asyncio.to_thread(opens)
+
+    shop.run(body)
+    assert run_database.rows(key) == ["ordinary"]
+    with pytest.raises(CeleryAlchemyError, match=r"async with db.async_unit_of_work\(\).*to_thread"):
+        asyncio.run(opens_here())
+    assert run_database.rows(key) == ["ordinary"]
 
 
 def test_callbacks_of_both_kinds_run_after_the_commit(shop: Shop, run_database: PostgreSQL, key: str) -> None:
@@ -241,6 +280,37 @@ def test_the_session_is_injected(shop: Shop) -> None:
     asyncio.run(by_hand())
 
 
+def test_db_task_makes_an_async_task_of_an_async_function(shop: Shop, run_database: PostgreSQL, key: str) -> None:
+    @shop.db.task(name=f"bound-{key}")
+    async def bound(self: AsyncDatabaseTask, session: CurrentAsyncSession, note: str) -> str:
+        assert session is self.db
+        session.add(Row(key=key, note=note))
+        return note
+
+    @shop.db.task
+    async def plain(session: CurrentAsyncSession) -> int:
+        return len((await session.scalars(select(Row).where(Row.key == key))).all())
+
+    class House(AsyncDatabaseTask):
+        abstract = True
+
+    @shop.db.task(base=House, name=f"house-{key}")
+    async def of_a_class_below(self: Any) -> str:
+        return type(self).__mro__[1].__name__
+
+    @shop.db.task(base=DatabaseTask, name=f"wrong-{key}")
+    async def wrong() -> None: ...
+
+    assert bound.apply(("ada",), throw=True).result == "ada"
+    assert run_database.rows(key) == ["ada"]
+    assert plain.apply(throw=True).result == 1
+    assert of_a_class_below.apply(throw=True).result == "House"
+    with pytest.raises(ConfigurationError, match="base=AsyncDatabaseTask"):
+        _ = wrong.name
+    with pytest.raises(TypeError):
+        bound.apply_async(("ada", "lovelace"))
+
+
 def test_the_other_kind_of_function_is_refused_where_it_is_defined(shop: Shop) -> None:
     async def coroutine(task: Any) -> None: ...
 
@@ -253,6 +323,48 @@ def test_the_other_kind_of_function_is_refused_where_it_is_defined(shop: Shop) -
         task = shop.task(body, base=base)
         with pytest.raises(ConfigurationError, match=f"base={other}"):
             _ = task.name
+
+
+async def with_session(session: CurrentSession | None) -> None: ...
+
+
+async def with_other_database(session: "Annotated[Session, UseDatabase('reports')]") -> None: ...
+
+
+def with_async_session(session: CurrentAsyncSession) -> None: ...
+
+
+def with_other_async(*, other: "Annotated[AsyncSession, UseDatabase('reports')]") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "base", "named"),
+    [
+        (with_session, AsyncDatabaseTask, ("CurrentAsyncSession", "base=DatabaseTask")),
+        (with_other_database, AsyncDatabaseTask, ("AsyncSession", "base=DatabaseTask")),
+        (with_async_session, DatabaseTask, ("CurrentSession", "base=AsyncDatabaseTask")),
+        (with_other_async, DatabaseTask, ("CurrentSession", "base=AsyncDatabaseTask")),
+    ],
+)
+def test_the_session_of_the_other_kind_is_refused_where_a_task_is_defined(
+    function: Any, base: Any, named: tuple[str, ...]
+) -> None:
+    app = Celery("kinds", broker="memory://", set_as_current=False)
+    app.task(base=base, name="wrong", shared=False)(function)
+    with pytest.raises(ConfigurationError) as refused:
+        app.finalize()
+    assert all(name in str(refused.value) for name in ("wrong", *named)), refused.value
+
+
+def test_a_session_for_type_checkers_alone_is_refused_in_both_spellings() -> None:
+    """It would not be passed."""
+
+    async def body(session: "Unknown[CurrentAsyncSession]") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    app = Celery("kinds", broker="memory://", set_as_current=False)
+    app.task(base=AsyncDatabaseTask, name="wrong", shared=False)(body)
+    with pytest.raises(ConfigurationError, match="cannot be evaluated"):
+        app.finalize()
 
 
 def test_what_ends_a_body_ends_no_event_loop(shop: Shop) -> None:

@@ -1,6 +1,7 @@
 """What makes a copy dangerous, a test each: see also test_isolation.py (losing in each isolation level) and
 test_once_kills.py (links, chains, chords, and what the main process acknowledges)."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,8 @@ from support.project.models import Row
 
 from celery_alchemy import DatabaseTask
 from celery_alchemy.strategies.features.completed import Key
-from celery_alchemy.workers.exactly_once import chords, ids, requests, runner
+from celery_alchemy.workers.errors import ConfigurationError
+from celery_alchemy.workers.exactly_once import choosing, chords, ids, requests, runner
 
 
 def sent_by(once: Once) -> list[tuple[str, str]]:
@@ -242,6 +244,26 @@ def test_12_a_very_large_result(once: Once, key: str) -> None:
         state, found = once.deliver(work, task_id=task_id)
         assert (state, len(found)) == ("SUCCESS", 5_000_000)
     assert once.database.rows(key) == [""]
+
+
+@pytest.mark.parametrize(
+    ("version", "ordered", "is_right"), [((5, 5), False, False), ((5, 5), True, True), ((5, 7), False, True)]
+)
+def test_8_a_backend_that_counts_deliveries_is_refused(
+    once: Once, monkeypatch: pytest.MonkeyPatch, version: Any, ordered: bool, is_right: bool
+) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> None: ...
+
+    monkeypatch.setattr(chords, "VERSION", (*version, 0))
+    once.app.conf.update(
+        result_backend="redis://localhost", result_backend_transport_options={"result_chord_ordered": ordered}
+    )
+    once.app.finalize()
+    with (
+        contextlib.nullcontext() if is_right else pytest.raises(ConfigurationError, match="result_chord_ordered=False")
+    ):
+        choosing.prepare_worker(once.app, once.db.settings)
 
 
 def test_9_what_it_was_replaced_by_is_sent_again(once: Once, key: str) -> None:

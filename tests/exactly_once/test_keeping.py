@@ -168,3 +168,24 @@ def test_the_doctor_proposes_it_and_looks_at_how_long_rows_are_kept(once: Once, 
     assert "forgotten-early" not in codes()
     once.app.conf.alchemy_completed_kept_s = 3600
     assert "forgotten-early" in codes()
+
+
+def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: str) -> None:
+    create = make_task(once, key, exactly_once=True, time_limit=60)
+    once.app.conf.broker_url = "redis://localhost"
+    once.app.conf.alchemy_outbox = True
+
+    def codes(pool: str = "prefork", **settings: Any) -> set[str]:
+        once.app.conf.update(settings)
+        once.db._settings = None
+        found = doctor.examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
+        return {finding.code for finding in found.findings} & {"once-acks-early", "resent-early", "not-resent"}
+
+    assert codes() == {"once-acks-early"}
+    create.acks_late = True
+    assert codes() == {"once-acks-early"}
+    assert codes("threads") == set()
+    create.reject_on_worker_lost = True
+    assert codes(alchemy_outbox_resend_s=3600) == {"resent-early"}
+    assert codes(alchemy_outbox_resend_s=0) == {"not-resent"}
+    assert codes(alchemy_outbox_resend_s=3601) == set()

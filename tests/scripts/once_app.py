@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from celery.signals import after_task_publish, before_task_publish, worker_ready
 from celery.worker.request import Request
+from kombu.transport.redis import QoS
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column, registry
 
@@ -73,6 +74,7 @@ if config["worker"]:
     backend.store_result = around("result", backend.store_result)
     backend.on_chord_part_return = around("count", backend.on_chord_part_return)
     Request.acknowledge = around("acknowledged", Request.acknowledge)
+    QoS.append = around("noted", QoS.append)
     before_task_publish.connect(lambda **_: reached("before publish"), weak=False)
     after_task_publish.connect(lambda **_: reached("after publish"), weak=False)
 

@@ -100,11 +100,15 @@ class Kills:
             self.start()
         if self._config["settings"].get("alchemy_outbox"):
             # A lease of a minute is over; whoever has it may still send.
-            self.database.execute("UPDATE celery_alchemy_outbox SET due_at = 0 WHERE due_at IS NOT NULL")
+            self.database.execute("UPDATE celery_alchemy_outbox SET due_at = 0 WHERE due_at IS NOT NULL AND sends = 0")
             outbox.send_waiting(self.module.db)
         if self._config["broker"].startswith("redis"):
             with self.app.connection_for_write() as connection:
                 connection.default_channel.qos.restore_visible(interval=0)
+
+    def lose_messages(self) -> None:
+        """Let Redis forget what waits in the queue, and what a worker has in hand."""
+        self.redis.delete(*(f"{self.prefix}{name}" for name in (f"{self.prefix}queue", "unacked", "unacked_index")))
 
     def _kill_group(self) -> None:
         assert self._process is not None
@@ -127,8 +131,12 @@ class Kills:
 
     # -- flows -------------------------------------------------------------------------------------------------------
 
-    def send(self, kind: str) -> str:
-        """Send a flow; return its key."""
+    def send(self, kind: str, *, by_outbox: bool = False) -> str:
+        """Send a flow; return its key.
+
+        Args:
+            by_outbox: With the COMMIT of a transaction.
+        """
         key = uuid.uuid4().hex
         step = self.module.step
         link = step.s(key, "link")
@@ -141,6 +149,10 @@ class Kills:
             canvas = self.app.tasks[name].s(None, key, note).set(task_id=str(uuid.uuid4()))
             if kind != "follow":
                 canvas = canvas.set(link=[link])
+        if by_outbox:
+            with self.module.db.unit_of_work():
+                self.module.db.delay_on_commit(canvas)
+            return key
         with self._captured(key):
             canvas.apply_async()
         return key
@@ -171,11 +183,13 @@ class Kills:
     def is_done(self, key: str, kind: str) -> bool:
         return set(self.traces(key)) >= set(EXPECTED[kind])
 
-    def run(self, kind: str, point: str, times: int = 1, within_s: float = DONE_S) -> tuple[str, bool]:
+    def run(
+        self, kind: str, point: str, times: int = 1, within_s: float = DONE_S, *, by_outbox: bool = False
+    ) -> tuple[str, bool]:
         """Send a flow while the worker dies at `point` up to so many times; return its key, and whether it was done
         without being sent again."""
         self.redis.set(self.prefix + "plan:" + point, times)
-        key = self.send(kind)
+        key = self.send(kind, by_outbox=by_outbox)
         until = time.monotonic() + within_s
         while not self.is_done(key, kind) and time.monotonic() < until:
             time.sleep(0.2)

@@ -5,9 +5,19 @@ from typing import Annotated, Any, assert_type
 from celery import Celery, chain, shared_task
 from celery.result import AsyncResult
 from sqlalchemy import Engine, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from celery_alchemy import Alchemy, CurrentSession, DatabaseTask, UseDatabase, late, outbox_table
+from celery_alchemy import (
+    Alchemy,
+    AsyncDatabaseTask,
+    CurrentAsyncSession,
+    CurrentSession,
+    DatabaseTask,
+    UseDatabase,
+    late,
+    outbox_table,
+)
 
 app = Celery("shop")
 db = Alchemy(app)
@@ -83,6 +93,38 @@ def bound_and_injected(self: DatabaseTask, session: CurrentSession, name: str) -
 def plain(name: str) -> float:
     assert_type(db.session, Session)
     return 1.0
+
+
+@db.task
+async def async_bound(self: AsyncDatabaseTask, name: str, age: int = 0) -> int:
+    assert_type(self.db, AsyncSession)
+    return age
+
+
+@db.task(acks_late=True)
+async def async_injected(session: CurrentAsyncSession, name: str) -> list[int]:
+    return list(await session.scalars(select(User.id).where(User.name == name)))
+
+
+@db.task
+async def async_bound_and_injected(self: AsyncDatabaseTask, session: CurrentAsyncSession, name: str) -> str:
+    return name
+
+
+@db.task(read_only=True)
+async def async_plain(name: str) -> float:
+    return 1.0
+
+
+async def async_callers() -> None:
+    assert_type(async_bound.delay("ada", age=3), AsyncResult[int])
+    assert_type(async_bound.delay_on_commit("ada"), AsyncResult[int])
+    assert_type(await async_bound("ada"), int)
+    assert_type(async_injected.delay("ada"), AsyncResult[list[int]])
+    assert_type(await async_injected("ada"), list[int])
+    assert_type(async_bound_and_injected.delay_on_commit("ada"), AsyncResult[str])
+    assert_type(await async_plain(name="ada"), float)
+    assert_type(async_plain.db, AsyncSession)
 
 
 def callers(user: User) -> None:

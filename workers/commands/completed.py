@@ -17,8 +17,8 @@ from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features.completed import Listed
 from ...strategies.features.outbox_state import printable
 from .. import apps
-from ..exactly_once.pruning import redelivered_within_s
 from ..exactly_once.rows import Rows
+from ..redelivery import redelivered_within_s
 
 LONGEST_NAME = 255
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

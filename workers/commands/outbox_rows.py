@@ -57,7 +57,8 @@ def show(app: Celery, choice: Choice, *, limit: int, to_json: bool) -> None:
         click.echo(_line(row, now))
     oldest = "" if found.oldest_s is None else f", the oldest for {_span(found.oldest_s)}"
     more = f" (--limit {limit}: the oldest of them are shown)" if len(rows) == limit else ""
-    click.echo(f"{found.waiting} waiting{oldest}; {found.set_aside} set aside{more}")
+    sent = f"; {found.sent} sent, and not received yet" if found.sent else ""
+    click.echo(f"{found.waiting} waiting{oldest}{sent}; {found.set_aside} set aside{more}")
 
 
 def retry(app: Celery, choice: Choice, *, everything: bool, to_json: bool) -> None:
@@ -129,7 +130,9 @@ def _state(row: outbox.Row, now: float) -> str:
     if row.expires_at is not None and row.expires_at < now:
         return "expired"
     if row.due_at <= now:
-        return "due"
+        return "due again" if row.sends else "due"
+    if row.sends:
+        return f"sent, waits for its receiver, sent again in {_span(row.due_at - now)}"
     return f"{'due again' if row.attempts else 'being sent, or due'} in {_span(row.due_at - now)}"
 
 

@@ -14,8 +14,8 @@ from ...strategies.engines.sizing import GREEN_CONNECTIONS
 from ...strategies.worker_pool import WorkerPool
 from .. import apps
 from ..exactly_once.choosing import mode_of
-from ..exactly_once.pruning import redelivered_within_s
 from ..extension import Alchemy
+from ..redelivery import redelivered_within_s
 from ..task import DatabaseTask
 from .code import tasks_of
 from .findings import Finding, error, note, warning
@@ -133,13 +133,32 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
             "broker_transport_options",
         )
     if once:
+        yield from _once(tasks, sorted(once), worker_pool)
         yield from _retention(app, settings.completed_kept_s)
+        if settings.outbox:
+            yield from _resending(app, settings.outbox_resend_s)
     never = [name for name, task in tasks.items() if not task.acks_late]
     if never:
         yield note(
             "acks-early",
             f"{_some(never)}: acknowledged before it runs, Celery's default. A worker that is killed loses it.",
             "Set task_acks_late and task_reject_on_worker_lost to True, for tasks that may run twice.",
+            "task_acks_late",
+        )
+
+
+def _once(tasks: dict[str, Any], once: list[str], worker_pool: WorkerPool) -> Iterator[Finding]:
+    early = [
+        name
+        for name in once
+        if not tasks[name].acks_late or (worker_pool.forks and not tasks[name].reject_on_worker_lost)
+    ]
+    if early:
+        yield warning(
+            "once-acks-early",
+            f"{_some(early)}: exactly_once keeps the work from being done twice, but the broker does not deliver these "
+            f"tasks again: one whose worker is killed is lost.",
+            "Set task_acks_late and task_reject_on_worker_lost to True: with exactly_once a copy does no harm.",
             "task_acks_late",
         )
 
@@ -154,6 +173,23 @@ def _retention(app: Celery, kept_s: float) -> Iterator[Finding]:
             "Keep the rows for several times as long: leave alchemy_completed_kept_s out for seven days.",
             "alchemy_completed_kept_s",
         )
+
+
+def _resending(app: Celery, resend_s: float | None) -> Iterator[Finding]:
+    within_s = redelivered_within_s(app)
+    if within_s is None or resend_s is None or resend_s > within_s:
+        return
+    if resend_s:
+        what = f"and is delivered again by the broker after its visibility_timeout of {within_s:.0f} s: copies pile up"
+        what = f"A message of the outbox is sent again after {resend_s:.0f} s, {what}."
+    else:
+        what = "alchemy_outbox_resend_s is 0: a message that Redis loses on the way to its worker is not sent again."
+    yield warning(
+        "resent-early" if resend_s else "not-resent",
+        what,
+        "Leave alchemy_outbox_resend_s out: one and a half times the visibility timeout.",
+        "alchemy_outbox_resend_s",
+    )
 
 
 def _some(names: list[str]) -> str:

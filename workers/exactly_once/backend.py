@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
+from celery.result import result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
@@ -21,8 +22,10 @@ from ...strategies.features import completed_states
 from ...strategies.features.completed import Record
 from ...strategies.features.completed_states import OF_GROUP, OF_TASK, is_state
 from .. import apps
+from ..sending.outbox import collecting
+from . import own_chords
 from .encoding import decode
-from .rows import Rows
+from .rows import Result, Rows
 
 _BASE64 = "base64"
 
@@ -76,6 +79,30 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         if self.expires:
             self._run(lambda connection, table: completed_states.drop_old(connection, table, float(self.expires)))
 
+    def apply_chord(self, header_result_args: Any, body: Any, **keywords: Any) -> None:
+        """Write down a chord whose header is about to be sent: with the COMMIT, where the header waits for one."""
+        header = self.app.GroupResult(*header_result_args)
+        members = bytes_to_str(self.encode({"members": header.as_tuple()}))
+        db = apps.get(self.app)
+        if collecting.get() is not None and db.units.is_open():
+            own_chords.begin(db.units.current().session.connection(), Rows(db).table, header.id, members)
+            return
+        self._run(lambda connection, table: own_chords.begin(connection, table, header.id, members))
+
+    def on_chord_part_return(self, request: Any, state: Any, result: Any, **keywords: Any) -> None:
+        """A member of a chord has ended, and its result is stored: send the body where it was the last."""
+        if not request.group or not request.chord:
+            return
+        found = self._run(lambda connection, table: own_chords.waiting_for(connection, table, request.group))
+        if found is None:
+            return
+        members = self.decode(found)["members"]
+        ids = own_chords.leaves(result_from_tuple(members, app=self.app))
+        keys = [self.get_key_for_task(one) for one in set(ids)]
+        if len(self._mget_to_results(self.mget(keys), keys)) == len(keys):
+            db = apps.get(self.app)
+            own_chords.finish(db, Rows(db).table, self, request.group, members, request.chord)
+
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": "alchemy://"})
 
@@ -94,10 +121,10 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
             return self.encode(meta)
         return base64.b64decode(record.result or "") if record.content_type == _BASE64 else record.result
 
-    def _run(self, work: Callable[[Connection, Table], object]) -> None:
+    def _run(self, work: Callable[[Connection, Table], Result]) -> Result:
         db = apps.get(self.app)
         try:
-            Rows(db).run(work)
+            return Rows(db).run(work)
         finally:
             if db.strategy.worker_pool.in_main_process:
                 db.strategy.dispose()  # prefork's main process keeps no connection that a child would inherit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -22,6 +23,7 @@ from ..errors import ConfigurationError
 from ..request import RequestRunner, request_of
 from ..settings import Settings
 from ..wrapping import is_database_task
+from . import chords
 
 __all__ = [
     "Mode",
@@ -60,10 +62,14 @@ def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int, side: Any
     Args:
         side: What has the strategy of such tasks, where that is not `db`: for coroutines.
     """
+    from . import endings, sends
     from .pruning import Pruning
     from .rows import Rows
     from .runner import ExactlyOnceRunner
 
+    sends.install(db)
+    if db.settings.outbox:
+        endings.connect()
     rows = Rows(db, side)
     return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
 
@@ -105,7 +111,12 @@ def has_any(app: Celery, settings: Settings) -> bool:
 
 
 def prepare_worker(app: Celery, settings: Settings) -> None:
-    """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so."""
+    """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so.
+
+    Raises:
+        ConfigurationError: the result backend would count a member of a chord twice that is delivered twice.
+    """
+    chords.refuse_counting_twice(app, lambda: has_any(app, settings))
     if settings.exactly_once:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:
@@ -127,13 +138,22 @@ def refuse_retry(task: Any) -> None:
         )
 
 
-def replaced_by(task: Any, signature: Any) -> None:
-    """`task` is about to commit, and to be replaced by `signature`: its row says so."""
-    attempt = attempt_of(task)
-    if attempt is not None:
-        from .replacing import record_of
+def replaced_by(task: Any, signature: Any, on_replace: Callable[[Any], Any]) -> BaseException | None:
+    """`task` is about to commit, and to be replaced by `signature`: its row says so.
 
-        attempt.record = record_of(signature)
+    Args:
+        on_replace: Sends it, and ends the request.
+    Returns:
+        What ends the request after the COMMIT, where `signature` goes into the outbox; else None.
+    """
+    attempt = attempt_of(task)
+    if attempt is None:
+        return None
+    from .following import store_replacement
+    from .replacing import record_of
+
+    attempt.record = record_of(signature)
+    return store_replacement(task, attempt, signature, on_replace)
 
 
 def attempt_of(task: Any) -> Attempt | None:

@@ -7,11 +7,18 @@ before the member is counted again. A body that is sent twice has the same id bo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from celery import VERSION, Celery
+
+from ..errors import ConfigurationError
 
 CLAIM = ".c"
 """Ends the key of the lease, of Celery 5.7's Redis backend; earlier versions have none."""
 DONE = b"done"
+COUNTS_BY_ID = (5, 7)
+"""From this version of Celery on each member counts once, whatever it keeps."""
 
 
 def let_claim_go(task: Any, request: Any) -> None:
@@ -23,6 +30,26 @@ def let_claim_go(task: Any, request: Any) -> None:
     claim = backend.client.get(key)
     if claim is not None and claim not in (DONE, DONE.decode()):
         backend.client.delete(key)
+
+
+def refuse_counting_twice(app: Celery, has_any: Callable[[], bool]) -> None:
+    """Refuse a Redis backend that counts a member of a chord each time that it is delivered: before Celery 5.7, one
+    that keeps no order. Ordered, it keeps each result once.
+
+    Args:
+        has_any: Tells whether a task has `exactly_once`.
+    Raises:
+        ConfigurationError: it does so.
+    """
+    options = app.conf.get("result_backend_transport_options") or {}
+    ordered = options.get("result_chord_ordered", True)
+    if ordered or VERSION[:2] >= COUNTS_BY_ID or not has_any() or not _is_redis(app.backend):
+        return
+    raise ConfigurationError(
+        f"result_backend_transport_options has result_chord_ordered={ordered!r}, and tasks have exactly_once. Celery "
+        f"{'.'.join(map(str, VERSION[:3]))} would then count a member of a chord once for each delivery, and call the "
+        f"chord's body before all members have ended. Leave result_chord_ordered out, or use Celery 5.7."
+    )
 
 
 def _is_redis(backend: Any) -> bool:

@@ -6,11 +6,13 @@ tell a copy from another message.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from ...strategies.features.completed import Key
+from ...strategies.features.completed_table import LONGEST_ID
 
 _NAMESPACE = uuid.UUID("5f0c1f9e-6a3c-4a8e-9d53-0a6f6a1e7c11")
 #: Keyword arguments of a canvas that are signatures.
@@ -47,3 +49,11 @@ def fix(signature: Any, key: Key, *place: object) -> None:
     options.setdefault("task_id", derived(key, *place))
     for name in _CANVAS.get(found.get("task") or "", ()):
         fix((found.get("kwargs") or {}).get(name), key, *place, name)
+
+
+def key_of(request: Any) -> Key:
+    """Return what names `request`, whenever it is delivered."""
+    task_id = str(request.id)
+    if len(task_id) > LONGEST_ID:
+        task_id = "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from .rows import Rows
@@ -14,8 +12,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 AFTER_ROWS, PRUNED_AT_ONCE = 100, 200
 """After so many new rows of a process up to so many old ones are deleted: more than come."""
-#: How long a message may be delivered again after its first delivery, where the broker is told nothing else; seconds.
-_VISIBILITY_TIMEOUTS_S = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "valkey": 3600.0, "sqs": 1800.0}
 
 
 class Pruning:
@@ -37,14 +33,3 @@ class Pruning:
                 self._rows.prune_some(self._kept_s, PRUNED_AT_ONCE)
             except SQLAlchemyError as error:
                 logger.info("Old rows of completed tasks could not be deleted now: %s", error)
-
-
-def redelivered_within_s(app: Celery) -> float | None:
-    """Return within how many seconds the broker of `app` delivers a message again whose worker was lost; None: it does
-    so at once, or is not known."""
-    timeout: Any = (app.conf.broker_transport_options or {}).get("visibility_timeout")
-    url = app.conf.broker_write_url or app.conf.broker_url
-    scheme = str(url[0] if isinstance(url, list) and url else url or "").partition(":")[0].partition("+")[0]
-    if scheme not in _VISIBILITY_TIMEOUTS_S:
-        return None
-    return float(timeout) if timeout else _VISIBILITY_TIMEOUTS_S[scheme]

@@ -6,9 +6,8 @@ from .._celery import outermost_request
 from ..apps import Served
 from ..errors import as_configuration_error
 from ..no_unit import no_unit_here
-from .ids import derived
+from .ids import derived, key_of
 from .rows import Rows
-from .runner import key_of
 
 
 def idempotency_key() -> str:

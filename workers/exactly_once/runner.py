@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import inspect
 import logging
 import random
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, TaskPredicate
@@ -26,8 +26,7 @@ from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict, is_lock_timeout
 from ...strategies.errors import InvalidSetting, ResultLost
-from ...strategies.features.completed import Key, Record
-from ...strategies.features.completed_table import LONGEST_ID
+from ...strategies.features.completed import SENT, Key, Record
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
 from ...strategies.features.on_event_loop import run_in_thread
 from ...strategies.interrupts import is_interrupt
@@ -36,9 +35,11 @@ from ..errors import as_configuration_error
 from ..interruptions import as_celerys
 from ..pausing import pause
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
+from . import endings, sends
 from .chords import let_claim_go
 from .encoding import decode, encode, is_unfinished, note_of
-from .ids import fix_links
+from .following import drop_next, store_next
+from .ids import fix_links, key_of
 from .pruning import Pruning
 from .replacing import REPLACED, send_replacement
 from .rows import Rows
@@ -132,10 +133,11 @@ class ExactlyOnceRunner(RequestRunner):
         """Return what became of one run of the body, and the result or the record that goes with it."""
 
         def body(*args: Any, **kwargs: Any) -> Any:
+            sends.begin(request)
             result = call(*args, **kwargs)
             if inspect.iscoroutine(result):
-                return _recorded(result, attempt, task.app)
-            attempt.record = encode(task.app, result)
+                return _recorded(result, attempt, task, request)
+            _record(result, attempt, task, request)
             return result
 
         watch = Watch()
@@ -143,11 +145,18 @@ class ExactlyOnceRunner(RequestRunner):
         runner.first = first
         runner.goes_on = functools.partial(_may_go_on, attempt, watch)
         try:
-            return _RETURNED, runner.run(body, task, args, kwargs)
+            value = runner.run(body, task, args, kwargs)
+            if attempt.record is not None and attempt.record.note == SENT:
+                drop_next(request)
+            return _RETURNED, value
         except BaseException as error:
             if _is_overtaken(error):
                 return self._lost(attempt, task, request)
-            if isinstance(error, TaskPredicate) or is_interrupt(error) or attempt.committed:
+            if isinstance(error, TaskPredicate):
+                if not attempt.committed:
+                    endings.predicate(task, request, error)
+                raise
+            if is_interrupt(error) or attempt.committed:
                 raise
             if attempt.lost is not None:  # the INSERT went along with the statement that says so
                 return self._lost(attempt, task, request)
@@ -228,6 +237,10 @@ class ExactlyOnceRunner(RequestRunner):
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
         _without_blocking(functools.partial(let_claim_go, task, request))
+        if record.note == SENT:
+            drop_next(request)
+            if record.content_type == REPLACED:
+                raise Ignore("Replaced by new task")
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
@@ -272,18 +285,17 @@ class ExactlyOnceRunner(RequestRunner):
 _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
 
 
-def key_of(request: Any) -> Key:
-    """Return what names `request`, whenever it is delivered."""
-    task_id = str(request.id)
-    if len(task_id) > LONGEST_ID:
-        task_id = "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))
+def _record(result: Any, attempt: Attempt, task: Any, request: Any) -> None:
+    """Note what the row is to say of a body that has returned `result`; write down what comes next."""
+    attempt.record = encode(task.app, result)
+    if store_next(task, request, result):
+        attempt.record = replace(attempt.record, note=SENT)
 
 
-async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, app: Any) -> Any:
-    """Await the body of an `async def` task, and note what its row is to say."""
+async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, task: Any, request: Any) -> Any:
+    """Await the body of an `async def` task, in whose greenlet what follows may wait too."""
     result = await coroutine
-    attempt.record = encode(app, result)
+    _record(result, attempt, task, request)
     return result
 
 

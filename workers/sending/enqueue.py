@@ -115,6 +115,43 @@ def attach(app: Celery) -> None:
     waiting_results.attach(app)
 
 
+def surround(app: Celery, around: Callable[..., Any]) -> None:
+    """Let each message of `app` be sent by `around(send, name, args, kwargs, options)`; `send` is what sends it now."""
+    send = app.send_task
+    places = _places(send)
+    direct = plain.is_attached(app, send)
+
+    @functools.wraps(send)
+    def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        if more:
+            options |= zip(places, more, strict=False)
+        return around(send, name, args, kwargs, options)
+
+    setattr(send_task, _OURS, True)
+    app.send_task = send_task
+    if direct:
+        plain.attach(app, send_task)
+
+
+def is_decided() -> bool:
+    """Tell whether what is sent now has waited already, or is kept by who has called."""
+    order = ordered()
+    return outbox.collecting.get() is not None or (order is not None and order.at_once)
+
+
+def store_now(db: apps.Served, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    """Write a message into the outbox, in a transaction of its own, and send it; return what `send_task` would
+    return."""
+    app = db.app
+    found: list[outbox.Stored] = []
+    # As its class has it now: tracing agents wrap that.
+    send = functools.partial(type(app).send_task, app)
+    options.pop(OPTION, None)
+    result = _store(app, db, send, found.append, name, args, kwargs, dict(options))
+    found[0]()
+    return result
+
+
 def _put_in_place(app: Celery, send_task: Any, before: object) -> None:
     """Let `app` send by `send_task`. Messages whose COMMIT has come may go past it, where the app had none `before` of
     its own."""

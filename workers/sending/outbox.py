@@ -34,7 +34,7 @@ from ...strategies.unit_of_work import UnitOfWork
 from ..apps import Served, find
 from ..errors import BrokerGone, ConfigurationError, as_configuration_error
 from ..settings import Settings
-from . import recording
+from . import kept, recording
 from .broker import breaker_of, close_idle
 from .capturing import Capture, capture
 from .sender import Item, in_transaction, send_items, send_waiting, sends_until, table_of
@@ -82,7 +82,10 @@ class Stored(Outgoing):
         self._db = _home(db)
         self.capture: Capture = capture(app, send, name, args, kwargs, options)
         publication = self.capture.publication
-        self.row: outbox.Message = outbox.Message(self.task_id, name, publication.to_text(name), publication.expires_at)
+        nesting = kept.nesting_of(self._db, name, self.task_id, publication.headers)
+        self.row: outbox.Message = outbox.Message(
+            self.task_id, name, publication.to_text(name), publication.expires_at, nesting
+        )
         self.result: Any = result
         self.call: tuple[Any, Any, dict[str, Any]] | None = (
             (args, kwargs, options) if recording.ATTRIBUTE in app.__dict__ else None
@@ -263,7 +266,12 @@ class Delivery:
         """Send, and delete what was sent; no database connection is held while the broker is talked to."""
         items = [
             Item(
-                (self._batch, position), stored.task_id, stored.capture.name, stored.capture.publication, stored.capture
+                (self._batch, position),
+                stored.task_id,
+                stored.capture.name,
+                stored.capture.publication,
+                stored.capture,
+                kept=stored.row.nesting is not None,
             )
             for position, stored in enumerate(self._stored)
         ]

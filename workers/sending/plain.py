@@ -132,6 +132,12 @@ def send_plain(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return result
 
 
+def is_attached(app: Celery, replacement: object) -> bool:
+    """Tell whether messages of `app` may go past `replacement`."""
+    direct: Direct | None = app.__dict__.get(_ATTRIBUTE)
+    return direct is not None and direct.replacement is replacement
+
+
 def attach(app: Celery, replacement: object) -> None:
     """Let messages of `app` whose COMMIT has come go past its `send_task`, which is `replacement`."""
     setattr(app, _ATTRIBUTE, Direct(replacement))

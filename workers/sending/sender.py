@@ -25,6 +25,7 @@ from ...strategies.features.outbox_writing import explained
 from ...strategies.interrupts import is_interrupt
 from ..apps import Served
 from ..errors import BrokerGone, as_configuration_error
+from . import kept
 from .broker import breaker_of, connected
 from .capturing import Capture, has_expired
 from .publication import Publication, from_text, refuse_unaccepted
@@ -68,6 +69,8 @@ class Item:
     """Or what reads it from the row, and may raise."""
     capture: Capture | None = None
     """Where it was captured by this process."""
+    kept: bool = False
+    """Its row is kept until its receiver has completed."""
 
 
 def table_of(db: Served) -> Table:
@@ -120,7 +123,7 @@ def send_items(
     app = db.app
     breaker = breaker_of(app)
     sent = failed = 0
-    what = outbox.Record()
+    what = _nothing(db)
     with connected(app) as broker:
         for number, item in enumerate(items):
             if stopping() or monotonic() >= until:
@@ -151,14 +154,18 @@ def send_items(
             else:
                 breaker.answered()
                 sent += 1
-                what.gone.append(item.key)
+                (what.sent if item.kept else what.gone).append(item.key)
                 if item.capture is not None:
                     _tell(item.capture, app, broker.producer)
-            if what.failed or len(what.gone) >= RECORD_EVERY:
+            if what.failed or len(what.gone) + len(what.sent) >= RECORD_EVERY:
                 _record(db, what)
-                what = outbox.Record()
+                what = _nothing(db)
     _record(db, what)
     return sent, failed
+
+
+def _nothing(db: Served) -> outbox.Record:
+    return outbox.Record(resend_s=kept.resend_s(db))
 
 
 def _tell(capture: Capture, app: Any, producer: Any) -> None:
@@ -173,22 +180,23 @@ def _tell(capture: Capture, app: Any, producer: Any) -> None:
 def _record(db: Served, what: outbox.Record) -> None:
     if not what:
         return
-    tally.sent += len(what.gone)
+    tally.sent += len(what.gone) + len(what.sent)
     tally.failed += len(what.failed)
     attempts = db.settings.outbox_attempts
     aside = in_transaction(
         db,
         lambda session: outbox.record(session, table_of(db), what, attempts=attempts),
-        one_row=len(what.gone) + len(what.failed) + len(what.again) == 1,
+        one_row=len(what.gone) + len(what.sent) + len(what.failed) + len(what.again) == 1,
     )
     for error in what.failed.values():
         logger.warning("A message of the outbox could not be sent: %s", printable(error, SHOWN))
     for row in aside:
         tally.set_aside += 1
         logger.error(
-            "%s could not be sent %d times, and is set aside in the outbox: %s. `celery alchemy outbox list` shows it; "
+            "%s could not be %s %d times, and is set aside in the outbox: %s. `celery alchemy outbox list` shows it; "
             "`retry` or `drop` it there.",
-            _named(row.task, row.task_id), row.attempts, printable(row.error or "", SHOWN),
+            _named(row.task, row.task_id), "delivered" if row.sends else "sent", row.sends or row.attempts,
+            printable(row.error or "", SHOWN),
         )  # fmt: skip
 
 
@@ -208,12 +216,17 @@ def send_waiting(db: Served, count: int = BATCH, stopping: Callable[[], bool] = 
     """
     table = table_of(db)
     until = sends_until()
+    kept.drop_received(db, in_transaction)
 
     def claim(session: Session) -> tuple[list[outbox.Row], tuple[int, dict[int, str]]]:
         found = outbox.claim(session, table, count)
         return found, outbox.load(session, table, found)
 
     rows, (loaded, texts) = in_transaction(db, claim)
+    if any(row.sends for row in rows):
+        rows, others = kept.sort(db, rows)
+        _record(db, others)
+        loaded, texts = in_transaction(db, functools.partial(outbox.load, table=table, rows=rows)) if rows else (0, {})
     sent = failed = 0
     while rows:
         part, rows = rows[:loaded], rows[loaded:]
@@ -237,4 +250,5 @@ def sends_until() -> float:
 
 
 def _item(row: outbox.Row, texts: dict[int, str]) -> Item:
-    return Item(row.id, row.task_id, row.task, lambda: from_text(texts[row.id], row.expires_at))
+    kept_on = row.nesting is not None
+    return Item(row.id, row.task_id, row.task, lambda: from_text(texts[row.id], row.expires_at), kept=kept_on)

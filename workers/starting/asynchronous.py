@@ -53,7 +53,8 @@ def start(app: Celery, databases: Databases, worker_pool: WorkerPool) -> list[st
         which = f"database {name!r}: " if len(databases) > 1 else ""
         loop = "the event loop of the worker pool" if worker_pool.name == "asyncio" else "one event loop per process"
         lines.append(
-            f"celery-alchemy in pid {os.getpid()}: {counted(len(names), '`async def` task')} on {loop}; "
-            f"{which}{strategy.describe()}"
+            f"celery-alchemy in pid {os.getpid()}: {counted(len(names), '`async def` task')} on {loop}"
+            # Where there is no other strategy, the worker's own line describes it.
+            f"{'' if alone else f'; {which}{strategy.describe()}'}"
         )
     return lines

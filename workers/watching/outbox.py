@@ -64,13 +64,13 @@ def in_short(db: Served, within_s: float = ANSWERS_WITHIN_S) -> dict[str, Any] |
 
 def _unknown(error: str) -> dict[str, Any]:
     """Return the shape of `as_json` where nothing is known."""
-    return {"waiting": None, "set_aside": None, "oldest_s": None, "error": error}
+    return {"waiting": None, "sent": None, "set_aside": None, "oldest_s": None, "error": error}
 
 
 def as_json(found: Counts) -> dict[str, Any]:
     """Return `found` as `inspect sessions` and `outbox list --json` show it."""
     oldest_s = None if found.oldest_s is None else round(found.oldest_s, 1)
-    return {"waiting": found.waiting, "set_aside": found.set_aside, "oldest_s": oldest_s}
+    return {"waiting": found.waiting, "sent": found.sent, "set_aside": found.set_aside, "oldest_s": oldest_s}
 
 
 def tell(db: Served) -> None:

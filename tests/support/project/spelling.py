@@ -17,7 +17,7 @@ OPERATIONS = {
     *("execute", "scalars", "scalar", "get", "get_one", "flush", "commit", "rollback", "close", "refresh", "merge"),
     *("delete", "connection"),
 }
-NAMES = {"DatabaseTask": "AsyncDatabaseTask"}
+NAMES = {"DatabaseTask": "AsyncDatabaseTask", "CurrentSession": "CurrentAsyncSession"}
 
 
 def install(modules: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import current_task
 from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from celery_alchemy import AsyncDatabaseTask
@@ -219,8 +220,8 @@ async def slow_commit(session: Any, key: str) -> None:
 
 
 @app.task(base=AsyncDatabaseTask, bind=True)
-async def commit_slowly(self: AsyncDatabaseTask, key: str, how: str) -> str:
-    """A time limit comes in a COMMIT, after which there is much more to do."""
+async def commit_slowly(self: AsyncDatabaseTask, key: str, how: str, goes_on: bool) -> str:
+    """A time limit comes in a COMMIT, after which there is much more to do, or nothing."""
     if how == "commit":
         await slow_commit(self.db, key)
         await self.db.commit()
@@ -238,11 +239,33 @@ async def commit_slowly(self: AsyncDatabaseTask, key: str, how: str) -> str:
         await db_called(self, key)
     elif how == "end":
         await slow_commit(self.db, key)
-        return "ended"
+    elif how == "connection":
+        async with db.async_engine.connect() as connection:
+            await slow_core(connection, key)
+            await connection.commit()
+    elif how == "engine":
+        async with db.async_engine.begin() as connection:
+            await slow_core(connection, key)
+    elif how == "own session":
+        async with AsyncSession(db.async_engine) as session, session.begin():
+            await slow_commit(session, key)
+    elif how == "applied":
+        written_slowly.apply((key,), throw=True)
     elif how == "child":
         await asyncio.create_task(commit_in_child(key))
-    await asyncio.sleep(20)
-    return "never told of its limit"
+    if goes_on:
+        await asyncio.sleep(20)
+    return "ended"
+
+
+@trial
+async def written_slowly(self: AsyncDatabaseTask, key: str) -> None:
+    await slow_commit(self.db, key)
+
+
+async def slow_core(connection: Any, key: str) -> None:
+    await connection.execute(text("INSERT INTO rows_ (key_, note) VALUES (:key, 'committed slowly')"), {"key": key})
+    await connection.execute(SLOW_COMMIT, {"key": key})
 
 
 async def db_called(task: Any, key: str) -> None:

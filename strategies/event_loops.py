@@ -1,0 +1,26 @@
+"""Ordinary units of work in coroutines: each statement would stop the event loop."""
+
+from __future__ import annotations
+
+from .base import SessionStrategy
+from .errors import CeleryAlchemyError
+from .place import current_coroutine
+from .scope import runs_in_greenlet
+
+
+def refuse_to_block(what: str, strategy: SessionStrategy) -> None:
+    """Refuse `what`, an ordinary unit of work, in a coroutine whose event loop its statements would stop.
+
+    Allowed are: a thread that a coroutine has started; a driver that can only be awaited, in the coroutine of a task
+    itself, where statements are awaited; a test in one transaction.
+
+    Raises:
+        CeleryAlchemyError: says what to write.
+    """
+    if current_coroutine() is None or strategy.shares_connection or (strategy.awaits and runs_in_greenlet()):
+        return
+    raise CeleryAlchemyError(
+        f"{what} would be opened in a coroutine, and each of its statements would stop the event loop. Write `async "
+        f"with db.async_unit_of_work() as session:`, and await what the AsyncSession does; or run the function that "
+        f"has `with db.unit_of_work():` in a thread: `await asyncio.to_thread(function)`."
+    )
