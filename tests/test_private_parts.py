@@ -105,7 +105,6 @@ SHARED = {
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
     "strategies/engines/callers.py": {"_around"},
     "strategies/engines/elsewhere.py": {"_running", "_unnoted"},
-    "strategies/features/completed_table.py": {"_declared", "_named"},
     "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {
         "_pools", "_records", "_detached", "_private", "_callbacks", "_graveyard", "_pinned", "_registered",
@@ -115,7 +114,6 @@ SHARED = {
     "strategies/features/following.py": {"_followed", "_open"},
     "strategies/features/foreign_callbacks.py": {"_all"},
     "strategies/features/on_event_loop.py": {"_tasks", "_threads"},
-    "strategies/features/outbox_table.py": {"_declared", "_named"},
     "strategies/watching/statements.py": {"_outside", "_watched", "_wanted"},
     "workers/apps.py": {"_all"},
     "workers/asyncio_pool/identity.py": {"_identity"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from ..strategies import SessionStrategy
 from ..strategies.asynchronous.strategy import PerLoopStrategy
 from ..strategies.asynchronous.units import AsyncSeveralUnits, AsyncUnitOfWork, AsyncUnits
@@ -13,6 +15,7 @@ from ..strategies.hooks import UnitHook
 from ..strategies.worker_pool import WorkerPool
 from .async_request import AsyncRunner, DeferringAsyncRunner, HostingRunner
 from .errors import ConfigurationError, as_configuration_error
+from .exactly_once import choosing as once
 from .isolation import IsolatingRunner
 from .request import RequestRunner
 
@@ -91,17 +94,34 @@ class AsyncSide:
             strategy.dispose()
 
     def unit_options(
-        self, *, commits: bool, read_only: ReadOnly = False, extra: tuple[UnitHook, ...] = ()
+        self,
+        *,
+        commits: bool,
+        read_only: ReadOnly = False,
+        extra: tuple[UnitHook, ...] = (),
+        session_kind: type[Session] | None = None,
     ) -> UnitOptions:
         """Return how units of work of coroutines are treated."""
-        options: UnitOptions = self._db.options_of(self, commits=commits, read_only=read_only, extra=extra)
+        options: UnitOptions = self._db.options_of(
+            self, commits=commits, read_only=read_only, extra=extra, session_kind=session_kind
+        )
         return options
 
-    def new_runner(self, commits: bool, read_only: ReadOnly, retries: int) -> RequestRunner:
-        """Return what runs the requests of one `async def` task."""
-        options = self.unit_options(commits=commits, read_only=read_only)
+    def new_runner(self, commits: bool, read_only: ReadOnly, retries: int, mode: once.Mode | None) -> RequestRunner:
+        """Return what runs the requests of one `async def` task.
+
+        Args:
+            retries: Its `isolation_retries`.
+            mode: When its row is written (`exactly_once`); None: it has none.
+        """
+        if mode is None:
+            options = self.unit_options(commits=commits, read_only=read_only)
+        else:
+            options = self.unit_options(commits=commits, extra=once.hooks(), session_kind=once.OnceSession)
         runner: RequestRunner = HostingRunner(self.units, options, self.unit_options(commits=True))
-        if retries > 0:
+        if mode is not None:
+            runner = once.runner(self._db, runner, mode, retries, self)
+        elif retries > 0:
             runner = IsolatingRunner(runner, retries)
         kind = DeferringAsyncRunner if self.strategy.worker_pool.forks else AsyncRunner
         return kind(runner, self.units)

@@ -166,7 +166,7 @@ class Database:
         retries = task.isolation_retries if task.isolation_retries is not None else settings.isolation_retries
         mode = once.mode_of(task, settings)
         if task.is_async:
-            return self.coroutines.new_runner(commits, task.read_only, retries)
+            return self.coroutines.new_runner(commits, task.read_only, retries, mode)
         if mode is None:
             options = self.unit_options(commits=commits, read_only=task.read_only)
         else:

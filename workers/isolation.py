@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import random
-import time
 from typing import Any
-
-from sqlalchemy.util import await_only
 
 from ..strategies.engines.elsewhere import Attempt
 from ..strategies.engines.transient import is_conflict
-from ..strategies.scope import runs_in_greenlet
+from .pausing import pause
 from .request import Call, RequestRunner, begin_again, is_traced, request_of
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -65,7 +61,7 @@ class IsolatingRunner(RequestRunner):
                 )  # fmt: skip
             finally:
                 watch.end()
-            _pause(pause_s)
+            pause(pause_s)
             begin_again(task)
         return self._copy(first=False).run(call, task, args, kwargs)
 
@@ -77,13 +73,6 @@ class IsolatingRunner(RequestRunner):
         runner = type(self._runner)(self.registry, self.options, self.hook_options)
         runner.first = first
         return runner
-
-
-def _pause(seconds: float) -> None:
-    if runs_in_greenlet():
-        await_only(asyncio.sleep(seconds))  # the event loop goes on
-    else:
-        time.sleep(seconds)
 
 
 def _may_go_on(watch: Attempt, error: BaseException | None) -> bool:

@@ -44,7 +44,10 @@ INSTRUCTION_CELLS: Cells = {
     ("threads", "scoped"): ("one SELECT",),
     AWAITED_CELL: AWAITED_ROWS,
 }
-ROUND_TRIP_ROWS = ("one SELECT", "one INSERT", "ten statements", "one SELECT, read_only")
+ROUND_TRIP_ROWS = (
+    *("one SELECT", "one INSERT", "ten statements", "one SELECT, read_only"),
+    *("one INSERT, exactly once first", "one INSERT, exactly once last"),
+)
 ROUND_TRIP_TASKS = 10
 #: Takes a side, a worker pool, a strategy and tasks; returns by kind of count and by task.
 Measure = Callable[[str, str, str, list[str]], dict[str, dict[str, Any]]]

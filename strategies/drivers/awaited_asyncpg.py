@@ -188,6 +188,16 @@ class Asyncpg(Awaited, PostgreSQLDriver):
         found: str | None = getattr(dbapi_connection.driver_connection.get_settings(), name, None)
         return found
 
+    def looks_alone(self, dialect: Dialect) -> bool:
+        return True
+
+    def look_alone(self, dialect: Dialect, connection: PoolProxiedConnection, query: str, values: Any) -> Any:
+        raw: Any = connection.dbapi_connection
+        try:
+            return await_only(raw.driver_connection.fetchrow(query, *values))
+        except Exception as error:
+            return raw._handle_exception(error)  # raises it as one of the DB-API's
+
     def startup_options(self, dbapi_connection: Any) -> str:
         return ""  # it keeps none
 

@@ -30,6 +30,7 @@ from .session_reset import SessionReset
 
 AT_A_TIME = 4
 """Connections of a process that end statements: when a worker stops, it may have hundreds to end."""
+_MORE_RESULTS = 8  # SERVER_MORE_RESULTS_EXISTS
 #: By event loop.
 _places: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
@@ -141,6 +142,12 @@ class _AsyncMySQL(Awaited, PyMySQL):
 
     def listen(self, engine: Engine, options: DatabaseOptions) -> None:
         keep_alive(engine)
+
+    def block_has_ended(self, dbapi_connection: Any) -> None:
+        raw = dbapi_connection.driver_connection
+        raw.celery_alchemy_dirty = False
+        # asyncmy takes it from rows and from its own COMMIT, not from the end of a statement without rows.
+        raw.server_status &= ~(IN_TRANSACTION | _MORE_RESULTS)
 
     def session_reset(self) -> SessionReset | None:  # type: ignore[override]
         return None

@@ -231,9 +231,21 @@ class Driver:
         something else comes first, it is not sent."""
         return False
 
-    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+    def commit_with(self, dialect: Dialect, dbapi_connection: Any, along: Along) -> bool:
         """Send `along` together with the COMMIT; False where the driver cannot."""
         return False
+
+    def looks_alone(self, dialect: Dialect) -> bool:
+        """Tell whether `look_alone` works here."""
+        return False
+
+    def look_alone(self, dialect: Dialect, connection: PoolProxiedConnection, query: str, values: Any) -> Any:
+        """Return the first row of a SELECT, None where it has none, and leave no transaction open. One round trip.
+
+        Args:
+            values: In the driver's own style.
+        """
+        raise NotImplementedError
 
     def session_reset(self) -> SessionReset | None:
         """Return what sets the server's part of a session back; None: not known how."""

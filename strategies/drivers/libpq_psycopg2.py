@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import event
@@ -109,7 +110,21 @@ class Psycopg2(Libpq):
         take = getattr(dbapi_connection, "celery_alchemy_begin_with", None)
         return take is not None and bool(take(along))
 
-    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+    def looks_alone(self, dialect: Dialect) -> bool:
+        return True
+
+    def look_alone(self, dialect: Dialect, connection: PoolProxiedConnection, query: str, values: Any) -> Any:
+        raw: Any = connection.dbapi_connection
+        raw.autocommit = True
+        try:
+            with closing(raw.cursor()) as cursor:
+                cursor.execute(query, values)
+                return cursor.fetchone()
+        finally:
+            if not raw.closed:
+                raw.autocommit = False
+
+    def commit_with(self, dialect: Dialect, dbapi_connection: Any, along: Along) -> bool:
         take = getattr(dbapi_connection, "celery_alchemy_commit_with", None)
         return take is not None and bool(take(along))
 

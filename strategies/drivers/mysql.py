@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from .._sqlalchemy import record_of, wrap_ends
 from ..options import DatabaseOptions
+from .along import Along
 from .base import Connect, Converters, Driver, Ended
 from .followed_mysql import follow
 from .keepalive import keep_alive
@@ -89,6 +91,30 @@ class MySQLdb(Driver):
             return _begins_read_only(dbapi_connection)
         return number == _ER_READ_ONLY_MODE
 
+    def commit_with(self, dialect: Dialect, dbapi_connection: Any, along: Along) -> bool:
+        if not has_blocks(dialect):
+            return False
+
+        def commit() -> None:
+            del dbapi_connection.commit  # the driver's own is in force again
+            if not along.is_due():
+                dbapi_connection.commit()
+                return
+            along.sent = True
+            try:
+                with closing(dbapi_connection.cursor()) as cursor:
+                    cursor.execute(f"BEGIN NOT ATOMIC {along.query}; COMMIT; END", along.values)
+            except Exception as error:
+                along.failed(error)
+                raise
+            self.block_has_ended(dbapi_connection)
+
+        dbapi_connection.commit = commit
+        return True
+
+    def block_has_ended(self, dbapi_connection: Any) -> None:
+        """A compound statement of ours has ended the transaction."""
+
     def engine_arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         # A reset rolls back too.
         spare = options.reset_on_return and "pool_reset_on_return" not in options.engine_options
@@ -134,6 +160,19 @@ class PyMySQL(MySQLdb):
         if dbapi_connection.server_status & IN_TRANSACTION:
             dbapi_connection.commit()
 
+    def looks_alone(self, dialect: Dialect) -> bool:
+        return has_blocks(dialect)
+
+    def look_alone(self, dialect: Dialect, connection: PoolProxiedConnection, query: str, values: Any) -> Any:
+        # The ROLLBACK ends the snapshot that the SELECT has taken at REPEATABLE READ.
+        with closing(connection.dbapi_connection.cursor()) as cursor:  # type: ignore[union-attr]
+            cursor.execute(f"BEGIN NOT ATOMIC {query}; ROLLBACK; END", values)
+            row = cursor.fetchone()
+            cursor.nextset()
+        connection.info[_ENDED] = True
+        self.block_has_ended(connection.dbapi_connection)
+        return row
+
     def engine_arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         # A Session ends its transaction itself; the connection pool's own ROLLBACK would cost a second round trip.
         return {} if "pool_reset_on_return" in options.engine_options else {"pool_reset_on_return": None}
@@ -147,6 +186,12 @@ class PyMySQL(MySQLdb):
 
     def session_reset(self) -> SessionReset:
         return PyMySQLReset()
+
+
+def has_blocks(dialect: Any) -> bool:
+    """Tell whether several statements can be sent as one: a compound statement, which MariaDB executes outside of
+    procedures too. In the mode for Oracle it is spelt otherwise."""
+    return bool(getattr(dialect, "is_mariadb", False)) and "ORACLE" not in (getattr(dialect, "_sql_mode", "") or "")
 
 
 def _begins_read_only(dbapi_connection: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NoReturn
 
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
@@ -251,9 +252,24 @@ class Psycopg(Libpq):
         take = getattr(dbapi_connection, "celery_alchemy_begin_with", None)
         return take is not None and bool(take(along))
 
-    def commit_with(self, dbapi_connection: Any, along: Along) -> bool:
+    def commit_with(self, dialect: Dialect, dbapi_connection: Any, along: Along) -> bool:
         take = getattr(dbapi_connection, "celery_alchemy_commit_with", None)
         return take is not None and bool(take(along))
+
+    def looks_alone(self, dialect: Dialect) -> bool:
+        return True
+
+    def look_alone(self, dialect: Dialect, connection: PoolProxiedConnection, query: str, values: Any) -> Any:
+        raw: Any = connection.dbapi_connection
+        own = connection.driver_connection or raw  # on an event loop SQLAlchemy has put its own around it
+        # What the driver's property sets; each task looks, and would pay a tenth of the SELECT for that twice.
+        own._autocommit = True
+        try:
+            with closing(raw.cursor()) as cursor:
+                cursor.execute(query, values)
+                return cursor.fetchone()
+        finally:
+            own._autocommit = False
 
     def session_reset(self) -> SessionReset:
         return PsycopgReset()

@@ -8,8 +8,7 @@ whichever connection pool of the process, by a listener on the class `Pool`. It 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import event
@@ -23,17 +22,20 @@ _running: list[Attempt] = []
 _unnoted: set[Scope] = set()
 
 
-@contextmanager
-def unnoted() -> Iterator[None]:
-    """Let what the block executes, on connections of its own, be none of what is committed meanwhile."""
-    scope = here()
-    before = scope.commits, scope.ends
-    _unnoted.add(scope)
-    try:
-        yield
-    finally:
-        _unnoted.discard(scope)
-        scope.commits, scope.ends = before
+class unnoted(AbstractContextManager[None]):  # noqa: N801 - used as a function is
+    """Let what the block executes, on connections of its own, be none of what is committed meanwhile. A class, for each
+    task with `exactly_once` enters one."""
+
+    __slots__ = ("_before", "_scope")
+
+    def __enter__(self) -> None:
+        self._scope = scope = here()
+        self._before = scope.commits, scope.ends
+        _unnoted.add(scope)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _unnoted.discard(self._scope)
+        self._scope.commits, self._scope.ends = self._before
 
 
 class Attempt:

@@ -128,6 +128,9 @@ _LOST_STATES = ("08", "57P")
 _CONFLICTS: frozenset[str | int] = frozenset({"40001", "40P01", 1020, 1213, 1614, 3101})
 
 
+_LOCK_TIMEOUTS: frozenset[str | int] = frozenset({"55P03", 1205, 3572})
+
+
 def is_transient(error: BaseException | None) -> bool:
     """Tell whether `error` passes by itself, so that a fresh transaction, tried again, may well succeed.
 
@@ -156,6 +159,16 @@ def is_conflict(error: BaseException | None) -> bool:
     if error is None or not _is_drivers(error):
         return False
     return code_of(error) in _CONFLICTS or _sqlite_code_of(error) in _SQLITE_CODES
+
+
+def is_lock_timeout(error: BaseException | None) -> bool:
+    """Tell whether the server has ended a statement because it has waited too long for a lock of another
+    transaction."""
+    if isinstance(error, BrokenTransaction):
+        return is_lock_timeout(error.__cause__)
+    if isinstance(error, sa_exc.DBAPIError):
+        error = error.orig
+    return error is not None and _is_drivers(error) and code_of(error) in _LOCK_TIMEOUTS
 
 
 def is_answer(error: BaseException | None) -> bool:

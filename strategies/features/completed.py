@@ -113,17 +113,9 @@ def look(connection: Connection | Session, table: Table, key: Key) -> Record | N
 
 
 def look_alone(connection: PoolProxiedConnection, dialect: Dialect, table: Table, key: Key) -> Record | None:
-    """Do what `look` does, on a connection of psycopg or psycopg2 and outside any transaction: one round trip."""
+    """Do what `look` does, leaving no transaction open: one round trip, where the driver `looks_alone`."""
     query, values = _text_of(dialect, table, _look, False, {"i": key.task_id, "n": key.nesting})
-    raw: Any = connection.dbapi_connection
-    raw.autocommit = True
-    try:
-        with raw.cursor() as cursor:
-            cursor.execute(query, values)
-            row = cursor.fetchone()
-    finally:
-        if not raw.closed:
-            raw.autocommit = False
+    row = driver_of(dialect).look_alone(dialect, connection, query, values)
     return Record(*row) if row is not None else None
 
 
@@ -165,7 +157,7 @@ def written(connection: Connection, table: Table, key: Key, task: str, record: R
 
 
 def inserted(connection: Connection, table: Table, key: Key, task: str, record: Record) -> tuple[str, Any]:
-    """Return what `write` would execute on PostgreSQL, waiting, as a text of the driver and its parameters."""
+    """Return what `write` would execute, waiting, as a text of the driver and its parameters."""
     values = _values(key, record, n=key.nesting, v_task=task[:255])
     return _text_of(connection.dialect, table, _insert, False, values)
 
@@ -176,11 +168,12 @@ def completing(connection: Connection, table: Table, key: Key, record: Record) -
 
 
 def _text_of(dialect: Dialect, table: Table, make: Any, variant: bool, values: Any) -> tuple[str, Any]:
-    name = (make.__name__, variant, dialect.driver)
+    name = (make.__name__, variant, dialect.driver, dialect.is_async)
     compiled = table.info.get(name)
     if compiled is None:
         compiled = table.info[name] = make(table, variant).compile(dialect=dialect)
-    return str(compiled), compiled.construct_params(values)
+    values = compiled.construct_params(values)
+    return compiled.string, tuple(values[one] for one in compiled.positiontup) if compiled.positional else values
 
 
 def write(connection: Connection, table: Table, key: Key, task: str, record: Record | None, *, waits: bool) -> None:
@@ -197,9 +190,9 @@ def write(connection: Connection, table: Table, key: Key, task: str, record: Rec
     if locks:
         values["lock"] = key.lock(table)
     if not waits and getattr(connection.dialect, "is_mariadb", False):
-        connection.execute(made_once(table, _insert_without_waiting), values)
+        connection.exec_driver_sql(*_text_of(connection.dialect, table, _insert_without_waiting, False, values))
     else:
-        connection.execute(made_once(table, _insert, locks), values)
+        connection.exec_driver_sql(*_text_of(connection.dialect, table, _insert, locks, values))
 
 
 def _update(table: Table, _: bool) -> Executable:
@@ -211,8 +204,7 @@ def _update(table: Table, _: bool) -> Executable:
 
 def complete(connection: Connection, table: Table, key: Key, record: Record) -> bool:
     """Let the row of `key` say `record`; tell whether there is one. One statement."""
-    found: Any = connection.execute(made_once(table, _update), _values(key, record, k=key.nesting))
-    return bool(found.rowcount)
+    return bool(connection.exec_driver_sql(*completing(connection, table, key, record)).rowcount)
 
 
 def claim_of(error: DBAPIError, connection: Connection | Engine) -> Claim | None:
@@ -222,11 +214,16 @@ def claim_of(error: DBAPIError, connection: Connection | Engine) -> Claim | None
     return _claim_of(driver_of(connection.dialect).code_of(error.orig), error.orig)
 
 
-def claim_along(error: BaseException, table: Table) -> Claim | None:
-    """Return what the INSERT says that was sent along with another statement, where `error`, PostgreSQL's answer to
-    both, is about its table; None: it is not, or something else is wrong."""
+def claim_along(error: BaseException, table: Table, *, at_end: bool = False) -> Claim | None:
+    """Return what the INSERT says that was sent along with another statement, where `error`, the server's answer to
+    both, is about its table; None: it is not, or something else is wrong.
+
+    Args:
+        at_end: It was sent with nothing but the COMMIT. What names no table, a timeout for example, is about it then.
+    """
     named = getattr(getattr(error, "diag", None), "table_name", None)
-    return _claim_of(code_of(error), error) if named == table.name else None
+    is_about_it = named == table.name or (at_end and named is None)
+    return _claim_of(code_of(error), error) if is_about_it else None
 
 
 def _claim_of(code: Any, orig: BaseException) -> Claim | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-
 from sqlalchemy import Column, Double, Index, Integer, MetaData, PrimaryKeyConstraint, String, Table, Text
 
-from ..errors import InvalidSetting
+from .declared_tables import DeclaredTables
 
 TABLE = "celery_alchemy_completed"
 LONGEST_ID = 255
@@ -24,9 +22,7 @@ def completed_tasks_table(metadata: MetaData, name: str = TABLE, *, schema: str 
         name: Another name, where you want one.
         schema: Its schema; left out, that of `metadata`.
     """
-    table = _made(metadata, name, schema)
-    _declared.add(table)
-    return table
+    return _tables.declare(metadata, name, schema)
 
 
 def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
@@ -51,10 +47,7 @@ def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
     )
 
 
-#: The tables that the user's code has declared in this process.
-_declared: weakref.WeakSet[Table] = weakref.WeakSet()
-#: Those that only a setting names, by it.
-_named: dict[str, Table] = {}
+_tables = DeclaredTables(TABLE, _made, "Tasks have exactly_once", "alchemy_completed_table")
 
 
 def chosen_completed_table(setting: str | None = None) -> Table:
@@ -65,18 +58,4 @@ def chosen_completed_table(setting: str | None = None) -> Table:
     Raises:
         InvalidSetting: several are declared.
     """
-    declared = {table.fullname: table for table in list(_declared)}
-    if setting is None and len(declared) > 1:
-        raise InvalidSetting(
-            f"Tasks have exactly_once, and this process declares {len(declared)} tables for it: "
-            f"{', '.join(sorted(declared))}. Name the one to use: alchemy_completed_table = {sorted(declared)[0]!r}."
-        )
-    if setting is None and declared:
-        return next(iter(declared.values()))
-    name = setting or TABLE
-    if name in declared:
-        return declared[name]
-    if name not in _named:
-        schema, _, short = name.rpartition(".")
-        _named[name] = _made(MetaData(), short, schema or None)
-    return _named[name]
+    return _tables.chosen(setting)

@@ -13,7 +13,7 @@ import json
 import threading
 from typing import Any, Literal
 
-from sqlalchemy import Table, event, select
+from sqlalchemy import Executable, Table, event, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -26,6 +26,7 @@ from ..hooks import OpenUnit, UnitHook
 from ..sessions import become, connection_for
 from . import completed
 from .completed import Claim, Key, Record
+from .outbox_insert import made_once
 
 Mode = Literal["first", "last"]
 FIRST: Literal["first"] = "first"
@@ -118,21 +119,24 @@ class Attempt:
 
     def _commit_with(self, connection: Connection, record: Record) -> bool:
         """Let the row be written together with the COMMIT, where the connection can do that."""
-        raw = connection.connection.dbapi_connection
-        if not self.committing or not hasattr(raw, "celery_alchemy_commit_with"):
+        if not self.committing:
             return False
         if self.written:
             text, values = completed.completing(connection, self.table, self.key, record)
         else:
             text, values = completed.inserted(connection, self.table, self.key, self.task, record)
-        along = Along(text, values, lambda one: one is self._ending, self._refused)
-        if not driver_of(connection.dialect).commit_with(raw, along):
+        along = Along(text, values, lambda one: one is self._ending, self._refused_at_end)
+        raw = connection.connection.dbapi_connection
+        if not driver_of(connection.dialect).commit_with(connection.dialect, raw, along):
             return False
         self._ending = along
         return True
 
     def _refused(self, error: BaseException) -> None:
         self.lost = completed.claim_along(error, self.table) or self.lost
+
+    def _refused_at_end(self, error: BaseException) -> None:
+        self.lost = completed.claim_along(error, self.table, at_end=True) or self.lost
 
     def commits(self, connection: Connection, *, along: bool = False) -> None:
         """The transaction of `connection` is about to be committed: let the row say what it is to say.
@@ -211,7 +215,16 @@ def _is_its_own(session: Session, connection: Connection, attempt: Attempt) -> b
     """Tell whether the row goes onto `connection`; a Session may be bound to several databases."""
     if getattr(session, "has_one_bind", False):
         return True
-    return bool(session.get_bind(clause=select(attempt.table)).engine is connection.engine)
+    return bool(session.get_bind(clause=_row(attempt.table)).engine is connection.engine)
+
+
+def _row(table: Table) -> Any:
+    """Return a statement on `table`, by which its connection is found."""
+    return made_once(table, _select)
+
+
+def _select(table: Table, _: bool) -> Executable:
+    return select(table)
 
 
 def _before_commit(session: OnceSession) -> None:
@@ -223,7 +236,7 @@ def _before_commit(session: OnceSession) -> None:
         _refuse_more(session, attempt)
     if not connections_of(session) and not has_changes(session):
         return  # nothing is committed
-    connection = connection_for(session, select(attempt.table))
+    connection = connection_for(session, _row(attempt.table))
     attempt.committing = True
     attempt.commits(connection, along=not session.twophase and commits_itself(session, connection))
 
@@ -289,7 +302,7 @@ class ExactlyOnce(UnitHook):
         if root_of(session) is None:
             session.begin()
         if not connections_of(session):
-            connection_for(session, select(attempt.table))
+            connection_for(session, _row(attempt.table))
 
 
 def attempt_of(unit: Any) -> Attempt | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 from sqlalchemy import (
@@ -21,7 +20,7 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from ..errors import InvalidSetting
+from .declared_tables import DeclaredTables
 
 TABLE = "celery_alchemy_outbox"
 LONGEST = 2**24 - 1
@@ -39,9 +38,7 @@ def outbox_table(metadata: MetaData, name: str = TABLE) -> Table:
         metadata: Your own, for example `Base.metadata`; its schema is the table's.
         name: Another name, where you want one.
     """
-    table = _made(metadata, name)
-    _declared.add(table)
-    return table
+    return _tables.declare(metadata, name)
 
 
 def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
@@ -72,10 +69,7 @@ def _made(metadata: MetaData, name: str, schema: str | None = None) -> Table:
     )
 
 
-#: The tables that the user's code has declared in this process.
-_declared: weakref.WeakSet[Table] = weakref.WeakSet()
-#: Those that only a setting names, by it.
-_named: dict[str, Table] = {}
+_tables = DeclaredTables(TABLE, _made, "alchemy_outbox is on", "alchemy_outbox_table")
 
 
 def chosen_table(setting: str | None = None) -> Table:
@@ -86,21 +80,7 @@ def chosen_table(setting: str | None = None) -> Table:
     Raises:
         InvalidSetting: several are declared.
     """
-    declared = {table.fullname: table for table in list(_declared)}
-    if setting is None and len(declared) > 1:
-        raise InvalidSetting(
-            f"alchemy_outbox is on, and this process declares {len(declared)} tables for it: "
-            f"{', '.join(sorted(declared))}. Name the one to use: alchemy_outbox_table = {sorted(declared)[0]!r}."
-        )
-    if setting is None and declared:
-        return next(iter(declared.values()))
-    name = setting or TABLE
-    if name in declared:
-        return declared[name]
-    if name not in _named:
-        schema, _, short = name.rpartition(".")
-        _named[name] = _made(MetaData(), short, schema or None)
-    return _named[name]
+    return _tables.chosen(setting)
 
 
 def undeclared(setting: str | None = None) -> str | None:
@@ -109,7 +89,7 @@ def undeclared(setting: str | None = None) -> str | None:
     Raises:
         InvalidSetting: several are declared, and the setting names none.
     """
-    names = sorted(table.fullname for table in list(_declared))
+    names = _tables.names
     name = chosen_table(setting).fullname
     if name in names:
         return None

@@ -1,23 +1,29 @@
 """A task that is delivered twice has its effects in the database once, and the same result."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery.exceptions import Retry
-from support.exactly_once import Once, new_id
+from support.exactly_once import AWAITED_PLACES, PLACES, Once, Place, done, new_id, place_of
 from support.project.models import Row
 
-from celery_alchemy import ConfigurationError, DatabaseTask
+from celery_alchemy import ConfigurationError
 
 MODES = ["first", "last"]
+
+
+@pytest.fixture(params=[*PLACES, *AWAITED_PLACES])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    yield from place_of(request)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_second_delivery_does_not_run_and_returns_the_same(once: Once, mode: Any, key: str) -> None:
     runs = []
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def create(self: Any, note: str) -> dict[str, Any]:
+    @once.task(exactly_once=mode)
+    async def create(self: Any, note: str) -> dict[str, Any]:
         runs.append(note)
         self.db.add(Row(key=key, note=note))
         return {"note": note, "number": len(runs)}
@@ -34,10 +40,10 @@ def test_the_second_delivery_does_not_run_and_returns_the_same(once: Once, mode:
 def test_nothing_is_recorded_of_a_failure_and_of_a_retry(once: Once, mode: Any, key: str) -> None:
     ends: list[Any] = [ValueError("no"), Retry(), None]
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def work(self: Any) -> str:
+    @once.task(exactly_once=mode)
+    async def work(self: Any) -> str:
         self.db.add(Row(key=key))
-        self.db.flush()
+        await done(self.db.flush())
         end = ends.pop(0)
         if end is not None:
             raise end
@@ -57,8 +63,8 @@ def test_nothing_is_recorded_of_a_failure_and_of_a_retry(once: Once, mode: Any, 
 def test_what_does_nothing_in_the_database_is_recorded_too(once: Once, mode: Any) -> None:
     runs = []
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def call(self: Any) -> int:
+    @once.task(exactly_once=mode)
+    async def call(self: Any) -> int:
         runs.append(1)
         return 3
 
@@ -69,11 +75,11 @@ def test_what_does_nothing_in_the_database_is_recorded_too(once: Once, mode: Any
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_early_commit_is_done_once_and_the_result_is_recorded_at_the_end(once: Once, mode: Any, key: str) -> None:
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def create(self: Any) -> int:
+    @once.task(exactly_once=mode)
+    async def create(self: Any) -> int:
         row = Row(key=key)
         self.db.add(row)
-        self.db.commit()
+        await done(self.db.commit())
         return row.id
 
     task_id = new_id()
@@ -85,10 +91,10 @@ def test_an_early_commit_is_done_once_and_the_result_is_recorded_at_the_end(once
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_second_commit_that_writes_is_refused(once: Once, mode: Any, key: str) -> None:
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def create(self: Any) -> None:
+    @once.task(exactly_once=mode)
+    async def create(self: Any) -> None:
         self.db.add(Row(key=key, note="first"))
-        self.db.commit()
+        await done(self.db.commit())
         self.db.add(Row(key=key, note="second"))
 
     state, error = once.deliver(create, task_id=new_id())
@@ -99,11 +105,11 @@ def test_a_second_commit_that_writes_is_refused(once: Once, mode: Any, key: str)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_copies_at_the_same_moment(once: Once, mode: Any, key: str) -> None:
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def create(self: Any) -> int:
+    @once.task(exactly_once=mode)
+    async def create(self: Any) -> int:
         row = Row(key=key)
         self.db.add(row)
-        self.db.flush()
+        await done(self.db.flush())
         return row.id
 
     for _ in range(10):
@@ -117,5 +123,5 @@ def test_copies_at_the_same_moment(once: Once, mode: Any, key: str) -> None:
 def test_what_only_reads_is_refused(once: Once) -> None:
     with pytest.raises(ConfigurationError, match="leave one of them out"):
 
-        @once.app.task(base=DatabaseTask, exactly_once=True, read_only=True, lazy=False)
-        def read() -> None: ...
+        @once.task(exactly_once=True, read_only=True, lazy=False)
+        async def read(self: Any) -> None: ...

@@ -164,6 +164,88 @@ def test_a_task_that_has_committed_and_still_runs_fails_no_copy(
     assert once.database.rows(key) == [""]
 
 
+def test_a_result_that_is_lost_and_that_nobody_reads_is_no_failure(
+    once: Once, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WAITS_FOR_RESULT_S", 0.1)
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.commit()
+        raise SystemExit  # as if its process were killed now
+
+    task_id = new_id()
+    with pytest.raises(SystemExit):
+        once.deliver(work, task_id=task_id, ignore_result=True)
+    # Acknowledged early, and it may still run: the copy says nothing.
+    assert once.deliver(work, task_id=task_id)[0] == "IGNORED"
+    monkeypatch.setattr(runner, "RUNS_FOR_S", 0.0)
+    assert once.deliver(work, task_id=task_id, ignore_result=True) == ("SUCCESS", None)
+    assert once.database.rows(key) == [""]
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_6_a_copy_that_waits_too_long_for_a_lock_runs_again(once: Once, mode: Any, key: str) -> None:
+    """Each copy wants the same row of another table; the server lets none wait for long."""
+    is_postgresql = once.database.engine.dialect.name == "postgresql"
+    limit = "SET LOCAL lock_timeout = '50ms'" if is_postgresql else "SET SESSION innodb_lock_wait_timeout = 0"
+    once.database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=key)
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any) -> str:
+        self.db.execute(text(limit))
+        self.db.execute(text("UPDATE counters SET value = value + 1 WHERE key_ = :key"), {"key": key})
+        threading.Event().wait(0.15)
+        return "done"
+
+    assert once.at_once(work, task_id=new_id(), copies=3) == [("SUCCESS", "done")] * 3
+    assert once.database.column("SELECT value FROM counters WHERE key_ = :key", key=key) == [1]
+
+
+def test_6_a_statement_timeout_where_the_row_goes_with_the_commit(once: Once, key: str) -> None:
+    """The copy that comes second waits for the first one's row in its COMMIT, and is cut off there."""
+    is_postgresql = once.database.engine.dialect.name == "postgresql"
+    limit = "SET LOCAL statement_timeout = '80ms'" if is_postgresql else "SET SESSION innodb_lock_wait_timeout = 0"
+    task_id = new_id()
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once="last")
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.flush()
+        self.db.execute(text(limit))
+        return "done"
+
+    with once.database.engine.connect() as first:  # a copy whose COMMIT takes long
+        first = first.execution_options(isolation_level="READ COMMITTED")  # noqa: PLW2901 - this one in a transaction
+        first.execute(
+            text("INSERT INTO celery_alchemy_completed (task_id, nesting, task, completed_at) VALUES (:i, 0, 'x', 0)"),
+            {"i": task_id},
+        )
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(once.deliver(work, task_id=task_id)))
+        thread.start()
+        thread.join(0.6)
+        assert found == []
+        first.rollback()
+        thread.join(20)
+    assert found == [("SUCCESS", "done")]
+    assert once.database.rows(key) == [""]
+
+
+def test_12_a_very_large_result(once: Once, key: str) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        return "x" * 5_000_000
+
+    task_id = new_id()
+    for _ in range(2):
+        state, found = once.deliver(work, task_id=task_id)
+        assert (state, len(found)) == ("SUCCESS", 5_000_000)
+    assert once.database.rows(key) == [""]
+
+
 @pytest.mark.parametrize(
     ("version", "ordered", "is_right"), [((5, 5), False, False), ((5, 5), True, True), ((5, 7), False, True)]
 )

@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
-from support import databases
-from support.exactly_once import Once, new_id
+from support.exactly_once import AWAITED_PLACES, PLACES, Once, Place, done, new_id, place_of
 from support.project.models import Counter, Row, User
-
-from celery_alchemy import DatabaseTask
 
 FULL = os.environ.get("CELERY_ALCHEMY_FAULTS") == "full"
 PAIRS = int(os.environ.get("EXACTLY_ONCE_PAIRS", "1000" if FULL else "40"))
@@ -18,9 +15,14 @@ PAIRS = int(os.environ.get("EXACTLY_ONCE_PAIRS", "1000" if FULL else "40"))
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
+@pytest.fixture(params=[*PLACES, *(name for name in AWAITED_PLACES if "sqlite" not in name)])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    yield from place_of(request)
+
+
 @pytest.fixture(params=LEVELS)
-def once(request: pytest.FixtureRequest, place: tuple[databases.Database, dict[str, Any]]) -> Iterator[Once]:
-    options = {"isolation_level": request.param, "pool_size": 4}
+def once(request: pytest.FixtureRequest, place: Place) -> Iterator[Once]:
+    options = {"isolation_level": request.param, "pool_size": 4, **place[1].pop("alchemy_engine_options", {})}
     once = Once(place[0], alchemy_engine_options=options, **place[1])
     yield once
     once.close()
@@ -31,14 +33,14 @@ def once(request: pytest.FixtureRequest, place: tuple[databases.Database, dict[s
 def test_pairs(once: Once, mode: Any, key: str) -> None:
     """The task reads, inserts, counts, and inserts what may be there once: each a way to meet its copy."""
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
-    def work(self: Any, name: str) -> int:
-        self.db.scalars(select(Row).where(Row.key == key)).all()
+    @once.task(exactly_once=mode)
+    async def work(self: Any, name: str) -> int:
+        await done(self.db.scalars(select(Row).where(Row.key == key)))
         self.db.add(Row(key=key))
-        self.db.execute(update(Counter).where(Counter.key == key).values(value=Counter.value + 1))
+        await done(self.db.execute(update(Counter).where(Counter.key == key).values(value=Counter.value + 1)))
         user = User(name=name)
         self.db.add(user)
-        self.db.flush()
+        await done(self.db.flush())
         return user.id
 
     once.database.execute("INSERT INTO counters (key_, value) VALUES (:key, 0)", key=key)

@@ -133,6 +133,7 @@ FULL_RUN_ONLY = frozenset(
 #: Values of a parameter that the covering set has of a module or a test: where workers are started for it alone,
 #: one of each worker pool costs more than it shows. The contract tests meet all of them.
 FEWER: Mapping[str, Mapping[str, Collection[str]]] = {
+    "exactly_once/test_once_workers.py": {"worker": ("await asyncio", "await prefork")},
     "adopting/test_adopting.py::test_rewritten": {
         "shape": (
             *("factory_try_finally", "two_around_slow_work", "options_survive", "called_like_a_function"),

@@ -1,28 +1,111 @@
 """Deliveries of tasks with `exactly_once`: Celery's own tracer runs them, without a broker between."""
 
+import functools
+import inspect
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 from celery.app.trace import build_tracer
 from sqlalchemy import text
 
-from celery_alchemy import Alchemy
+from celery_alchemy import Alchemy, AsyncDatabaseTask, DatabaseTask
+from celery_alchemy.strategies.asynchronous import loop_thread
 from support.apps import make_app
-from support.databases import Database
+from support.async_drivers import url_for
+from support.databases import Database, new_sqlite
 
 TABLE = "celery_alchemy_completed"
 
 
-class Once:
-    """An app whose tasks are delivered by hand, as often as a test wants."""
+#: Where the tests of `def` tasks run: a driver, and whether BEGIN goes with the first statement.
+PLACES = {
+    "postgresql": ("psycopg", False),
+    "psycopg-along": ("psycopg", True),
+    "psycopg2-along": ("psycopg2", True),
+    "mariadb": ("pymysql", False),
+}
+#: And those of `async def` tasks.
+AWAITED_PLACES = {
+    "await psycopg": ("psycopg", False),
+    "await asyncpg": ("asyncpg", False),
+    "await asyncmy": ("asyncmy", False),
+    "await aiomysql": ("aiomysql", False),
+    "await aiosqlite": ("aiosqlite", False),
+}
+Place = tuple[Database, dict[str, Any]]
 
-    def __init__(self, database: Database, **changes: Any) -> None:
+
+def place_of(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Yield the database that a place is on, and the settings of an app there."""
+    name = request.param
+    if name in PLACES:
+        driver, along = PLACES[name]
+        database: Any = request.getfixturevalue("mariadb" if driver == "pymysql" else "run_database")
+        url = database.url("once") if driver == "pymysql" else database.url("once", driver)
+        along_too = {"alchemy_begin_with_first_statement": along} if driver != "pymysql" else {}
+        yield database, {"alchemy_database_url": url, **along_too}
+        return
+    driver, _ = AWAITED_PLACES[name]
+    if driver == "aiosqlite":
+        with new_sqlite(request.getfixturevalue("tmp_path") / "once.sqlite3") as sqlite:
+            yield sqlite, settings_of(driver, sqlite)
+        return
+    database = request.getfixturevalue("mariadb" if "mysql" in driver or "asyncmy" in driver else "run_database")
+    yield database, settings_of(driver, database)
+
+
+def settings_of(driver: str, database: Database) -> dict[str, Any]:
+    """Return the settings of an app whose tasks are `async def`."""
+    url, arguments = url_for(driver, database, "once")
+    options = {"connect_args": arguments} if driver == "aiosqlite" else {"connect_args": arguments, "pool_size": 4}
+    return {"alchemy_database_url": url, "alchemy_engine_options": options, "spelling": "async def"}
+
+
+async def done(value: Any) -> Any:
+    """Return `value`, awaited where it is to be: a body written with it is that of both spellings."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def as_function(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the coroutine function `body`, which awaits nothing but `done`, as an ordinary one."""
+
+    @functools.wraps(body)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            body(*args, **kwargs).send(None)
+        except StopIteration as stop:
+            return stop.value
+        raise AssertionError("it awaits")
+
+    del call.__wrapped__  # type: ignore[attr-defined]
+    return call
+
+
+class Once:
+    """An app whose tasks are delivered by hand, as often as a test wants.
+
+    Args:
+        spelling: Of its tasks: "def" or "async def".
+    """
+
+    def __init__(self, database: Database, spelling: str = "def", **changes: Any) -> None:
         self.database = database
+        self.awaits = spelling == "async def"
         changes = {"alchemy_database_url": database.url("once"), "result_backend": "cache+memory://", **changes}
         self.app, self.db = make_app(None, changes=changes)
         assert isinstance(self.db, Alchemy)
+
+    def task(self, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+        """Make a task of a coroutine function that awaits nothing but `done`: one of this app's spelling."""
+
+        def decorate(body: Callable[..., Any]) -> Any:
+            base: Any = AsyncDatabaseTask if self.awaits else DatabaseTask
+            return self.app.task(base=base, bind=True, **options)(body if self.awaits else as_function(body))
+
+        return decorate
 
     def deliver(
         self, task: Any, *args: Any, task_id: str, redelivered: bool = False, **request: Any
@@ -49,6 +132,8 @@ class Once:
     def close(self) -> None:
         self.db.stop()
         self.app.close()
+        if self.awaits:
+            loop_thread.stop()
 
 
 def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:

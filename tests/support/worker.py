@@ -207,9 +207,9 @@ class Worker:
         """Return the warnings the worker logged that name the task."""
         return [line for line in self.log().splitlines() if "WARNING" in line and re.search(rf"\b{task}\b", line)]
 
-    def send(self, task: str, *args: Any, **options: Any) -> str:
+    def send(self, task: str, *args: Any, task_id: str = "", **options: Any) -> str:
         """Send a task; return its id."""
-        task_id = uuid.uuid4().hex
+        task_id = task_id or uuid.uuid4().hex
         self._client.send_task(
             task,
             args,

@@ -14,7 +14,7 @@ from celery import Celery
 from sqlalchemy.exc import DBAPIError
 
 from ...strategies.errors import CeleryAlchemyError
-from ...strategies.features import completed
+from ...strategies.features.completed import Listed
 from ...strategies.features.outbox_state import printable
 from .. import apps
 from ..exactly_once.rows import Rows
@@ -81,13 +81,13 @@ def _opened(app: Celery) -> Iterator[Rows]:
     try:
         yield rows
     except DBAPIError as error:
-        said = completed.explained(error, rows.engine, rows.table)
+        said = rows.explained(error)
         raise click.ClickException(f"{type(said).__name__}: {said}") from error
     except CeleryAlchemyError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _line(row: completed.Listed) -> str:
+def _line(row: Listed) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.completed_at))
     nested = f" (replaced {row.nesting} times)" if row.nesting else ""
     what = printable(row.note, 60) if row.note else f"{row.length or 0} characters of result"

@@ -7,8 +7,7 @@ and the results of other tasks are kept beside it.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,17 +17,15 @@ from celery.result import result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
-from ...strategies.engines.elsewhere import unnoted
-from ...strategies.features import completed, completed_states
+from ...strategies.features import completed_states
 from ...strategies.features.completed import Record
 from ...strategies.features.completed_states import OF_GROUP, OF_TASK, is_state
 from .. import apps
 from ..sending.outbox import collecting
 from . import own_chords
 from .encoding import decode
-from .rows import Rows
+from .rows import Result, Rows
 
 _BASE64 = "base64"
 
@@ -54,11 +51,14 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         """Return what is stored for each of `keys`."""
         places = [self._place_of(key) for key in keys]
         found: dict[tuple[str, int], Record] = {}
-        with self._connected() as (connection, table):
+
+        def look(connection: Connection, table: Table) -> None:
             for kind in {kind for _, kind in places}:
                 ids = [name for name, one in places if one == kind]
                 known = completed_states.states_of(connection, table, ids, kind)
-                found |= {(name, kind): record for name, record in known.items()}
+                found.update({(name, kind): record for name, record in known.items()})
+
+        self._run(look)
         return [self._stored(place[0], found.get(place)) for place in places]
 
     def set(self, key: Any, value: Any) -> None:
@@ -68,19 +68,16 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
             record = Record(_BASE64, base64.b64encode(value).decode("ascii"))
         else:
             record = Record("text", value)
-        with self._connected() as (connection, table):
-            completed_states.put(connection, table, name, kind, record)
+        self._run(lambda connection, table: completed_states.put(connection, table, name, kind, record))
 
     def delete(self, key: Any) -> None:
         """Forget what is stored for `key`; not that a task has completed: `db.forget` does that."""
-        with self._connected() as (connection, table):
-            completed_states.drop(connection, table, *self._place_of(key))
+        self._run(lambda connection, table: completed_states.drop(connection, table, *self._place_of(key)))
 
     def cleanup(self) -> None:
         """Delete the states that are older than `result_expires`."""
         if self.expires:
-            with self._connected() as (connection, table):
-                completed_states.drop_old(connection, table, float(self.expires))
+            self._run(lambda connection, table: completed_states.drop_old(connection, table, float(self.expires)))
 
     def apply_chord(self, header_result_args: Any, body: Any, **keywords: Any) -> None:
         """Write down a chord whose header is about to be sent: with the COMMIT, where the header waits for one."""
@@ -90,22 +87,21 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         if collecting.get() is not None and db.units.is_open():
             own_chords.begin(db.units.current().session.connection(), Rows(db).table, header.id, members)
             return
-        with self._connected() as (connection, table):
-            own_chords.begin(connection, table, header.id, members)
+        self._run(lambda connection, table: own_chords.begin(connection, table, header.id, members))
 
     def on_chord_part_return(self, request: Any, state: Any, result: Any, **keywords: Any) -> None:
         """A member of a chord has ended, and its result is stored: send the body where it was the last."""
         if not request.group or not request.chord:
             return
-        with self._connected() as (connection, table):
-            found = own_chords.waiting_for(connection, table, request.group)
+        found = self._run(lambda connection, table: own_chords.waiting_for(connection, table, request.group))
         if found is None:
             return
         members = self.decode(found)["members"]
         ids = own_chords.leaves(result_from_tuple(members, app=self.app))
         keys = [self.get_key_for_task(one) for one in set(ids)]
         if len(self._mget_to_results(self.mget(keys), keys)) == len(keys):
-            own_chords.finish(apps.get(self.app), table, self, request.group, members, request.chord)
+            db = apps.get(self.app)
+            own_chords.finish(db, Rows(db).table, self, request.group, members, request.chord)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": "alchemy://"})
@@ -125,16 +121,10 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
             return self.encode(meta)
         return base64.b64decode(record.result or "") if record.content_type == _BASE64 else record.result
 
-    @contextmanager
-    def _connected(self) -> Iterator[tuple[Connection, Table]]:
+    def _run(self, work: Callable[[Connection, Table], Result]) -> Result:
         db = apps.get(self.app)
-        rows = Rows(db)
-        engine, table = rows.engine, rows.table
         try:
-            with unnoted(), engine.begin() as connection:
-                yield connection, table
-        except DBAPIError as error:
-            raise completed.explained(error, engine, table) from error
+            return Rows(db).run(work)
         finally:
             if db.strategy.worker_pool.in_main_process:
                 db.strategy.dispose()  # prefork's main process keeps no connection that a child would inherit

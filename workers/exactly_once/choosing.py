@@ -26,6 +26,7 @@ from ..wrapping import is_database_task
 from . import chords
 
 __all__ = [
+    "Mode",
     "OnceSession",
     "follow_in_main_process",
     "has_any",
@@ -46,22 +47,21 @@ def mode_of(task: Any, settings: Settings) -> Mode | None:
     """Return when the row of `task` is written; None: it has none.
 
     What the setting says is not for tasks that only read: they have no effects.
-
-    Raises:
-        ConfigurationError: it is an `async def` task.
     """
     wish = task.exactly_once
     if wish is None:
         wish = settings.exactly_once if not task.read_only else False
     if not wish:
         return None
-    if task.is_async:
-        raise _is_async(task.name, wish)
     return LAST if wish == LAST else FIRST
 
 
-def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int) -> RequestRunner:
-    """Return what runs the requests of a task with `exactly_once`, each attempt by `inner`."""
+def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int, side: Any = None) -> RequestRunner:
+    """Return what runs the requests of a task with `exactly_once`, each attempt by `inner`.
+
+    Args:
+        side: What has the strategy of such tasks, where that is not `db`: for coroutines.
+    """
     from . import endings, sends
     from .pruning import Pruning
     from .rows import Rows
@@ -70,7 +70,7 @@ def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int) -> Reques
     sends.install(db)
     if db.settings.outbox:
         endings.connect()
-    rows = Rows(db)
+    rows = Rows(db, side)
     return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
 
 
@@ -91,21 +91,12 @@ def refuse_wrong(cls: Any) -> None:
     name = cls.name or cls.__name__
     if wish is not True and wish not in (FIRST, LAST):
         raise ConfigurationError(f"exactly_once={wish!r} of {name!r} must be True, False, 'first' or 'last'.")
-    if cls.is_async:
-        raise _is_async(name, wish)
     if cls.read_only:
         raise ConfigurationError(
             f"{name!r} has exactly_once={wish!r} and read_only={cls.read_only!r}. A task that only reads has no "
             f"effects, and nothing to write its row with: leave one of them out."
         )
     follow_in_main_process(cls)
-
-
-def _is_async(name: str, wish: object) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name!r} has exactly_once={wish!r} and is `async def`: no row of such tasks is kept yet. Write it as `def` "
-        f"with DatabaseTask, or set exactly_once=False on it."
-    )
 
 
 def follow_in_main_process(task: Any) -> None:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from ...strategies.asynchronous import loop_thread
+from ...strategies.asynchronous.strategy import PerLoopStrategy
+from ...strategies.drivers.base import driver_of
 from ...strategies.engines.elsewhere import unnoted
 from ...strategies.features import completed
 from ...strategies.features.completed import Claim, Key, Record
 from ...strategies.features.completed_table import chosen_completed_table
 from ...strategies.features.exactly_once import probe
+from ...strategies.interrupts import is_interrupt
+from ...strategies.place import current_coroutine
+from ...strategies.scope import runs_in_greenlet
 from ..apps import Served
-from ..errors import as_configuration_error
+from ..errors import ConfigurationError, as_configuration_error
 
-_PSYCOPGS = frozenset({"psycopg", "psycopg2"})
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def on_its_loop(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let `method` of Rows run where its Engine is: that of a driver for asyncio belongs to an event loop."""
+
+    @functools.wraps(method)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        rows: Any = args[0]
+        if runs_in_greenlet() or not isinstance(rows.side.strategy, PerLoopStrategy):
+            return method(*args, **kwargs)
+        thread = loop_thread.started()
+        if current_coroutine() is not None:
+            raise ConfigurationError(
+                "The table of completed tasks was asked for in a coroutine, which would stop its event loop. Write "
+                "`await asyncio.to_thread(db.forget, task_id)`."
+            )
+        return thread.run(functools.partial(method, *args, **kwargs))
+
+    return call
 
 
 class Rows:
@@ -27,12 +54,14 @@ class Rows:
 
     Args:
         db: The Alchemy of the app's default database.
+        side: What has the strategy whose Engine is used, where that is not `db`: for coroutines.
     """
 
-    def __init__(self, db: Served) -> None:
+    def __init__(self, db: Served, side: Any = None) -> None:
         self._db = db
+        self.side: Any = side or db
 
-    @property
+    @functools.cached_property
     def table(self) -> Table:
         """The table, as the app's settings name it."""
         with as_configuration_error():
@@ -41,9 +70,10 @@ class Rows:
     @property
     def engine(self) -> Engine:
         """The Engine of this process."""
-        engine: Engine = self._db.strategy.engine
+        engine: Engine = self.side.strategy.engine
         return engine
 
+    @on_its_loop
     def look(self, key: Key) -> Record | None:
         """Return what the row of `key` says; None where there is none. No transaction is left open.
 
@@ -52,7 +82,7 @@ class Rows:
         """
         engine, table = self.engine, self.table
         try:
-            if engine.dialect.driver in _PSYCOPGS and not engine.dialect.is_async:
+            if driver_of(engine.dialect).looks_alone(engine.dialect):
                 return self._look_alone(engine, table, key)
             with self._connected(engine) as connection:
                 return completed.look(connection, table, key)
@@ -63,7 +93,10 @@ class Rows:
         with unnoted(), closing(engine.raw_connection()) as connection:
             try:
                 return completed.look_alone(connection, engine.dialect, table, key)
-            except Exception as error:
+            except BaseException as error:
+                if is_interrupt(error):
+                    connection.invalidate()  # in the middle of an answer, maybe
+                    raise
                 dbapi: Any = engine.dialect.loaded_dbapi
                 if not isinstance(error, dbapi.Error):
                     raise
@@ -72,26 +105,49 @@ class Rows:
                     connection.invalidate(error)
                 raise raised from error
 
+    @on_its_loop
+    def run(self, work: Callable[[Connection, Table], Result]) -> Result:
+        """Return what `work(connection, table)` does, in a transaction of its own that is committed.
+
+        Raises:
+            InvalidSetting: there is no table.
+        """
+        engine, table = self.engine, self.table
+        try:
+            with unnoted(), engine.begin() as connection:
+                return work(connection, table)
+        except DBAPIError as error:
+            raise completed.explained(error, engine, table) from error
+
+    @on_its_loop
+    def explained(self, error: DBAPIError) -> Exception:
+        """Return what to raise where the table could not be used: `error`, or one that says what to do."""
+        return completed.explained(error, self.engine, self.table)
+
     @contextmanager
     def _connected(self, engine: Engine) -> Iterator[Connection]:
         with unnoted(), engine.connect() as connection:
             yield connection
 
+    @on_its_loop
     def probe(self, key: Key, task: str) -> Claim | None:
         """Tell whether another transaction has the row of `key` in hand, or it is there; None: neither."""
         with unnoted():
             return probe(self.engine, self.table, key, task)
 
+    @on_its_loop
     def complete(self, key: Key, record: Record) -> None:
         """Let the row of `key` say `record`."""
         with unnoted(), self.engine.begin() as connection:
             completed.complete(connection, self.table, key, record)
 
+    @on_its_loop
     def forget(self, task_id: str) -> int:
         """Delete what is recorded of `task_id`; return how many rows there were."""
         with self.engine.begin() as connection:
             return completed.forget(connection, self.table, task_id)
 
+    @on_its_loop
     def prune(self, older_than_s: float) -> int:
         """Delete all rows that are older, a thousand in each transaction; return how many there were."""
         total = 0
@@ -102,11 +158,13 @@ class Rows:
             if not found:
                 return total
 
+    @on_its_loop
     def prune_some(self, older_than_s: float, most: int) -> int:
         """Delete up to so many rows that are older; return how many there were."""
         with unnoted(), self.engine.begin() as connection:
             return completed.prune(connection, self.table, older_than_s, most)
 
+    @on_its_loop
     def listed(self, **choice: Any) -> list[completed.Listed]:
         """Return rows, the newest first; see `completed.listed`."""
         with self._connected(self.engine) as connection:

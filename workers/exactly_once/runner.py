@@ -8,24 +8,32 @@ failed     the body may have failed because another copy was first: look before 
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
-from ...strategies.engines.transient import is_conflict
-from ...strategies.errors import ResultLost
+from ...strategies.engines.transient import is_conflict, is_lock_timeout
+from ...strategies.errors import InvalidSetting, ResultLost
 from ...strategies.features.completed import SENT, Key, Record
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
+from ...strategies.features.on_event_loop import run_in_thread
 from ...strategies.interrupts import is_interrupt
+from ...strategies.scope import runs_in_greenlet
 from ..errors import as_configuration_error
+from ..interruptions import as_celerys
+from ..pausing import pause
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
 from . import endings, sends
 from .chords import let_claim_go
@@ -60,9 +68,6 @@ class ExactlyOnceRunner(RequestRunner):
         retries: `isolation_retries` of the task, where it has any.
     """
 
-    pause: Callable[[float], object] = staticmethod(time.sleep)
-    """Waits for so many seconds; where others are to run meanwhile, in a way of their own."""
-
     def __init__(self, runner: RequestRunner, rows: Rows, pruning: Pruning, mode: Mode, retries: int = 0) -> None:
         super().__init__(runner.registry, runner.options, runner.hook_options)
         self._runner = runner
@@ -95,7 +100,7 @@ class ExactlyOnceRunner(RequestRunner):
                 attempt.over = True
                 return self._repeat(task, request, key, value)
             if outcome is _CONFLICT:
-                self.pause(_pause_s(conflicts))
+                pause(_pause_s(conflicts))
                 conflicts += 1
             first = False
             begin_again(task)
@@ -130,9 +135,9 @@ class ExactlyOnceRunner(RequestRunner):
         def body(*args: Any, **kwargs: Any) -> Any:
             sends.begin(request)
             result = call(*args, **kwargs)
-            attempt.record = encode(task.app, result)
-            if store_next(task, request, result):
-                attempt.record = replace(attempt.record, note=SENT)
+            if inspect.iscoroutine(result):
+                return _recorded(result, attempt, task, request)
+            _record(result, attempt, task, request)
             return result
 
         watch = Watch()
@@ -144,13 +149,13 @@ class ExactlyOnceRunner(RequestRunner):
             if attempt.record is not None and attempt.record.note == SENT:
                 drop_next(request)
             return _RETURNED, value
-        except Superseded:
-            return self._lost(attempt, task, request)
-        except TaskPredicate as error:
-            if not attempt.committed:
-                endings.predicate(task, request, error)
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if _is_overtaken(error):
+                return self._lost(attempt, task, request)
+            if isinstance(error, TaskPredicate):
+                if not attempt.committed:
+                    endings.predicate(task, request, error)
+                raise
             if is_interrupt(error) or attempt.committed:
                 raise
             if attempt.lost is not None:  # the INSERT went along with the statement that says so
@@ -159,7 +164,7 @@ class ExactlyOnceRunner(RequestRunner):
             if record is not None:
                 logger.info("%s: another copy of it was first; this one ended with %r", attempt.label, error)
                 return _RECORDED, record
-            if last or not is_conflict(error) or watch.found() is not None:
+            if last or not _may_pass(error) or watch.found() is not None:
                 raise
             logger.info("%s lost its transaction to another one (%s); again", attempt.label, type(error).__name__)
             return _CONFLICT, None
@@ -184,17 +189,18 @@ class ExactlyOnceRunner(RequestRunner):
         """
         until, number = time.monotonic() + _patience_s(request), 0
         try:
-            while True:
-                self.pause(_pause_s(number))
-                number += 1
-                record = self._look(attempt.key)
-                if record is not None:
-                    return record
-                if self._rows.probe(attempt.key, attempt.task) is None:
-                    return None
-                if time.monotonic() > until and task.acks_late:
-                    logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
-                    raise Reject("another copy of the task runs", requeue=True)
+            with _interruptible(task.name):
+                while True:
+                    pause(_pause_s(number))
+                    number += 1
+                    record = self._look(attempt.key)
+                    if record is not None:
+                        return record
+                    if self._rows.probe(attempt.key, attempt.task) is None:
+                        return None
+                    if time.monotonic() > until and task.acks_late:
+                        logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
+                        raise Reject("another copy of the task runs", requeue=True)
         except Exception as error:
             if isinstance(error, Reject) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
                 raise
@@ -206,8 +212,11 @@ class ExactlyOnceRunner(RequestRunner):
     # -- what is recorded --------------------------------------------------------------------------------------------
 
     def _look(self, key: Key) -> Record | None:
-        with as_configuration_error():
+        try:
             return self._rows.look(key)
+        except InvalidSetting:
+            with as_configuration_error():
+                raise
 
     def _look_quietly(self, key: Key) -> Record | None:
         """Look; where the database does not answer, the error that led here says more."""
@@ -227,7 +236,7 @@ class ExactlyOnceRunner(RequestRunner):
         )  # fmt: skip
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
-        let_claim_go(task, request)
+        _without_blocking(functools.partial(let_claim_go, task, request))
         if record.note == SENT:
             drop_next(request)
             if record.content_type == REPLACED:
@@ -239,14 +248,22 @@ class ExactlyOnceRunner(RequestRunner):
 
     def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
         until, number = time.monotonic() + min(WAITS_FOR_RESULT_S, _patience_s(request)), 0
-        while is_unfinished(record) and time.monotonic() < until:
-            self.pause(_pause_s(number))
-            number += 1
-            record = self._look(key) or record
+        with _interruptible(task.name):
+            while is_unfinished(record) and time.monotonic() < until:
+                pause(_pause_s(number))
+                number += 1
+                record = self._look(key) or record
         if not is_unfinished(record):
             return record
-        if task.acks_late and self._rows.age_s(record) < _runs_for_s(request):
-            raise Reject("the task has committed, and may still run", requeue=True)
+        if self._rows.age_s(record) < _runs_for_s(request):
+            if task.acks_late:
+                raise Reject("the task has committed, and may still run", requeue=True)
+            raise Ignore  # it is acknowledged already, and its result is that of the one that runs
+        if request.ignore_result and not (request.callbacks or request.chain or request.chord):
+            logger.warning(
+                "%s[%s] has committed, and was lost before it returned: nobody asks what", task.name, request.id
+            )
+            return Record()
         raise ResultLost(
             f"{task.name}[{request.id}] has exactly_once, and has called self.db.commit() before its end: what it has "
             f"committed is done, and is not done again. But it has not returned: its worker was lost, so its result is "
@@ -268,10 +285,60 @@ class ExactlyOnceRunner(RequestRunner):
 _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
 
 
+def _record(result: Any, attempt: Attempt, task: Any, request: Any) -> None:
+    """Note what the row is to say of a body that has returned `result`; write down what comes next."""
+    attempt.record = encode(task.app, result)
+    if store_next(task, request, result):
+        attempt.record = replace(attempt.record, note=SENT)
+
+
+async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, task: Any, request: Any) -> Any:
+    """Await the body of an `async def` task, in whose greenlet what follows may wait too."""
+    result = await coroutine
+    _record(result, attempt, task, request)
+    return result
+
+
+def _is_overtaken(error: BaseException) -> bool:
+    """Tell whether another copy has ended this run. What comes out of an `asyncio.TaskGroup` is a group of errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(Superseded) is not None
+    return isinstance(error, Superseded)
+
+
+@contextmanager
+def _interruptible(name: str) -> Iterator[None]:
+    """Let a time limit of an `async def` task strike in the block, which belongs to no body; of others it does."""
+    interruption = current_interruption.get() if runs_in_greenlet() else None
+    if interruption is None:
+        yield
+        return
+    try:
+        interruption.arm()
+        yield
+    except asyncio.CancelledError as error:
+        raise as_celerys(error, name) from None
+    finally:
+        interruption.disarm()
+
+
+def _without_blocking(function: Any) -> None:
+    """Call `function`, which talks to a server; on an event loop in a thread, so that the other tasks go on."""
+    if runs_in_greenlet():
+        run_in_thread(function)
+    else:
+        function()
+
+
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:
-    if isinstance(error, Superseded) or attempt.lost is not None:
+    if (error is not None and _is_overtaken(error)) or attempt.lost is not None:
         return True
-    return error is not None and is_conflict(error) and watch.found() is None and not attempt.committed
+    return error is not None and _may_pass(error) and watch.found() is None and not attempt.committed
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether it may be another copy that `error` comes from, which holds what the body waited for."""
+    return is_conflict(error) or is_lock_timeout(error)
 
 
 def _pause_s(number: int) -> float:
