@@ -168,6 +168,7 @@ class Storm:
                 "alchemy_database_url": rendered,
                 "alchemy_exactly_once": "last" if self.setup.way.endswith("last") else "first",
                 "alchemy_outbox": True,
+                "alchemy_outbox_resend_s": LONG_S + 2 * VISIBLE_AGAIN_S,
             }
             if self.setup.results == "alchemy":
                 settings |= {"task_acks_late": True, "task_reject_on_worker_lost": True}
@@ -219,9 +220,9 @@ class Storm:
         while len(self._workers) < self._count:
             self._start()
         if self.setup.way.startswith("ours"):
-            # A lease of a minute is over; whoever has it may still send.
+            # A lease of a minute is over; whoever has it may still send. What waits for its receiver is let alone.
             with self.engine.connect() as connection:
-                leased = f"due_at > {time.time() + LONG_S + 2 * VISIBLE_AGAIN_S}"
+                leased = f"sends = 0 AND due_at > {time.time() + LONG_S + 2 * VISIBLE_AGAIN_S}"
                 connection.execute(text(f"UPDATE celery_alchemy_outbox SET due_at = 0 WHERE {leased}"))
             outbox.send_waiting(self.module.db)
         if self._on_redis:
