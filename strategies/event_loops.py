@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from .base import SessionStrategy
+from .drivers.green import is_patched
 from .errors import CeleryAlchemyError
 from .place import current_coroutine
 from .scope import runs_in_greenlet
@@ -12,12 +15,15 @@ def refuse_to_block(what: str, strategy: SessionStrategy) -> None:
     """Refuse `what`, an ordinary unit of work, in a coroutine whose event loop its statements would stop.
 
     Allowed are: a thread that a coroutine has started; a driver that can only be awaited, in the coroutine of a task
-    itself, where statements are awaited; a test in one transaction.
+    itself, where statements are awaited; a test in one transaction; a process that gevent or eventlet has patched,
+    where statements let other greenlets run, and the event loop that is seen may be another greenlet's.
 
     Raises:
         CeleryAlchemyError: says what to write.
     """
     if current_coroutine() is None or strategy.shares_connection or (strategy.awaits and runs_in_greenlet()):
+        return
+    if any(library in sys.modules and is_patched(library) for library in ("gevent", "eventlet")):
         return
     raise CeleryAlchemyError(
         f"{what} would be opened in a coroutine, and each of its statements would stop the event loop. Write `async "

@@ -91,7 +91,7 @@ def test_a_fault_that_is_not_known() -> None:
 def test_cells() -> None:
     found = list(cells(["prefork", "gevent"], ["forked", "idle"]))
     assert {cell.pool for cell in found if cell.fault == "forked"} == {"prefork"}
-    assert len(found) == 8 + 16
+    assert len(found) == 11 + (11 + 8)
     assert set(FAULTS) >= {cell.fault for cell in found}
 
 

@@ -340,7 +340,7 @@ def test_any_schema_and_any_name(run_database: PostgreSQL, where: str) -> None:
     metadata.drop_all(run_database.engine)
     if schema:
         run_database.execute(f"DROP SCHEMA {schema}")
-    outbox_tables._declared.discard(table)  # other tests are of other programs
+    outbox_tables._tables._declared.discard(table)  # other tests are of other programs
 
 
 OLD = (

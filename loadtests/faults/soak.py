@@ -120,6 +120,13 @@ def _sample(here: Place, sent: int) -> Sample:
     return Sample(sent, memory_bytes(here.pid), len(here.sessions()), counts[SESSIONS], counts[OBJECTS])
 
 
+def kept(folder: Path) -> Table:
+    """Return what a document says of the soak that is committed in `folder`."""
+    rows = json.loads((folder / "soak.json").read_text())
+    found = (Soak(**{**one, "samples": [Sample(**sample) for sample in one["samples"]]}) for one in rows)
+    return table(found).only("memory, MB", "slope, bytes a task", "Sessions", "connections", "failed")
+
+
 def table(found: Iterable[Soak]) -> Table:
     """Return the summary."""
     rows = []

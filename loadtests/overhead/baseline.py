@@ -102,3 +102,14 @@ def write(counts: Iterable[Count]) -> None:
     # One line for each row: a change is read as one.
     lines = text.replace("[\n     ", "[").replace(",\n     ", ", ").replace("\n    ]", "]")
     PATH.write_text(f"{lines}\n")
+
+
+def instructions(where: str, row: str, side: str) -> float:
+    """Return the instructions of one task, of "ours" or by hand, as they are committed for Python 3.11.
+
+    Args:
+        where: Worker pool and strategy with no space between; in `row`, `_` stands for one.
+    """
+    kept = json.loads(PATH.read_text())["3.11"]["instructions"]
+    with_layer, by_hand = kept[where.replace(",", ", ")][row.replace("_", " ")]
+    return float(with_layer if side == "ours" else by_hand)

@@ -4,38 +4,23 @@
 `python -m celery_alchemy.loadtests.reports.numbers FILE ...` writes it, and fails where something else stood there.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from ..faults.soak import Sample, Soak
-from ..faults.soak import table as soak_table
-from ..overhead import baseline
+from ..faults import soak
+from ..overhead.baseline import instructions
 from . import storms
 from .summary import Summary, summarise
-from .tables import Table, by_pool, demo, demo_in_short, ratio_cell
+from .tables import by_pool, demo, demo_in_short, ratio_cell
 from .terminal import markdown_table
 from .wording import number
 
 RESULTS = Path("loadtests/results")
 MARKED = re.compile(r"(<!-- = ([^>]*?) -->).*?(<!-- / -->)", re.DOTALL)
 read: Callable[[str], Summary] = cache(lambda run: summarise(RESULTS / run))
-
-
-def soak(run: str) -> Table:
-    kept = json.loads((RESULTS / run / "soak.json").read_text())
-    found = (Soak(**{**one, "samples": [Sample(**sample) for sample in one["samples"]]}) for one in kept)
-    return soak_table(found).only("memory, MB", "slope, bytes a task", "Sessions", "connections", "failed")
-
-
-def instructions(where: str, row: str, side: str) -> float:
-    """Of one task, of the baseline of `make counts`; `_` stands for a space."""
-    kept = json.loads(baseline.PATH.read_text())["3.11"]["instructions"]
-    with_layer, by_hand = kept[where.replace(",", ", ")][row.replace("_", " ")]
-    return float(with_layer if side == "ours" else by_hand)
 
 
 KNOWN: dict[str, Callable[..., str]] = {
@@ -48,12 +33,8 @@ KNOWN: dict[str, Callable[..., str]] = {
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
     "instructions": lambda *of: f"{instructions(*of):,.0f}",
     "times": lambda *of: f"{instructions(*of[:3]) / instructions(*of[3:]):.2f}",
-    "ratio": lambda run, name, arm, metric: (
-        ratio_cell(
-            read(run).contest(name).row(arm).ratios[metric]  # type: ignore[union-attr]
-        ).text
-    ),
-    "soak": lambda run: f"\n{markdown_table(soak(run))}\n",
+    "ratio": lambda run, name, arm, metric: ratio_cell(read(run).contest(name).row(arm).ratios[metric]).text,  # type: ignore[union-attr]
+    "soak": lambda run: f"\n{markdown_table(soak.kept(RESULTS / run))}\n",
     "storms": lambda run, what: storms.said(RESULTS / run, what),
 }
 
