@@ -45,6 +45,7 @@ FULL_RUN_ONLY = frozenset(
         "exactly_once/test_once_storm.py",
         "test_loadtest_faults.py::test_a_message_that_comes_three_times",
         "async_faults/test_memory.py",
+        "asyncio_pool/test_servers_that_hang.py::test_a_broker_that_hangs_while_tasks_publish",
         "async_drivers/test_silent_servers.py",
         "test_locust_run.py::test_a_master_and_two_workers_started_by_hand_find_each_other",
         "test_loadtest_patterns.py::test_another_framework_does_the_same_work_on_the_same_queue",
@@ -133,6 +134,7 @@ FULL_RUN_ONLY = frozenset(
 #: Values of a parameter that the covering set has of a module or a test: where workers are started for it alone,
 #: one of each worker pool costs more than it shows. The contract tests meet all of them.
 FEWER: Mapping[str, Mapping[str, Collection[str]]] = {
+    "asyncio_pool/test_stopping.py": {"broker_url": ("rabbitmq",)},
     "exactly_once/test_once_workers.py": {"worker": ("await asyncio", "await prefork")},
     "adopting/test_adopting.py::test_rewritten": {
         "shape": (
