@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ getsignal: Callable[[int], Any] = signal._signal.getsignal  # type: ignore[attr-
 
 RETURN_S = 0.25
 """After a COMMIT of its own, a task has so long to return before a signal that came meanwhile is raised."""
+
+current_interruption: ContextVar[Any] = ContextVar("celery_alchemy_interruption", default=None)
+"""The `Interruption` of the task request that runs here on an event loop; its child coroutines see it too."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Handler = Callable[[int, FrameType | None], Any]

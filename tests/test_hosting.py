@@ -12,7 +12,8 @@ from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only, concurrency
 
 from celery_alchemy.strategies.asynchronous import hosting
-from celery_alchemy.strategies.asynchronous.hosting import Interruption, Killed, current_interruption, drive, host
+from celery_alchemy.strategies.asynchronous.hosting import Interruption, Killed, drive, host
+from celery_alchemy.strategies.interrupts import current_interruption
 
 
 class SoftLimit(Exception, asyncio.CancelledError):

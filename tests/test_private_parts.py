@@ -94,11 +94,10 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
 #: What all of a process shares, because a fork, a signal or a thread forces it: fork guard, interrupts, scope; which
 #: apps, Engines, Session classes and drivers have been seen; what is watched, and by whom.
 SHARED = {
-    "strategies/interrupts.py": {"_interrupt_types", "shield"},
+    "strategies/interrupts.py": {"_interrupt_types", "current_interruption", "shield"},
     "strategies/place.py": {"_place"},
     "strategies/scope.py": {"scopes"},
     "strategies/sessions.py": {"_classes"},
-    "strategies/asynchronous/hosting.py": {"current_interruption"},
     "strategies/asynchronous/loop_thread.py": {"_process"},
     "strategies/drivers/awaited_mysql.py": {"_places"},
     "strategies/drivers/awaited_psycopg.py": {"_making"},

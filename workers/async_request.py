@@ -21,9 +21,9 @@ from typing import Any
 from celery.app.task import Context
 
 from ..strategies.asynchronous import loop_thread
-from ..strategies.asynchronous.hosting import check_later, current_interruption, host
+from ..strategies.asynchronous.hosting import check_later, host
 from ..strategies.asynchronous.units import AsyncUnits
-from ..strategies.interrupts import shield
+from ..strategies.interrupts import current_interruption, shield
 from ..strategies.place import current_coroutine
 from ..strategies.registry import innermost_entry
 from ..strategies.scope import runs_in_greenlet

@@ -11,12 +11,11 @@ import asyncio
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy.util import await_only
 
-from ..interrupts import RETURN_S
+from ..interrupts import RETURN_S, current_interruption
 
 Result = TypeVar("Result")
 
@@ -124,6 +123,11 @@ class Interruption:
         self.killed: bool = False
         """It is to end, whatever it does."""
 
+    @property
+    def in_body(self) -> bool:
+        """The task's own code runs, not what Celery does around it."""
+        return self._armed > 0
+
     def arm(self) -> None:
         """The body begins.
 
@@ -212,10 +216,6 @@ class Interruption:
             self._asked = error
             self._cancels += 1
             self.task.cancel()
-
-
-current_interruption: ContextVar[Interruption | None] = ContextVar("celery_alchemy_interruption", default=None)
-"""Of the task request that runs here; its child coroutines and threads see it too."""
 
 
 def held() -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from celery.backends.base import Backend
 from kombu.pools import ProducerPool
 from sqlalchemy.util import await_only, concurrency
 
-from ...strategies.asynchronous.hosting import current_interruption
+from ...strategies.interrupts import current_interruption
 from .threads import Threads
 
 #: Methods of a result backend that talk to its server.

@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ...strategies.asynchronous.hosting import current_interruption, host
+from ...strategies.asynchronous.hosting import host
 from ...strategies.asynchronous.strategy import PerLoopStrategy
+from ...strategies.interrupts import current_interruption
 from .. import apps
 from .._celery import identify_by, run_of, running_request
 from ..interruptions import as_celerys

@@ -22,14 +22,13 @@ from typing import Any
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ...strategies.asynchronous.hosting import current_interruption
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict, is_lock_timeout
 from ...strategies.errors import InvalidSetting, ResultLost
 from ...strategies.features.completed import SENT, Key, Record
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
 from ...strategies.features.on_event_loop import run_in_thread
-from ...strategies.interrupts import is_interrupt
+from ...strategies.interrupts import current_interruption, is_interrupt
 from ...strategies.scope import runs_in_greenlet
 from ..errors import as_configuration_error
 from ..interruptions import as_celerys
