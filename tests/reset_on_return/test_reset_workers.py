@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 from support import databases, green
 from support.databases import Database, PostgreSQL
+from support.forking import require
 from support.leftovers import leftovers
 from support.worker import Site, Worker, running
 
@@ -34,6 +35,7 @@ SETUPS = [
 def test_workers(request: pytest.FixtureRequest, site: Site, setup: Setup, key: str) -> None:
     """Tasks that leave everything take turns, on one connection, with tasks that look."""
     driver, pool = setup
+    require(driver)
     name = f"{site.prefix[:-1]}-reset-{setup}"
     database = request.getfixturevalue("run_database" if driver.startswith("psycopg") else "mariadb")
     url = database.url(name) if driver == "psycopg" else green.url_with(database, driver, name)
