@@ -150,11 +150,8 @@ def slice_length(cells: Sequence[RunningCell], wanted_s: float) -> float:
 
 def run_slice(cell: RunningCell, options: Schedule, number: int, turn: int, position: int) -> Slice:
     """Put one arm under load for a slice, and measure what it cost."""
-    users = USERS_PER_SLOT * cell.arm.concurrency
-    within_s = options.slice_s + options.ramp_s
-    answer, kept, cost = cell.measure(
-        number=number, within_s=within_s, seconds=options.slice_s, ramp_s=options.ramp_s, users=users
-    )
+    load = {"seconds": options.slice_s, "ramp_s": options.ramp_s, "users": USERS_PER_SLOT * cell.arm.concurrency}
+    answer, kept, cost = cell.measure(number=number, within_s=options.slice_s + options.ramp_s, **load)
     return Slice(
         number, turn, position, cell.arm.name, succeeded=answer["succeeded"], tasks=answer["tasks"],
         worker_cpu_s=round(cost.worker_s, 3),
@@ -177,7 +174,7 @@ def finish(cells: Sequence[RunningCell], *, at_once: bool = False) -> list[Cell]
         return list(threads.map(lambda cell: cell.finish(at_once=at_once), cells))
 
 
-def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tuple[Batch, list[TaskRow]]]:
+def run_demo(bench: Bench, contests: Sequence[Contest], number: int, tell: Tell) -> list[tuple[Batch, list[TaskRow]]]:
     """Give the recipe and celery-alchemy the same orders, all workers up at once; return what is kept of each contest.
 
     Speed and CPU are those of a fixed load on arms that may be broken: what the benchmark otherwise refuses to compare.
@@ -186,7 +183,7 @@ def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tupl
     arms = [arm for contest in contests for arm in contest.arms]
     with running_cells(bench, DEMO_WORKLOAD, arms, tell) as cells:
         by_arm = {cell.arm: cell for cell in cells}
-        for turn, order in enumerate(orders(arms, DEMO_ROUNDS, "demo"), start=1):
+        for turn, order in enumerate(orders(arms, DEMO_ROUNDS, f"demo/{number}"), start=1):
             for cell in (by_arm[arm] for arm in order):
                 if cell.worker is None:
                     continue
@@ -202,13 +199,13 @@ def run_demo(bench: Bench, contests: Sequence[Contest], tell: Tell) -> list[tupl
     kept = []
     for contest in contests:
         own = [finished[arm] for arm in contest.arms]
-        batch = Batch(contest.name, 1, DEMO_WORKLOAD, contest.reference.name, own, [], stamp, seconds)
+        batch = Batch(contest.name, number, DEMO_WORKLOAD, contest.reference.name, own, [], stamp, seconds)
         rows = [replace(row, slice=0) for arm in contest.arms for row in by_arm[arm].rows]
         kept.append((batch, rows))
     return kept
 
 
-FRACTIONS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
+FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 """Of what the arm answers under a closed load: where its knee is looked for."""
 REFINEMENTS = 2  # Steps between the last rate that met the objective and the first that did not
 RAMP_S = 0.5
@@ -253,7 +250,7 @@ def run_sweep(
             step(round((kept.offered_per_s + knee.offered_per_s) / 2, 1))
         (finished,) = finish([cell])
     steps.sort(key=lambda one: one.offered_per_s)
-    steps = steps or [SweepStep(arm, workload, 0.0, 0.0, 0.0, 0, 0, None, 0.0, 0.0, 0, 0.0, False, sweep=number)]
+    steps = steps or [SweepStep(arm, workload, 0.0, 0.0, 0.0, 0, 0, None, 0.0, 0, 0.0, False, sweep=number)]
     steps[-1] = replace(steps[-1], verdicts=finished.verdicts)
     return steps, cell.rows
 
@@ -272,19 +269,17 @@ def _rates(cell: RunningCell, options: SweepOptions, number: int) -> Iterator[fl
 
 
 def _step(cell: RunningCell, workload: str, rate: float, options: SweepOptions, number: int) -> SweepStep:
-    answer, kept, cost = cell.measure(
+    answer, kept, _ = cell.measure(
         number=number, within_s=options.step_s + RAMP_S, seconds=options.step_s, ramp_s=RAMP_S, rate_per_s=rate,
         limit_ms=options.objective.limit_ms,
     )  # fmt: skip
-    uncorrected = answer["uncorrected_ms"]
     clean = not answer["failed"] and not answer["unanswered"] and not answer["skipped"]
     return SweepStep(
         cell.arm, workload, rate,
         achieved_per_s=round(answer["succeeded"] / kept["seconds"], 2),
-        worker_cpus=round(cost.worker_s / cost.wall_s, 3),
         peak_connections=cell.peak.total,
         # What is not achieved waits, and its latency counts from when it should have been sent.
         met=clean and options.objective.met(kept["latency"]),
-        uncorrected=Percentiles(**uncorrected) if uncorrected else None,
+        uncorrected=Percentiles(**found) if (found := answer["uncorrected_ms"]) else None,
         slice=number, late=answer["late"], skipped=answer["skipped"], **kept,
     )  # fmt: skip

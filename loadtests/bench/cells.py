@@ -206,21 +206,13 @@ class RunningCell:
         wrong = (row for row in self.rows if checks.failure(row, self.workload))
         ours = self.arm.pattern in {OURS, AWAITED}
         return Cell(
-            self.arm,
-            verdicts,
-            strategy=worker.strategy if ours else "",
-            reason=worker.reason if ours else "",
-            start_s=round(worker.start_s, 2),
-            promised_connections=worker.max_connections,
-            peak_connections=self.peak.total,
-            peak_idle_in_transaction=self.peak.idle_in_transaction,
-            pss_bytes=self._memory,
+            self.arm, verdicts, strategy=worker.strategy if ours else "", reason=worker.reason if ours else "",
+            start_s=round(worker.start_s, 2), promised_connections=worker.max_connections,
+            peak_connections=self.peak.total, pss_bytes=self._memory, tasks=len(self.rows), counted=counted,
             phases=phases([row for row in self.rows if row.slice] or self.rows),
             errors=dict(Counter(row.error_type or row.outcome for row in wrong)),
-            tasks=len(self.rows),
             log=worker.process.log_tail(LOG_LINES) if not all(verdict.passed for verdict in verdicts) else "",
-            counted=counted,
-        )
+        )  # fmt: skip
 
     def stop(self) -> list[Verdict]:
         """Stop the worker, and see that none of its connections outlives it."""

@@ -136,12 +136,14 @@ def check(ctx: click.Context, /, **given: Any) -> None:
 
 @bench.command()
 @options(POOLS, CONCURRENCY, *SERVICES)
-def demo(**given: Any) -> None:
+@_whole("--restarts", 1, 1, 50, "How often the workers start anew.")
+def demo(restarts: int, **given: Any) -> None:
     """Let the hand-written recipe and celery-alchemy do the same work, and count what came out right."""
     contests = demo_contests(given["pools"], given["concurrency"][0], DEMO_WORKLOAD)
     with running("demo", contests, {}, None, fresh=True, **given) as run:
-        for batch, rows in run_demo(run.bench, contests, run.tell("demo")):
-            run.store.add_batch(batch, rows)
+        for number in range(1, restarts + 1):
+            for batch, rows in run_demo(run.bench, contests, number, run.tell(f"demo {number}/{restarts}")):
+                run.store.add_batch(batch, rows)
 
 
 @bench.command()

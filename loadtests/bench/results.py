@@ -86,7 +86,6 @@ class Cell:
     start_s: float = 0.0
     promised_connections: int | None = None
     peak_connections: int = 0
-    peak_idle_in_transaction: int = 0
     pss_bytes: int = 0
     """Proportional set size of the worker's processes, after the load of the first batch; 0: not measured."""
     phases: dict[str, Percentiles] = field(default_factory=dict)
@@ -157,7 +156,6 @@ class SweepStep:
     failed: int
     unanswered: int
     latency: Percentiles | None  # Corrected: from the intended send time
-    worker_cpus: float
     foreign_cpus: float
     peak_connections: int
     send_lag_p99_ms: float

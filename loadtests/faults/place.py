@@ -196,16 +196,16 @@ def _until(condition: Callable[[], bool], within_s: float) -> None:
 
 
 def place(
-    services: Services, pool: str, pattern: str, strategy: str = "", *, in_main: bool = False
+    services: Services, pool: str, pattern: str, strategy: str = "", *, in_main: bool = False, proxied: bool = True
 ) -> AbstractContextManager[Place]:
-    """Start a worker with a database, a proxy and a queue of its own; all are gone when the block ends.
+    """Start a worker with a database, a queue, and a proxy if wanted, of its own; all are gone when the block ends.
 
     Raises:
         WorkerError: It ended, or was not ready in time.
     """
     return load_worker(
         services, pool=pool, kind=Place, pattern=pattern, concurrency=CONCURRENCY[pool], strategy=strategy or None,
-        name=f"{pool}-{strategy or pattern}", accounts=2, proxied=Proxy, application_name=WATCHED,
+        name=f"{pool}-{strategy or pattern}", accounts=2, proxied=Proxy if proxied else None, application_name=WATCHED,
         used_in_main=in_main, stop_steps=STOP_STEPS,
     )  # fmt: skip
 

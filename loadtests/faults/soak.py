@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ COUNTS = 4
 STALLED_S = 60.0
 CYCLE: tuple[Workload, ...] = (*[WORKLOADS["insert"]] * 5, *[WORKLOADS["select"]] * 3, RETRY, IGNORE)
 WARM = 0.25  # The part of the run in which caches fill, and no slope is taken
-MOST_BYTES_PER_TASK = 100.0  # A slope above this fails the run: 20 MB in 200,000 tasks
+# A slope above one of these fails the run: 20 MB in 200,000 tasks, or one object left by half of the tasks that retry.
+MOST_PER_TASK = {"memory_bytes": 100.0, "objects": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,25 @@ class Soak:
                 late = sample.tasks > self.tasks / 2
                 most[late] = max(most[late], getattr(sample, name))
             grown += [name] if most[True] > most[False] else []
-        slope, error = self.slope("memory_bytes")
-        return grown + (["memory_bytes"] if slope - 2 * error > MOST_BYTES_PER_TASK else [])
+        for name, allowed in MOST_PER_TASK.items():
+            slope, error = self.slope(name)
+            grown += [name] if slope - 2 * error > allowed else []
+        return grown
 
 
-def soak(services: Services, pool: str, strategy: str, tasks: int, sample_at: Iterable[int]) -> Soak:
-    """Send `tasks` short tasks to one worker, and sample it after so many.
+def soak(
+    services: Services, pool: str, strategy: str, sample_at: Iterable[int], sampled: Callable[[Soak], object]
+) -> Soak:
+    """Send short tasks to one worker, and sample it after so many.
 
+    Args:
+        sampled: Called after each sample with what came of it so far.
     Raises:
         WorkerError: It ended, or was not ready in time.
         RuntimeError: It stands still.
     """
     started = time.monotonic()
-    with place(services, pool, pattern_for(pool), strategy) as here:
+    with place(services, pool, pattern_for(pool), strategy, proxied=False) as here:
         samples, failed, sent = [], 0, 0
         for upto in sample_at:
             for number in range(sent, upto):
@@ -95,7 +102,9 @@ def soak(services: Services, pool: str, strategy: str, tasks: int, sample_at: It
             sent = upto
             failed += _keep_up(here, waiting=0)
             samples.append(_sample(here, sent))
-        return Soak(pool, tasks, round(time.monotonic() - started, 1), failed, samples)
+            so_far = Soak(pool, sent, round(time.monotonic() - started, 1), failed, samples)
+            sampled(so_far)
+        return so_far
 
 
 def _keep_up(here: Place, waiting: int = AHEAD) -> int:
@@ -155,18 +164,22 @@ def table(found: Iterable[Soak]) -> Table:
 def command(
     pools: list[str], strategy: str, tasks: int, out: Path | None, database_url: str | None, broker_url: str | None
 ) -> None:
-    """Run many short tasks, and see whether memory, Sessions or connections grow.
+    """Run many short tasks, and see whether memory, objects, Sessions or connections grow.
 
     Exits with 1 if something does, or if a task failed.
     """
-    console, found = console_of_run(), []
+    console = console_of_run()
+    found: list[Soak] = []
     step = max(tasks // SAMPLES, 1)
     with services(database_url, broker_url) as the_services, Progress(console=console) as progress:
         for pool in pools:
             sample_at = progress.track([*range(step, tasks, step), tasks], description=pool)
-            found.append(soak(the_services, pool, "" if strategy == "auto" else strategy, tasks, sample_at))
-            if out is not None:  # after each, for a long run may be ended
-                out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+
+            def write(so_far: Soak, before: tuple[Soak, ...] = tuple(found)) -> None:
+                if out is not None:  # after each sample, for a long run may be ended
+                    out.write_text(json.dumps([asdict(one) for one in (*before, so_far)], indent=1) + "\n")
+
+            found.append(soak(the_services, pool, "" if strategy == "auto" else strategy, sample_at, write))
     print_table(console, table(found))
     if any(one.grows or one.failed for one in found):
         sys.exit(1)

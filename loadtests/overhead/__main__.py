@@ -43,16 +43,24 @@ def print_instructions(console: Console, url: str, cells: list[counts.Cell], row
     tables: dict[str, list[list[str]]] = {}
     wanted = {cell: tuple(row.name for row in rows_of(cell, rows)) for cell in cells}
     for _, where, row, ours, hand in counts.instructions(url, wanted):
-        added, ratio, limit = ours.median - hand.median, ours.median / hand.median, limit_of(row, where.split(",")[0])
-        met = added <= row.added if row.added is not None else limit is not None and ratio <= limit
-        target = f"{row.added:+,}" if row.added is not None else f"{limit:.2f}"
+        added, ratio = ours.median - hand.median, ours.median / hand.median
         tables.setdefault(where, []).append([
             row.name, f"{hand.median:,.0f}", f"{ours.median:,.0f}", f"{added:+,.0f}", f"{ratio:.3f}",
-            f"{max(hand.spread, ours.spread):.2%}", f"{target} {'met' if met else 'missed'}",
+            f"{max(hand.spread, ours.spread):.2%}", compared(row, where.split(",")[0], added, ratio),
         ])  # fmt: skip
     columns = "task | by hand | with layer | added | ratio | spread | target"
     for where, lines in tables.items():
         print_table(console, *table(f"Instructions per task, acting as {where}", columns, lines))
+
+
+def compared(row: Row, pool: str, added: float, ratio: float) -> str:
+    """Return the target of a row's instructions, and whether it is met; "" where it has none."""
+    limit = limit_of(row, pool)
+    if pool == counts.AWAITED_CELL[0]:
+        return ""
+    if row.added is not None:
+        return f"{row.added:+,} {'met' if added <= row.added else 'missed'}"
+    return "" if limit is None else f"{limit:.2f} {'met' if ratio <= limit else 'missed'}"
 
 
 def print_outbox(console: Console, url: str, cells: list[counts.Cell]) -> None:

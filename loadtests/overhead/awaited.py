@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
@@ -66,8 +66,10 @@ class _Pool:
 
     acknowledges_elsewhere = True
 
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The one that runs."""
+        return asyncio.get_running_loop()
 
     def ended(self, job: Job) -> None:
         """Its slot is free."""
@@ -81,10 +83,11 @@ def on_loop(task: Any, run: Run, hosts: bool) -> Run:
     """
     if not hosts:
         return lambda: await_only(asyncio.get_running_loop().create_task(_spawned(run)))
-    way = prepare(task.app.tasks[task.name])
+    pool, name = _Pool(), task.name
+    way = prepare(task.app.tasks[name])
 
     def job() -> None:
-        one = Job(_Pool(), way, lambda: (0, run(), 0.0), Report(None, None, None, None), task.name, (None, None))  # type: ignore[arg-type]
+        one = Job(pool, way, lambda: (0, run(), 0.0), Report(None, None, None, None), name, (None, None))  # type: ignore[arg-type]
         one.start()
         assert one.task is not None
         await_only(one.task)

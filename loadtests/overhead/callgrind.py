@@ -18,8 +18,8 @@ from .processes import started
 SLICES = (0, 30)
 #: Few leave Python's adaptive interpreter with code to adapt, which then is counted.
 WARM_UP_TASKS = 40
-#: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide: one
-#: percent, and nothing that a task does. The seeds move things.
+#: Of Python's hashes, one process for each. Where things lie in memory decides which of Python's caches collide: two
+#: percent, and nothing that a task does. The seeds move some things, and not all.
 SEEDS = (0, 1, 2)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..bench.results import Objective
 from ..tasks.patterns import ASYNCIO, OURS, POOLS
-from .statistics import METRICS, Ratio
+from .statistics import METRICS, Ratio, estimate
 from .summary import REFERENCE, Row, Standing, Summary, SweepSummary
 from .tables import side_by_side
 from .wording import count, factor, name_in, number, where
@@ -217,7 +217,8 @@ def demo(summary: Summary, name: str) -> str | None:
             axes.barh(at, right, height=0.8, color=GOOD)
             axes.barh(at, 1 - right, left=right, height=0.8, facecolor=PAPER, edgecolor=BAD, hatch="////", linewidth=1)
             left = f", {count(found.connections_left, 'connection')} left" if found.connections_left else ""
-            said = f"{found.right} of {found.sent} right{left}{f', CPU {times:.2f}x' if times else ''}"
+            left += f", CPU {factor(estimate(times).middle)}x" if times else ""
+            said = f"{found.right} of {found.sent} right{left}"
             frame = {"facecolor": PAPER, "edgecolor": "none", "boxstyle": "round,pad=0.2"}
             axes.text(0.015, at, said, va="center", fontsize=11.5, fontweight="bold", bbox=frame)
             told.append(f"{pool}, {row.arm.pattern}: {said}")

@@ -14,22 +14,25 @@ from ..faults import soak
 from ..overhead.baseline import instructions
 from . import storms
 from .summary import Summary, summarise
-from .tables import by_pool, demo, demo_in_short, ratio_cell
+from .tables import by_pool, demo, demo_in_short, open_loads, ratio_cell
 from .terminal import markdown_table
 from .wording import number
 
 RESULTS = Path("loadtests/results")
 MARKED = re.compile(r"(<!-- = ([^>]*?) -->).*?(<!-- / -->)", re.DOTALL)
 read: Callable[[str], Summary] = cache(lambda run: summarise(RESULTS / run))
+every: Callable[[str], list[Summary]] = lambda runs: [read(run) for run in runs.split("+")]  # noqa: E731
 
 
 KNOWN: dict[str, Callable[..., str]] = {
-    "standings": lambda run, what: f"\n{markdown_table(by_pool(read(run), what))}\n",
-    "tasks": lambda run: f"{sum(c.tasks for found in read(run).batches.values() for b in found for c in b.cells):,}",
+    "standings": lambda runs, what, *pools: f"\n{markdown_table(by_pool(every(runs), what, pools))}\n",
+    "tasks": lambda runs: (
+        f"{sum(c.tasks for s in every(runs) for of in s.batches.values() for b in of for c in b.cells):,}"
+    ),
     "demo": lambda run: f"\n{markdown_table(demo(read(run))[0])}\n",
     "demo-in-short": lambda run: " ".join(demo_in_short(read(run))),
     "goodput": lambda run, name, arm: number(read(run).contest(name).row(arm).speed.goodput_per_s),  # type: ignore[union-attr]
-    "knee": lambda run, arm: number({one.arm.name: one.knee.middle for one in read(run).sweeps if one.knee}[arm]),
+    "open-loads": lambda run: f"\n{markdown_table(open_loads(read(run))[0])}\n",
     "round-trips": lambda run, workload, pattern: f"{read(run).facts.round_trips[workload][pattern]:g}",
     "instructions": lambda *of: f"{instructions(*of):,.0f}",
     "times": lambda *of: f"{instructions(*of[:3]) / instructions(*of[3:]):.2f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..bench.results import Arm, Batch, Cell, Counted, RunFacts, Slice, SweepSte
 from ..bench.rows import Percentiles
 from ..tasks.workloads import HubBlocked
 from .statistics import METRICS, Groups, Ratio, estimate, judged, middle_of, noise_floor, paired_ratios
+from .wording import number
 
 BROKEN, BLOCKED, REFERENCE = "broken", "driver blocks", "is 1"
 FOREIGN_CPUS = 0.3  # More than this many CPUs busy with something else, and a row is marked
@@ -54,8 +55,10 @@ class Row:
 
     @property
     def counted(self) -> Counted | None:
-        """What a demo counted."""
-        return self.cells[0].counted
+        """What a demo counted, all its restarts together."""
+        counted = [astuple(cell.counted) for cell in self.cells if cell.counted]
+        # Rounded as each is: `sum` adds floating-point numbers otherwise from Python 3.12 on.
+        return Counted(*(round(sum(ones), 3) for ones in zip(*counted, strict=True))) if counted else None
 
     def most(self, name: str) -> Any:
         """Return the most of all its cells; None where none has it."""
@@ -132,6 +135,9 @@ class Knee:
     def coverage(self) -> float:
         """How often the true median is between the least and the most: by the sign test, of any distribution."""
         return 1 - 2.0 ** (1 - self.sweeps)
+
+    def __str__(self) -> str:
+        return number(self.middle) + (f" [{number(self.low)}, {number(self.high)}]" if self.sweeps > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)

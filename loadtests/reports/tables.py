@@ -11,9 +11,9 @@ from ..bench.results import Counted
 from ..bench.rows import Percentiles
 from ..tasks.patterns import OURS
 from .recommendation import NO_EVIDENCE, Choice
-from .statistics import METRICS, Ratio, middle_of
+from .statistics import METRICS, Groups, Ratio, estimate
 from .summary import ContestSummary, Row, Standing, Summary, SweepSummary
-from .wording import count, interval, listed, name_in, number, percent, sizes, where
+from .wording import count, factor, interval, listed, name_in, number, percent, sizes, where
 
 RECIPE, COMPARABLE = "recipe", 0.9
 """A worker that answered less than this share of its orders has not done the work that its CPU is compared for."""
@@ -108,8 +108,9 @@ def standings(summary: Summary) -> list[Table]:
     return [one for pool, rows in found.items() for one in table(f"{pool}, over all workloads", columns, rows, note)]
 
 
-def by_pool(summary: Summary, what: str) -> Table:
+def by_pool(summaries: Iterable[Summary], what: str, pools: Sequence[str] = ()) -> Table:
     """Return a metric of every pattern under every worker pool side by side; or, for `right`, in how many workloads."""
+    standings = [one for summary in summaries for one in summary.standings if not pools or one.pool in pools]
 
     def cell(one: Standing) -> Cell:
         if one.blocked:
@@ -118,9 +119,9 @@ def by_pool(summary: Summary, what: str) -> Table:
             return Cell(f"{one.cells - one.broken} of {one.cells}")
         return ratio_cell(one.ratios[what]) if one.ratios else Cell("wrong" if one.broken else "is 1")
 
-    pools = list(dict.fromkeys(one.pool for one in summary.standings))
+    pools = pools or list(dict.fromkeys(one.pool for one in standings))
     found: dict[str, dict[str, Cell]] = {}
-    for one in sorted(summary.standings, key=lambda one: one.arm.pattern != OURS):
+    for one in sorted(standings, key=lambda one: one.arm.pattern != OURS):
         found.setdefault(one.arm.label, {})[one.pool] = cell(one)
     rows = [[Cell(label), *(cells.get(pool, Cell("")) for pool in pools)] for label, cells in found.items()]
     return Table("", ["pattern", *pools], rows)
@@ -183,11 +184,10 @@ def _sweep(one: SweepSummary) -> list[Cell | str]:
     if (knee := one.knee) is None:
         return [name, Cell("not measured", "muted")]
     rates = sorted(step.achieved_per_s for step in one.kept if step)
-    bounds = f" [{number(knee.low)}, {number(knee.high)}]" if knee.sweeps > 1 else ""
-    sure = f"covers the median in {knee.coverage:.1%}" if bounds else "one sweep: no interval"
+    sure = f"covers the median in {knee.coverage:.1%}" if knee.sweeps > 1 else "one sweep: no interval"
     return [
         name, str(knee.sweeps),
-        Cell(f"{number(knee.middle)}{bounds}", "", f"{'at least; ' if knee.open_ended else ''}{sure}"),
+        Cell(str(knee), "", f"{'at least; ' if knee.open_ended else ''}{sure}"),
         number(rates[len(rates) // 2] if rates else None),
         *_percentiles(one.latency("latency"), "p50", "p99", "p999"), *_percentiles(one.latency("uncorrected"), "p999"),
         str(sum(step.late for step in one.steps)), str(sum(step.skipped for step in one.steps)),
@@ -299,7 +299,7 @@ def demo(summary: Summary) -> list[Table]:
             str(found.wrong), str(found.unanswered),
             Cell(str(found.connections_left), "broken" if found.connections_left else ""),
             number(found.right / found.seconds if found.seconds else None),
-            Cell(number(_cpu_ms(found)), "", f"{times:.2f}x" if times else ""),
+            Cell(number(_cpu_ms(found)), "", f"{factor(estimate(times).middle)}x" if times else ""),
         ])  # fmt: skip
     return table(
         "Every order, looked up in the database",
@@ -311,19 +311,20 @@ def demo(summary: Summary) -> list[Table]:
     )
 
 
-def side_by_side(summary: Summary) -> list[tuple[str, Row, float]]:
+def side_by_side(summary: Summary) -> list[tuple[str, Row, Groups]]:
     """Return the arms of a demo, under each worker pool what is written by hand first, with the worker pool.
 
-    The number is ours: CPU per answered order, as a multiple of the other's; 0 where too few were answered to tell.
+    The numbers are ours, of each restart: CPU per answered order, as a multiple of the other's; none where that
+    answered too few to tell.
     """
-    found = []
+    found: list[tuple[str, Row, Groups]] = []
     for one in summary.of_kind("demo"):
         by_hand, *_ = rows = sorted(one.rows, key=lambda row: row.arm.pattern == OURS)
-        counted, base = by_hand.counted, _cpu_ms(by_hand.counted)
-        known = base and counted and counted.unanswered <= (1 - COMPARABLE) * counted.sent
         for row in rows:
-            cost = _cpu_ms(row.counted) if known and row.arm.pattern == OURS else None
-            found.append((one.pool, row, cost / base if cost and base else 0.0))
+            pairs = [(a.counted, b.counted) for a, b in zip(row.cells, by_hand.cells, strict=True) if row != by_hand]
+            known = [(a, b) for a, b in pairs if a and b and b.unanswered <= (1 - COMPARABLE) * b.sent]
+            times = [[cost / base] for a, b in known if (cost := _cpu_ms(a)) and (base := _cpu_ms(b))]
+            found.append((one.pool, row, times))
     return found
 
 
@@ -346,5 +347,6 @@ def demo_in_short(summary: Summary) -> list[str]:
              for what in ("right", "sent")] for ours in (False, True)
         )  # fmt: skip
         lines.append(f"{said} the {RECIPE} got {a:,} of {b:,} orders right; celery-alchemy {c:,} of {d:,}")
-    cost = middle_of(times or None for *_, times in side_by_side(summary))
-    return [f"{lines[0]}.", f"{lines[1]}{f', at {cost:.2f}x the worker CPU per order' if cost else ''}."]
+    times = [one for *_, of_pool in side_by_side(summary) for one in of_pool]
+    cost = f", at {interval(estimate(times))} times the worker CPU per order" if times else ""
+    return [f"{lines[0]}.", f"{lines[1]}{cost}."]
