@@ -44,7 +44,8 @@ soak: $(VENV)/installed
 	$(BIN)/celery alchemy soak $(if $(POOLS),--pools $(POOLS)) $(if $(TASKS),--tasks $(TASKS))
 
 FAULT_TESTS := tests/faults tests/test_green_units.py tests/test_fork_scenarios.py \
-	tests/exactly_once/test_isolation.py tests/exactly_once/test_once_kills.py tests/exactly_once/test_once_storm.py
+	tests/exactly_once/test_isolation.py tests/exactly_once/test_once_kills.py tests/exactly_once/test_once_storm.py \
+	tests/exactly_once/test_killed_awaited.py
 
 # The built wheel, with the oldest versions it allows, away from the checkout.
 test-lowest: $(VENV)-lowest/installed

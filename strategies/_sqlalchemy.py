@@ -5,6 +5,7 @@ Tried on SQLAlchemy 2.0.43, 2.0.58 and 2.1.9. Each function says what breaks wit
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections import deque
@@ -17,6 +18,34 @@ from sqlalchemy.engine import Connection, Dialect, Transaction
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState, _SessionCloseState
 from sqlalchemy.pool import ConnectionPoolEntry
+
+# -- Greenlets that await ----------------------------------------------------------------------------------------------
+
+#: Attribute of a greenlet in which `await_` may be called: it switches to the parent with what is to be awaited.
+_MAY_AWAIT = "__sqlalchemy_greenlet_provider__"
+
+
+def may_await(greenlet: Any) -> bool:
+    """Tell whether `greenlet` is one of `greenlet_spawn`, or of `host_for`."""
+    return bool(getattr(greenlet, _MAY_AWAIT, False))
+
+
+@functools.cache
+def _host_class() -> Any:
+    from greenlet import greenlet
+
+    return type("Host", (greenlet,), {_MAY_AWAIT: True})
+
+
+def host_for(function: Callable[[], Any], driver: Any) -> Any:
+    """Return a greenlet, not begun, in which `function` may call `await_`: `driver`, the current one, is to await.
+
+    Without it each task request would pay for the coroutine of `greenlet_spawn`: 6,000 instructions.
+    """
+    host = _host_class()(function, driver)
+    host.gr_context = driver.gr_context
+    return host
+
 
 # -- Sessions ----------------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,14 @@ def is_kill(error: BaseException) -> bool:
     return type(error).__name__ == "GreenletExit"
 
 
+def raise_later(error: BaseException) -> None:
+    """Let `error`, which must not be raised here, strike at the next `await` where it is a time limit of the task
+    request that runs here on an event loop."""
+    interruption = current_interruption.get()
+    if interruption is not None and isinstance(error, _interrupt_types):
+        interruption.repeat()
+
+
 def _nobody_knows(ended: str) -> bool:
     return False
 

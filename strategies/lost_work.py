@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 from sqlalchemy.orm import Session
@@ -11,6 +10,7 @@ from ._sqlalchemy import connections_of, has_changes
 from .drivers.base import driver_of
 from .engines.leaks import describe, find_origin
 from .errors import SessionClosedEarly
+from .interrupts import is_interrupt
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -56,8 +56,11 @@ def loses_work(session: Session) -> bool:
     written = getattr(session, "may_have_written", True)
     for connection in connections:
         told: bool | None = None
-        with contextlib.suppress(Exception):
+        try:
             told = driver_of(connection.dialect).has_written(connection)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
         if written if told is None else told:
             return True
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_VOWEL = re.compile(r"[AEIOaeio]|[Uu](?:p|lt|n(?!i))")
 _ALLOWED = re.compile(r"[A-Za-z0-9_.-]*")
 
 
@@ -25,7 +26,7 @@ def is_plain(name: str) -> bool:
 def type_of(thing: object) -> str:
     """Name the type of `thing` with its article, for a message."""
     name = type(thing).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return f"{'an' if _VOWEL.match(name) else 'a'} {name}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .interrupts import is_interrupt, shield
+from .interrupts import is_interrupt, is_kill, shield
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -163,16 +164,25 @@ class CommitCallbacks:
     @shield.covers
     def run_ready(self) -> None:
         """Run, in order, what a COMMIT has set free. The error of one is logged and stops no other; once all have run,
-        a time limit is raised, or else the first error of those that were to raise."""
+        what came from outside (a time limit, SystemExit) is raised, or else the first error of those that were to
+        raise. Only the kill of a greenlet is raised at once, and what has not run is named in the log."""
         interrupt: BaseException | None = None
         wanted: Exception | None = None
         while self._ready and not self.held_back:
             callback, raises = self._ready.pop(0)
             try:
                 self._run(callback)
-            except Exception as error:
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) and not isinstance(error, Exception):
+                    raise  # who waits for it on an event loop; it goes on there, and so does the rest
                 logger.exception("on_commit callback %r failed; the transaction it waited for is committed", callback)
-                if is_interrupt(error):
+                if is_kill(error):
+                    lost, self._ready = [callback for callback, _ in self._ready], []
+                    if lost:
+                        logger.error("the greenlet was killed; %d more on_commit callbacks do not run: %r",
+                            len(lost), lost)  # fmt: skip
+                    raise
+                if not isinstance(error, Exception) or is_interrupt(error):
                     interrupt = error
                 elif raises:
                     wanted = wanted or error

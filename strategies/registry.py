@@ -35,7 +35,8 @@ def open_entries() -> list[Entry]:
 
 def innermost_entry() -> Entry | None:
     """Return the innermost entry of this thread or greenlet; None where there is none."""
-    units = here().units
+    scope: Scope = getattr(current_scope(), SCOPE, None) or here()
+    units = scope.units
     return units[-1] if units else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.util import concurrency
 
+from ._sqlalchemy import may_await
 from .place import current_coroutine
 
 try:
@@ -20,8 +21,8 @@ except ImportError:  # no greenlet installed: nothing here can run one
     from threading import current_thread as current_scope
 
 __all__ = [
-    "SCOPE", "Scope", "current_scope", "describe_current_scope", "forget_after_fork", "here", "living_scopes",
-    "own_scope", "runs_in_greenlet", "scopes",
+    "SCOPE", "Scope", "begin_hosting", "current_scope", "describe_current_scope", "forget_after_fork", "here",
+    "living_scopes", "own_scope", "runs_in_greenlet", "scopes",
 ]  # fmt: skip
 
 SCOPE = "_celery_alchemy"
@@ -39,7 +40,7 @@ class Scope:
     nothing that `contextvars.copy_context()` could carry into another thread.
     """
 
-    __slots__ = ("__weakref__", "commits", "connecting", "ends", "held", "units")
+    __slots__ = ("__weakref__", "commits", "connecting", "ends", "held", "hosts", "units")
 
     def __init__(self) -> None:
         self.units: list[Any] = []
@@ -50,6 +51,8 @@ class Scope:
         """The unit of work whose Session has asked for a connection, and has none yet."""
         self.commits: int = 0
         """COMMITs so far of what may have written."""
+        self.hosts: Any = None
+        """Of a greenlet that hosts the coroutine of a task request: the `Interruption` of that."""
         self.ends: int = 0
         """Transactions so far that code has ended, and that may have been committed so."""
 
@@ -79,6 +82,15 @@ def own_scope() -> Scope:
     return _scope_of(current_coroutine(), SCOPE)
 
 
+def begin_hosting(greenlet: Any, interruption: Any) -> None:
+    """Give `greenlet`, which has just been made to host the coroutine of a task request, its Scope: it need not be
+    looked for then."""
+    scope = Scope()
+    scope.hosts = interruption
+    setattr(greenlet, SCOPE, scope)
+    scopes.add(weakref.ref(scope, scopes.discard))
+
+
 def _scope_of(owner: Any, name: str) -> Scope:
     scope: Scope | None = getattr(owner, name, None)
     if scope is None:
@@ -104,8 +116,8 @@ def _on_event_loop(owner: Any) -> Scope | None:
     scope = getattr(task, SCOPE, None)
     if not runs_in_greenlet():
         return scope or _scope_of(owner, _THREADS)
-    host, kind = owner.parent, type(owner)
-    while type(host) is kind:
+    host = owner.parent
+    while may_await(host):
         if hasattr(host, SCOPE):
             scope = getattr(host, SCOPE)
             break

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from celery import _state
 from celery.result import allow_join_result
+from hypothesis import HealthCheck, settings
 from sqlalchemy import URL
 
 # A shell leaves SIGINT and SIGQUIT ignored to what it starts in the background, and so to all that starts.
@@ -28,9 +30,12 @@ gc.disable()
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+settings.register_profile("a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("a busy machine")
+
 pytest.register_assert_rewrite("support")
 
-from support import again, covering, databases, preloaded, servers  # noqa: E402
+from support import again, covering, databases, preloaded, scheduling, servers  # noqa: E402
 from support import worker as workers  # noqa: E402
 
 STRATEGIES = ("local", "scoped", "per_process")
@@ -90,9 +95,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from support.scheduling import Scheduling
-
-    return Scheduling(config, log)
+    return scheduling.Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -111,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in kept if item.nodeid in only]
     dropped = {id(item) for item in items} - {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in dropped])
-    items[:] = kept
+    items[:] = scheduling.longest_first(kept) if hasattr(config, "workerinput") else kept
 
 
 def is_whole(config: pytest.Config, cases: Sequence[covering.Case]) -> bool:
@@ -266,6 +269,18 @@ def results_may_be_waited_for() -> Iterator[None]:
     """A worker that a test starts in this process forbids `result.get()` for good."""
     with allow_join_result():
         yield
+
+
+@pytest.fixture(scope="session")
+def shared_tasks() -> frozenset[Any]:
+    """What the modules of the tests have for every app that is made."""
+    return frozenset(_state._on_app_finalizers)
+
+
+@pytest.fixture(autouse=True)
+def no_tasks_of_other_tests(shared_tasks: frozenset[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery gives a task to every app that is made later (`shared`); those of other tests are not for this one."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(shared_tasks))
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,9 @@ def run(folder: Path, code: str, *arguments: str) -> tuple[int, list[str], str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
     said = done.stdout + done.stderr
     return done.returncode, re.findall(r"^unsteady: (\S+), failed first, passed alone$", said, re.MULTILINE), said
 

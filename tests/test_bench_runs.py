@@ -138,7 +138,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on(place: Path, numbe
         eventually(lambda: kept_so_far(place / "out"), "a batch is kept", within_s=200)
         time.sleep(1)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=250)
     assert process.returncode == 128 + number, output
     nothing_left(place)
     kept = list(read_batches(place / "out"))
@@ -314,7 +314,7 @@ def test_a_demo_in_the_background_can_be_stopped(place: Path) -> None:
     with subprocess.Popen(shell, cwd=place, env=environ, start_new_session=True, text=True, **quiet) as process:
         eventually(lambda: len(processes_of(place)) > 6, "the workers run", within_s=100)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=250)
     assert process.returncode == 128 + signal.SIGINT, output
     nothing_left(place)
 

@@ -56,7 +56,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     store = Store(tmp_path, "matrix", FACTS)
     assert not store.resumed
     store.add_batch(batch(1), [ROW])
-    step = SweepStep(ARM, "select", 10.0, 4.0, 9.5, 0, 0, None, 0.1, 0.0, 3, 0.1, True, sweep=2, late=3, skipped=4)
+    step = SweepStep(ARM, "select", 10.0, 4.0, 9.5, 0, 0, None, 0.0, 3, 0.1, True, sweep=2, late=3, skipped=4)
     steps = [step, replace(step, verdicts=[Verdict("x", True)], latency=Percentiles(9, 1.0, 2.0, 3.0, 4.0, 3.5))]
     store.add_sweep(steps, [ROW, ROW])
     store.add_round_trips({"select": {"recipe": 3.0}})

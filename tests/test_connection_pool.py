@@ -168,7 +168,7 @@ def test_a_worker_pool_that_grows_announces_its_connections_anew(start: Start, d
     with start("prefork", 2) as worker:
         assert "at most 6 connections (2 pool processes and the main process, 2 each)" in worker.log()
         worker.control("pool_grow", n=4)
-        eventually(lambda: len(worker.pool_processes()) == 6, "the pool processes have come")
+        eventually(lambda: len(worker.pool_processes()) == 6, "the pool processes have come", within_s=120)
         worker.concurrency = 6
         outcomes, count = nest(worker, database, 6)
         assert [outcome.value for outcome in outcomes] == ["own connection"] * 6, outcomes

@@ -35,7 +35,7 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--list-tests={file}"]
     command += ["-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found: Collected = json.loads(file.read_text())
     return found
@@ -107,4 +107,4 @@ def test_those_that_share_a_worker_stay_in_one_process(nodeid: str, group: str) 
 
 def recipe(target: str) -> str:
     command = ["make", "--dry-run", "--always-make", target]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=True).stdout

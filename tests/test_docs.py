@@ -135,5 +135,5 @@ with db.unit_of_work() as session:
 print(count_reports.apply().get(), app.conf.broker_url, type(app.loader).__name__)
 """
     )
-    done = preloaded.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, timeout=100)
+    done = preloaded.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, timeout=250)
     assert done.stdout.startswith("0 redis://localhost"), done.stderr

@@ -15,8 +15,10 @@ from support import databases, preloaded, servers
 from support.databases import PostgreSQL
 from support.pgbouncer import pgbouncer
 
+from celery_alchemy.workers.doctor.reading.project import POOLS
 from celery_alchemy.workers.doctor.rules.catalogue import CATALOGUE
 from celery_alchemy.workers.doctor.static import examine_path
+from celery_alchemy.workers.starting import detection
 
 PROJECTS = Path(__file__).parent / "doctor"
 SMALL = {"pool_size": 2, "max_overflow": 1}
@@ -28,7 +30,7 @@ def call(
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "celery", "-A", project, "alchemy", "doctor", *arguments]
     environment = {**os.environ, "DOCTOR_URL": url, "DOCTOR_SETTINGS": json.dumps(settings or {})}
-    return preloaded.run(command, cwd=cwd, env=environment, timeout=100)
+    return preloaded.run(command, cwd=cwd, env=environment, timeout=250)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def line(project: str, text: str) -> str:
     return f"{project}.py:{next(number for number, one in enumerate(lines, 1) if text in one)}"
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "solo"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_it_says_nothing_against_a_right_project(doctor: Doctor, pool: str) -> None:
     found = doctor("right", "--pool", pool, "--concurrency", "3")
     assert found["codes"] == {}
@@ -60,6 +62,10 @@ def test_it_says_nothing_against_a_right_project(doctor: Doctor, pool: str) -> N
     assert found["worker_pool"] == pool
     assert list(found["databases"]) == ["default", "reports"]
     assert set(found["notes"]) == {"connections"}
+
+
+def test_it_knows_each_worker_pool() -> None:
+    assert set(POOLS) == {*detection.POOLS}
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_every_code_is_met_by_a_project() -> None:
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     code = "from celery_alchemy.workers.commands.console import main; main()"
     command = [sys.executable, "-c", code, "doctor", *arguments]
-    return preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=100)
+    return preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=250)
 
 
 DEEP = """

@@ -184,7 +184,7 @@ def run_twice(engine: Engine) -> None:
     query = {key: value for key, value in engine.url.query.items() if key in {"host", "port"}}
     url = engine.url.set(drivername="postgresql+asyncpg", query=query).render_as_string(hide_password=False)
     command = [sys.executable, "-c", TWICE.format(url=url)]
-    done = preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=100)
+    done = preloaded.run(command, cwd=Path(__file__).parent, env=os.environ, timeout=250)
     raise RuntimeError(done.stderr)
 
 

@@ -54,7 +54,7 @@ class Shop:
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, **self.environment}
-        return preloaded.run([sys.executable, "-m", *command], cwd=self.folder, env=environment, timeout=100)
+        return preloaded.run([sys.executable, "-m", *command], cwd=self.folder, env=environment, timeout=250)
 
     def start_web(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

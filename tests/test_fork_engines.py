@@ -126,7 +126,7 @@ def test_who_uses_what_the_parent_has_checked_out_reads_why_that_cannot_be(
     url = make_url(database.url("held"))
     url = url.set(drivername=f"{url.get_backend_name()}+{driver}")
     script = [sys.executable, "-c", HELD, url.render_as_string(hide_password=False)]
-    done = preloaded.run(script, cwd=Path(__file__).parent, env=os.environ, timeout=100)
+    done = preloaded.run(script, cwd=Path(__file__).parent, env=os.environ, timeout=250)
     assert done.returncode == 0, done.stderr
     refused = [line for line in done.stdout.splitlines() if "was checked out before the process was forked" in line]
     assert len(refused) == 6, done.stdout

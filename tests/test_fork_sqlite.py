@@ -18,7 +18,7 @@ def test_child_of_a_sqlite_transaction(tmp_path: Path, action: str, whose: str) 
         [sys.executable, "-m", "scripts.fork_sqlite", str(tmp_path / "forks.db"), whose, action],
         env=forking.environment(),
         cwd=tmp_path,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"first": "changed", "rows": 301, "check": "ok"}
@@ -39,7 +39,7 @@ def test_an_engine_that_nobody_told_of(tmp_path: Path, kind: str, found: dict[st
         [sys.executable, "-m", "scripts.fork_sqlite_unknown", str(tmp_path / "forks.db"), kind],
         env=forking.environment(),
         cwd=tmp_path,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == found, done.stderr

@@ -43,7 +43,7 @@ async def driven(body: Callable[[], Any], interruption: Interruption, *, after: 
                 await_only(after())
         return result
 
-    return await drive(concurrency.greenlet_spawn(whole), interruption)
+    return await drive(whole, interruption)
 
 
 async def forever() -> None:
@@ -300,7 +300,7 @@ def test_a_body_that_runs_again_is_interrupted_again() -> None:
                 return "raised"
             return "lost"
 
-        task = asyncio.ensure_future(drive(concurrency.greenlet_spawn(twice), interruption))
+        task = asyncio.ensure_future(drive(twice, interruption))
         await asyncio.sleep(0)
         interruption.soft(1)
         assert await task == "raised"
@@ -313,7 +313,7 @@ def test_a_kill_ends_what_has_not_begun() -> None:
         interruption = Interruption(SoftLimit)
         interruption.kill()
         with pytest.raises(Killed):
-            await drive(forever(), interruption)
+            await drive(lambda: host(forever()), interruption)
 
     run(main)
 

@@ -169,7 +169,7 @@ def test_the_command_line_knows_it(worker: Worker, site: Site) -> None:
     command = [sys.executable, "-m", "celery", "-A", "support.project.app", "inspect", "sessions", "--json", "-t", "60"]
     command += ["-d", f"{worker.name}@here"]
     environment = {**os.environ, **worker._project(), "PYTHONPATH": str(TESTS)}
-    done = preloaded.run(command, cwd=TESTS, env=environment, timeout=100)
+    done = preloaded.run(command, cwd=TESTS, env=environment, timeout=250)
     assert done.returncode == 0, done.stderr
     assert '"processes"' in done.stdout
 

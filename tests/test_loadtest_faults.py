@@ -11,7 +11,8 @@ from celery_alchemy.loadtests.bench.runs import command_line
 from celery_alchemy.loadtests.faults import place
 from celery_alchemy.loadtests.faults.commands import Cell, Result, cells, markdown
 from celery_alchemy.loadtests.faults.place import FAULTS, Damage
-from celery_alchemy.loadtests.faults.soak import MOST_BYTES_PER_TASK, Sample, Soak
+from celery_alchemy.loadtests.faults.soak import MOST_PER_TASK, Sample, Soak
+from celery_alchemy.loadtests.faults.soak import soak as run_soak
 from celery_alchemy.loadtests.faults.tasks import SURELY
 from celery_alchemy.loadtests.services.harness import services
 
@@ -117,16 +118,35 @@ def test_a_short_soak(tmp_path: Path) -> None:
     assert all(sample["memory_bytes"] > 1e6 and sample["objects"] > 1000 for sample in found["samples"])
 
 
-def soak(*, memory: float = 0, sessions: float = 0, connections: float = 0) -> Soak:
+def soak(*, memory: float = 0, objects: float = 0, sessions: float = 0, connections: float = 0) -> Soak:
     samples = [
-        Sample(tasks, int(5e7 + memory * tasks), int(4 + connections * tasks), int(1 + sessions * tasks), 100_000)
+        Sample(
+            tasks, int(5e7 + memory * tasks), int(4 + connections * tasks), int(1 + sessions * tasks),
+            int(100_000 + objects * tasks),
+        )
         for tasks in range(1000, 41_000, 1000)
-    ]
+    ]  # fmt: skip
     return Soak("threads", 40_000, 60.0, 0, samples)
 
 
-def test_what_grows() -> None:
+@pytest.mark.parametrize(("field", "name"), [("memory_bytes", "memory"), ("objects", "objects")])
+def test_what_grows_steadily(field: str, name: str) -> None:
+    """One object that each tenth task leaves is found, whatever memory does."""
+    most = MOST_PER_TASK[field]
+    assert soak(**{name: most * 1.1}).grows == [field]
+    assert soak(**{name: most / 2}).grows == []
+    assert soak(**{name: most / 2}).slope(field)[0] == pytest.approx(most / 2)
+
+
+def test_what_grows_at_all() -> None:
     assert soak().grows == []
-    assert soak(memory=MOST_BYTES_PER_TASK * 1.1).grows == ["memory_bytes"]
     assert soak(sessions=0.001, connections=0.001).grows == ["connections", "sessions"]
-    assert soak(memory=MOST_BYTES_PER_TASK / 2).slope("memory_bytes")[0] == pytest.approx(MOST_BYTES_PER_TASK / 2)
+
+
+@pytest.mark.timeout(120)
+def test_a_soak_tells_of_each_sample() -> None:
+    """One that is ended early has written down what it has seen."""
+    told: list[tuple[int, int]] = []
+    with services() as given:
+        run_soak(given, "solo", "", (20, 40), lambda so_far: told.append((so_far.tasks, len(so_far.samples))))
+    assert told == [(20, 1), (40, 2)]

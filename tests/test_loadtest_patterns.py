@@ -63,8 +63,6 @@ def test_a_baseline_is_right_where_its_users_rely_on_it(bench: load.Bench, patte
 @pytest.mark.parametrize("pattern", [name for name, pattern in PATTERNS.items() if pattern.worker])
 def test_another_framework_does_the_same_work_on_the_same_queue(bench: load.Bench, pattern: str) -> None:
     """Except what it has not, or what would stop its event loop."""
-    if pattern == "celery_aio_pool":
-        pytest.importorskip(pattern)  # the others come with the extra dev
     [pool] = PATTERNS[pattern].pools
     with load.load_worker(bench, pool, pattern, concurrency=4) as worker:
         for name, workload in WORKLOADS.items():

@@ -106,7 +106,8 @@ def test_every_workload_leaves_what_it_should(ours: load.LoadWorker, name: str) 
     load.assert_right(ours, workload, tasks)
     for task in tasks:
         attempts = 2 if workload.ending(task.number) is Ending.RETRY else 1
-        assert [reply.outcome for reply in task.replies[:-1]] == [Outcome.RETRY] * (attempts - 1), task
+        # In any order: another process may run the retry before the one that has sent it answers.
+        assert [reply.outcome for reply in task.replies].count(Outcome.RETRY) == attempts - 1, task
         assert len(task.replies) == attempts, task
 
 

@@ -176,7 +176,7 @@ def test_a_stopped_or_killed_locust_leaves_nothing_behind(database_url: str, sto
         below = children(process)
         assert any("celery" in " ".join(child.cmdline()) for child in below)
         os.kill(process.pid, stop_signal)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=250)
         assert process.returncode == (-signal.SIGKILL if stop_signal is signal.SIGKILL else 0), output
         _, left = psutil.wait_procs(below, timeout=30)
         assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
@@ -190,4 +190,4 @@ from celery_alchemy.loadtests.client import serve
 assert not {"locust", "gevent"} & set(sys.modules), "imported"
 assert sorted(celery_alchemy.loadtests.__all__) == ["ArrivalUser", "CeleryUser"]
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=250)

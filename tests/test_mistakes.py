@@ -306,7 +306,7 @@ def run(urls: RedisURLs, folder: Path, *arguments: str) -> subprocess.CompletedP
     (folder / "wrong.py").write_text(WRONG)
     environment = {**os.environ, "BROKER": urls.celery, "PYTHONPATH": str(folder), "C_FORCE_ROOT": "1"}
     command = [sys.executable, "-m", "celery", *arguments]
-    return preloaded.run(command, cwd=folder, env=environment, timeout=100)
+    return preloaded.run(command, cwd=folder, env=environment, timeout=250)
 
 
 def test_a_worker_with_a_log_file_says_it_there_and_on_the_terminal(site: Site, tmp_path: Path) -> None:

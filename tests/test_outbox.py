@@ -252,12 +252,12 @@ if __name__ == "__main__":
 """
     )
     run_database.execute("DELETE FROM celery_alchemy_outbox")
-    assert preloaded.run([sys.executable, "shop.py"], cwd=tmp_path, env=os.environ, timeout=100).returncode == 0
+    assert preloaded.run([sys.executable, "shop.py"], cwd=tmp_path, env=os.environ, timeout=250).returncode == 0
     assert run_database.column("SELECT count(*) FROM celery_alchemy_outbox") == [1]
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "outbox", "run", "--interval-s", "0.1"]
     if serve == "once":
-        done = preloaded.run([*command, "--once"], cwd=tmp_path, env=os.environ, timeout=100)
-        assert (done.returncode, done.stdout) == (0, "sent 1 messages of the outbox\n"), done.stderr
+        done = preloaded.run([*command, "--once"], cwd=tmp_path, env=os.environ, timeout=250)
+        assert (done.returncode, done.stdout) == (0, "sent 1 message of the outbox\n"), done.stderr
     else:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         count = "SELECT count(*) FROM celery_alchemy_outbox"
@@ -372,7 +372,7 @@ def test_a_worker_says_that_no_table_is_declared(tmp_path: Path, declared: str, 
         f"db = Alchemy(app)\n{declared}\n"
         "app.WorkController(pool_cls='solo')\n"
     )
-    done = preloaded.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ, timeout=100)
+    done = preloaded.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ, timeout=250)
     if says is None:
         assert "alchemy_outbox" not in done.stdout
     else:

@@ -227,7 +227,7 @@ def test_the_command_line(place: Database, tmp_path: Path) -> None:
         outbox.write(connection, mine, [outbox.Message("my-id", "note", "{}")], lease_s=0)
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "outbox"]
     for arguments, said in ((["list"], "my-id  note"), (["drop", "my-id"], "1 message: dropped")):
-        done = preloaded.run([*command, *arguments], cwd=tmp_path, env=os.environ, timeout=100)
+        done = preloaded.run([*command, *arguments], cwd=tmp_path, env=os.environ, timeout=250)
         assert done.stdout.startswith(said), done.stderr
 
 
@@ -259,12 +259,21 @@ def test_the_doctor_tells_what_nobody_sends_from_what_cannot_be_sent(box: Box) -
     assert "outbox run" in codes(box)["outbox-not-sent"].remedy
 
 
+def test_the_doctor_tells_what_waits_from_what_was_sent(box: Box) -> None:
+    box.write("a")
+    box.set("a", sends=1, due_at=1.0)
+    assert "In the outbox 1 message was sent, its receiver has not told" in codes(box)["outbox-not-sent"].what
+    box.write("b", "c")
+    box.set("b", sends=2, due_at=1.0)
+    assert "1 message waits to be sent; 2 messages were sent, their" in codes(box)["outbox-not-sent"].what
+
+
 def test_the_doctor_shows_what_is_set_aside(box: Box) -> None:
     box.write("a", "b")
     box.set("b", due_at=None, attempts=10, error="ValueError: no such queue")
     one = codes(box)["outbox-set-aside"]
     assert one.level == "warning"
-    assert "1 messages could not be sent, and are set aside; the last error: ValueError: no such queue." in one.what
+    assert "1 message could not be sent, and is set aside; the last error: ValueError: no such queue." in one.what
 
 
 CHANGES = {

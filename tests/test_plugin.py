@@ -54,7 +54,7 @@ def run(shop: Path) -> Run:
     def run_tests(code: str, *arguments: str, fails: bool = False) -> str:
         (shop / "test_shop.py").write_text(textwrap.dedent(code))
         command = [sys.executable, "-m", "pytest", *arguments]
-        done = subprocess.run(command, cwd=shop, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(command, cwd=shop, capture_output=True, text=True, timeout=250, check=False)
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stdout
 
@@ -78,7 +78,7 @@ def test_they_pass_in_several_processes(run: Run, url: str, shop: Path) -> None:
     if url.startswith("sqlite"):
         pytest.skip("a file lets one process write at a time")
     make = "import shop; shop.Base.metadata.create_all(shop.db.engine)"  # two processes at once would be in the way
-    subprocess.run([sys.executable, "-c", make], cwd=shop, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", make], cwd=shop, timeout=250, check=True)
     assert "5 passed" in run(block_with(pages("testing.md"), "# test_shop.py"), "-n", "2")
     assert rows(url) == 0
 

@@ -22,7 +22,7 @@ ARROW = {"strategies": set(), "workers": {"strategies"}, "loadtests": {"strategi
 DRIVERS = {"psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"}
 #: Modules of one driver, imported when it is selected.
 OF_ONE_DRIVER = {
-    "begin_psycopg.py": {"psycopg"}, "begin_psycopg2.py": {"psycopg2"},
+    "begin_psycopg.py": {"psycopg"}, "begin_awaited_psycopg.py": {"psycopg"}, "begin_psycopg2.py": {"psycopg2"},
     "awaited_psycopg.py": {"psycopg"}, "followed_psycopg.py": {"psycopg"}, "followed_psycopg2.py": {"psycopg2"},
 }  # fmt: skip
 GREEN = {"gevent", "eventlet"}
@@ -140,7 +140,7 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def imported() -> dict[str, object]:
     """What `import celery_alchemy` does in a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -169,7 +169,7 @@ def test_importing_the_package_needs_neither_drivers_nor_green_libraries() -> No
     """With all of them impossible to import."""
     missing = sorted(DRIVERS - {"sqlite3"} | GREEN | {"greenlet", "locust", "pydantic", "psutil", "redis"})
     script = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import celery_alchemy"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -225,7 +225,7 @@ print(json.dumps([name for name in ("locust", "gevent", "eventlet", "matplotlib"
 
 
 def test_the_bench_commands_patch_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", COMMANDS], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", COMMANDS], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
@@ -241,11 +241,11 @@ celery.main(["alchemy", *sys.argv[1:]])
 def test_a_command_without_its_extra_says_what_to_install() -> None:
     """`celery` itself goes on: its other commands do not need what a benchmark needs."""
     command = [sys.executable, "-c", WITHOUT_EXTRA]
-    done = subprocess.run([*command, "bench", "--pools=solo"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*command, "bench", "--pools=solo"], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert f"celery alchemy bench needs rich: {install('loadtest')}." in said
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0
     said = f"Not installed: needs rich: {install('loadtest')}."
     assert "".join(said.split()) in "".join(done.stdout.split()), "click may break the path of a checkout at a hyphen"

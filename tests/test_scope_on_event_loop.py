@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import sqlalchemy.ext.asyncio  # noqa: F401 - as an application that has an AsyncSession
 from sqlalchemy.util import concurrency
 
-from celery_alchemy.strategies.asynchronous.hosting import host
+from celery_alchemy.strategies.asynchronous.hosting import Interruption, drive, host
 from celery_alchemy.strategies.scope import Scope, here, own_scope
 
 
@@ -20,7 +21,12 @@ async def in_greenlet() -> Scope:
     return await concurrency.greenlet_spawn(here)
 
 
-def test_what_a_hosted_coroutine_calls_is_in_the_scope_of_its_greenlet() -> None:
+async def as_a_request(function: Callable[[], Any]) -> Any:
+    return await drive(function, Interruption(lambda _: asyncio.CancelledError()))
+
+
+@pytest.mark.parametrize("spawn", [concurrency.greenlet_spawn, as_a_request])
+def test_what_a_hosted_coroutine_calls_is_in_the_scope_of_its_greenlet(spawn: Callable[..., Any]) -> None:
     async def body(own: Scope) -> Scope:
         await asyncio.sleep(0)
         assert here() is own
@@ -34,13 +40,14 @@ def test_what_a_hosted_coroutine_calls_is_in_the_scope_of_its_greenlet() -> None
         return host(body(own))
 
     async def main() -> None:
-        found = await asyncio.gather(*(concurrency.greenlet_spawn(request) for _ in range(20)))
+        found = await asyncio.gather(*(spawn(request) for _ in range(20)))
         assert len(set(map(id, found))) == 20
 
     run(main)
 
 
-def test_children_of_two_requests_have_scopes_of_their_own() -> None:
+@pytest.mark.parametrize("spawn", [concurrency.greenlet_spawn, as_a_request])
+def test_children_of_two_requests_have_scopes_of_their_own(spawn: Callable[..., Any]) -> None:
     async def child(theirs: Scope) -> Scope:
         await asyncio.sleep(0)
         assert here() is not theirs
@@ -61,7 +68,7 @@ def test_children_of_two_requests_have_scopes_of_their_own() -> None:
         return host(body())
 
     async def main() -> None:
-        found = await asyncio.gather(*(concurrency.greenlet_spawn(request) for _ in range(20)))
+        found = await asyncio.gather(*(spawn(request) for _ in range(20)))
         assert len({id(scope) for scopes in found for scope in scopes}) == 60
 
     run(main)

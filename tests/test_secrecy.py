@@ -333,7 +333,7 @@ def test_a_command_shows_no_password(tmp_path: Path, command: str) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command_line = [sys.executable, "-m", "celery", "-A", "shop", *command.split()]
-    done = preloaded.run(command_line, cwd=tmp_path, env=environment, timeout=100)
+    done = preloaded.run(command_line, cwd=tmp_path, env=environment, timeout=250)
     assert "127.0.0.1:1/shop" in done.stdout, done.stderr
     assert halves(done.stdout + done.stderr) == []
 

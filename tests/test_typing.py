@@ -49,7 +49,7 @@ def pyright(python: Path, *arguments: str, cwd: Path) -> dict[str, Any]:
     path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     environ = os.environ | {"PATH": path, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     environ.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False, timeout=110)
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False, timeout=250)
     assert done.stdout.startswith("{"), done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any
 
 from celery import VERSION, Celery, Task
-from celery._state import _task_stack
+from celery._state import _task_stack, task_join_will_block
 from celery.app import base
 from celery.app import task as task_module
 
@@ -230,6 +230,12 @@ def expect_no_result_yet(backend: Any, capturing: type) -> None:
 
     on_task_call._celery_alchemy = True  # type: ignore[attr-defined]
     backend.on_task_call = on_task_call
+
+
+def expects_results() -> bool:
+    """Tell whether Celery's result backends prepare for the result of a message that is sent now. They do not where no
+    task may wait for one: in a worker, outside of `allow_join_result()`."""
+    return not task_join_will_block()
 
 
 def uses_fast_locals() -> bool:

@@ -16,21 +16,22 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import CoroutineType
 from typing import Any
 
 from celery.app.task import Context
 
 from ..strategies.asynchronous import loop_thread
-from ..strategies.asynchronous.hosting import check_later, host
+from ..strategies.asynchronous.hosting import Interruption, check_later, host
 from ..strategies.asynchronous.units import AsyncUnits
 from ..strategies.interrupts import current_interruption, shield
 from ..strategies.place import current_coroutine
 from ..strategies.registry import innermost_entry
-from ..strategies.scope import runs_in_greenlet
+from ..strategies.scope import SCOPE, current_scope, runs_in_greenlet
 from ._celery import identify_by, uses_fast_locals, working_as, working_on
 from .asyncio_pool.identity import Identity, become, who
 from .errors import ConfigurationError
-from .interruptions import as_celerys, new_interruption
+from .interruptions import as_celerys, soft_limit
 from .request import Call, Enter, RequestRunner, is_traced, is_workers, label_of, leave_inner, request_of
 from .soft_limits import SOFT_LIMIT_SIGNAL, begin_holding_back
 
@@ -58,17 +59,23 @@ def _hosted(call: Call, task: Any, is_body: bool, *args: Any, **kwargs: Any) -> 
             interruption.arm()
         try:
             result = call(*args, **kwargs)
-            if inspect.iscoroutine(result):
+            if type(result) is CoroutineType or inspect.iscoroutine(result):
                 result = host(result)
-            entry = innermost_entry()
-            if is_body and entry is not None and entry.ends:
-                entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it
+            if is_body:
+                _prepare()
         finally:
             if interruption is not None:
                 interruption.disarm()
     except asyncio.CancelledError as error:
         raise as_celerys(error, task.name) from None
     return result
+
+
+def _prepare() -> None:
+    """Flush what the body has left: that may take long, and a time limit is right to stop it."""
+    entry = innermost_entry()
+    if entry is not None and entry.ends and (entry.opened is not None or entry.has_parts or not entry.owns):
+        entry.unit.prepare()
 
 
 class AsyncRunner(RequestRunner):
@@ -89,6 +96,9 @@ class AsyncRunner(RequestRunner):
         request = request_of(task)
         if not is_traced(request) and not is_error_callback(args):
             return self._awaited(call, task, args, kwargs, request)
+        scope = getattr(current_scope(), SCOPE, None)
+        if scope is not None and scope.hosts is not None:  # `_on_loop` knows it too, and asks more
+            return self._runner.run(call, task, args, kwargs)
         return self._on_loop(lambda: self._runner.run(call, task, args, kwargs), task, request)
 
     def run_call(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
@@ -112,7 +122,7 @@ class AsyncRunner(RequestRunner):
         return self._cross(functools.partial(_as_request, task, request, function), request)
 
     def _cross(self, function: Callable[[], Any], request: Any) -> Any:
-        return loop_thread.started().run(function, new_interruption())
+        return loop_thread.started().run(function, Interruption(soft_limit))
 
     # -- called like a function --------------------------------------------------------------------------------------
 
@@ -182,7 +192,7 @@ class DeferringAsyncRunner(AsyncRunner):
         held = shield.depth
         shield.depth = held + 1
         try:
-            thread, interruption = loop_thread.started(), new_interruption()
+            thread, interruption = loop_thread.started(), Interruption(soft_limit)
             shield.handed_to = lambda: thread.loop.call_soon_threadsafe(interruption.soft)
             if shield.pending is not None:
                 shield.handed_to()

@@ -43,6 +43,7 @@ from .request import RequestRunner
 from .running_tasks import RunningTasks
 from .secrecy import MASK, PREFIX
 from .sending import outbox
+from .sending.received import Received
 from .session_options import session_options
 from .settings import DEFAULT, Settings, read_settings
 from .soft_limits import DeferringRunner
@@ -86,8 +87,8 @@ class Database:
         """In force whatever else was chosen: a test's."""
         self.worker: Callable[[], Any] | None = None
         """A weak reference to the worker of this process, of the app's default database; None where there is none."""
-        self.looks_received_at: float = 0.0
-        """The `monotonic()` from when on a look which messages of the outbox have been received is due."""
+        self.received: Received | None = None
+        """The requests of this process that have ended, whose messages the outbox still has; None: there was none."""
         self._running = RunningTasks()
         self._user_engine = engine
         self.succession: Succession = Succession()
@@ -240,6 +241,8 @@ class Database:
         """Close idle connections and forget the strategy: the worker, or this process's part of it, is over."""
         if self.pinned is not None:
             return  # a test's worker ends, and the test goes on
+        if self.received is not None:
+            self.received.drop()
         strategy, self._strategy = self._strategy, None
         self.coroutines.stop()
         self._in_force(None)
@@ -292,6 +295,7 @@ class Database:
         sessions = SessionFactory(self.session_factory, self.settings.session_options, (AwaitingSession,))
         hooks = (*self._engine_hooks(), hold_limits_in_awaited_commits)
         engines = EngineFactory(url, None, options, self._running, observe_error, hooks, ReservedQueuePool)
+        engines.phrases = phrases(options, engines.url, awaits=True)
         for listener in self._listeners:
             engines.on_engine(listener)
         return engines, sessions

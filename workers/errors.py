@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ImproperlyConfigured, Reject
 from click import ClickException
 from kombu.exceptions import EncodeError, OperationalError
 
@@ -42,6 +42,10 @@ class UnencodableResult(CeleryAlchemyError, EncodeError):  # type: ignore[misc]
 
 class UnencodableArgument(CeleryAlchemyError, EncodeError):  # type: ignore[misc]
     """An argument of a task cannot be sent; the message names it, and what to pass instead."""
+
+
+class GivenBack(Reject):  # type: ignore[misc]
+    """A copy of a task with `exactly_once` gives its message back to the broker: another one has not ended."""
 
 
 class BrokerGone(CeleryAlchemyError, OperationalError):  # type: ignore[misc]

@@ -6,7 +6,7 @@ import asyncio
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from ..strategies.asynchronous.hosting import Interruption, Killed
+from ..strategies.asynchronous.hosting import Killed
 from ..strategies.errors import BodyCancelled
 
 
@@ -14,9 +14,9 @@ class SoftLimit(SoftTimeLimitExceeded, asyncio.CancelledError):  # type: ignore[
     """A soft time limit at an `await`: to libraries a cancellation, to the task's code Celery's exception."""
 
 
-def new_interruption() -> Interruption:
-    """Return what may stop one task request."""
-    return Interruption(lambda seconds: SoftLimit() if seconds is None else SoftLimit(seconds))
+def soft_limit(seconds: float | None) -> SoftLimit:
+    """Return what an `Interruption` of a task request raises for a soft time limit."""
+    return SoftLimit() if seconds is None else SoftLimit(seconds)
 
 
 def as_celerys(error: BaseException, name: str) -> BaseException:

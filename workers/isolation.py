@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import random
+from collections.abc import Iterable
 from typing import Any
 
-from ..strategies.engines.elsewhere import Attempt
+from ..strategies.engines.elsewhere import Attempt, listen
 from ..strategies.engines.transient import is_conflict
 from .pausing import pause
 from .request import Call, RequestRunner, begin_again, is_traced, request_of
@@ -16,6 +17,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
+
+
+def prepare_threads(tasks: Iterable[Any], of_all: int) -> None:
+    """Listen to SQLAlchemy, in a worker whose processes run tasks at the same time, before any of them runs again.
+
+    Args:
+        of_all: The setting `alchemy_isolation_retries`.
+    """
+    if of_all or any(getattr(task, "isolation_retries", None) for task in tasks):
+        listen()
 
 
 class IsolatingRunner(RequestRunner):

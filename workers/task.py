@@ -147,7 +147,7 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Roll back, give the connection back, then retry: the next attempt may start before this method returns."""
-        once.refuse_retry(self)
+        once.refuse_retry(self, kwargs.get("exc"))
         entry = self._own_entry()
         if entry is not None:
             for inner in entry.registry.above(entry):

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy.util import concurrency
-
 from ..engines import forks
 from .hosting import Interruption, drive
 
@@ -24,7 +22,11 @@ class LoopThread:
     """An event loop that runs in a daemon thread until it is stopped."""
 
     def __init__(self) -> None:
+        self.closing: list[Callable[[], object]] = []
+        """Called when it is to end, in the thread that ends it."""
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        self._waiting: set[threading.Lock] = set()
+        """Released when the loop has ended: who waits for something on it waits no more."""
         self._thread = threading.Thread(target=self._run, name="celery-alchemy-loop", daemon=True)
         self._thread.start()
 
@@ -38,11 +40,16 @@ class LoopThread:
             except (SystemExit, KeyboardInterrupt):  # of a child coroutine; the others go on
                 continue
         self.loop.close()
+        while self._waiting:
+            self._waiting.pop().release()
 
     def run(self, function: Callable[[], Result], interruption: Interruption | None = None) -> Result:
         """Call `function` in a greenlet on the loop, where it can await, and wait for its end.
 
         The context variables are those of the caller. Raises what `function` raises.
+
+        Raises:
+            RuntimeError: the loop has been stopped.
         """
         interruption = interruption or Interruption(lambda seconds: asyncio.CancelledError())
         outcome: list[Any] = []
@@ -53,12 +60,14 @@ class LoopThread:
         async def whole() -> None:
             # What ends a thread must not end the loop, so nothing is raised out of here.
             try:
-                outcome[:] = (True, await drive(concurrency.greenlet_spawn(function), interruption))
+                outcome[:] = (True, await drive(function, interruption))
             except BaseException as error:
                 outcome[:] = (False, error)
             finally:
+                self._waiting.discard(done)
                 done.release()
 
+        self._waiting.add(done)
         self.loop.call_soon_threadsafe(lambda: self.loop.create_task(whole(), context=context))
         try:
             done.acquire()
@@ -66,6 +75,8 @@ class LoopThread:
             self.loop.call_soon_threadsafe(lambda: interruption.kill(shutdown=True))
             done.acquire(timeout=UNWIND_S)
             raise
+        if not outcome:
+            raise RuntimeError("The event loop of this process was stopped while something waited for it.")
         returned, result = outcome
         outcome.clear()
         if returned:
@@ -77,6 +88,8 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop, and its thread."""
+        while self.closing:
+            self.closing.pop()()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_S)
 
@@ -87,6 +100,8 @@ class _OfProcess:
     def __init__(self) -> None:
         self.thread: LoopThread | None = None
         self.lock = threading.Lock()
+        self.begun: list[Callable[[LoopThread], object]] = []
+        """Called with each event loop that is made here."""
         self.inherited: list[LoopThread] = []
         """Of parent processes: collected as garbage, a loop would close what the parent uses."""
         forks.on_fork(self.after_fork)
@@ -112,9 +127,29 @@ def started() -> LoopThread:
     global _process  # noqa: PLW0603 - once for all of the process
     _process = _process or _OfProcess()
     with _process.lock:
-        if _process.thread is None:
+        made = _process.thread is None
+        if made:
             _process.thread = LoopThread()
-        return _process.thread
+        thread = _process.thread
+    assert thread is not None
+    if made:
+        for function in _process.begun:
+            function(thread)
+    return thread
+
+
+def on_start(function: Callable[[LoopThread], object]) -> None:
+    """Call `function` with each event loop that `started` makes, in this process and in those that it forks."""
+    global _process  # noqa: PLW0603 - once for all of the process
+    _process = _process or _OfProcess()
+    if function not in _process.begun:
+        _process.begun.append(function)
+
+
+def forget(function: Callable[[LoopThread], object]) -> None:
+    """Call `function` no more."""
+    if _process is not None and function in _process.begun:
+        _process.begun.remove(function)
 
 
 def use(thread: LoopThread | None) -> None:

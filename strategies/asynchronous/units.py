@@ -106,10 +106,10 @@ class AsyncUnits(UnitOfWorkRegistry):
         self, options: UnitOptions, label: Label, kind: str, holder: object = None, request: object = None
     ) -> UnitOfWork:
         """Open a unit of work of its own; no Session yet."""
-        unit = super().begin(options, label, kind, holder, request)
-        assert isinstance(unit, AwaitingUnit)
-        unit.task = asyncio.current_task()
-        return unit
+        unit: Any = super().begin(options, label, kind, holder, request)
+        hosts = unit.scope.hosts
+        unit.task = hosts.task if hosts is not None else asyncio.current_task()
+        return unit  # type: ignore[no-any-return]
 
     def run_callback(self, callback: Callback) -> None:
         """Run an `on_commit` callable, one that is `async def` too."""

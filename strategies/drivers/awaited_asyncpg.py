@@ -22,6 +22,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from .._sqlalchemy_pools import wrap_creator
+from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
 from .awaiting import Adapted, Awaited
 from .base import Driver, Ended
@@ -120,7 +121,9 @@ class Asyncpg(Awaited, PostgreSQLDriver):
             return False
         try:
             await_only(dbapi_connection.driver_connection.execute("SELECT 1"))
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             return True
         dbapi_connection.celery_alchemy_error = None  # there was a savepoint
         return False

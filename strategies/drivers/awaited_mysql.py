@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
 from .awaiting import Adapted, Awaited, forwarded
 from .base import Connect, Converters, Driver, Ended
@@ -94,8 +95,10 @@ class FollowedAsync(Followed):
             try:
                 await super(Followed, self).ping(reconnect=False)  # type: ignore[misc]
                 told = not self._is_open()
-            except Exception:  # it is lost, and says so itself
-                told = False
+            except Exception as failure:
+                if is_interrupt(failure):
+                    raise
+                told = False  # it is lost, and says so itself
         if told:
             self.note_undone(error)
 

@@ -106,6 +106,9 @@ class AdaptedPsycopg(Adapted):
     celery_alchemy_begins: Any = forwarded("celery_alchemy_begins")
     pgconn: Any = forwarded("pgconn")
     prepare_threshold: Any = forwarded("prepare_threshold")
+    # It has none where BEGIN has a round trip of its own.
+    celery_alchemy_begin_with: Any = forwarded("celery_alchemy_begin_with")
+    celery_alchemy_commit_with: Any = forwarded("celery_alchemy_commit_with")
     Error = psycopg.Error
 
 

@@ -11,31 +11,20 @@ Tried with aiosqlite 0.22.1, SQLAlchemy 2.0.43 and 2.1.9. Private of aiosqlite a
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+import weakref
 from typing import Any
 
 from sqlalchemy.util import await_only
 
 from ..options import DatabaseOptions
-from .awaiting import Adapted, Awaited, forwarded
+from .awaited_sqlite_cursors import StreamCursor, WholeCursor
+from .awaiting import Adapted, Awaited, Stream, forwarded
 from .base import Connect, Driver
-from .sqlite import SQLite
+from .sqlite import SQLite, let_go
 
 ASK_EVERY_S = 0.01
 GIVE_UP_AFTER_S = 0.5
 """What is not interrupted until then is waiting for a lock."""
-
-
-class AdaptedCursor:
-    """Comes before SQLAlchemy's own class of adapted cursors."""
-
-    __slots__ = ()
-    _adapt_connection: Any
-
-    @property
-    def connection(self) -> Any:
-        """The adapted connection."""
-        return self._adapt_connection
 
 
 class AdaptedSQLite(Adapted):
@@ -54,11 +43,13 @@ class AdaptedSQLite(Adapted):
         """sqlite3's."""
         return self.dbapi.OperationalError
 
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+    def cursor(self, server_side: bool = False) -> WholeCursor:
         """Return a cursor that knows its connection."""
-        cursor = super().cursor(*args, **kwargs)  # type: ignore[misc]
-        cursor.__class__ = _cursor_class_of(type(cursor))  # type: ignore[arg-type]
-        return cursor
+        return StreamCursor(self, self._streams()) if server_side else WholeCursor(self)
+
+    def _streams(self) -> weakref.WeakSet[Any]:
+        found: weakref.WeakSet[Any] = self.__dict__.setdefault("celery_alchemy_streams", weakref.WeakSet())
+        return found
 
     def execute(self, operation: str, parameters: Any = ()) -> Any:
         """Execute a statement with a cursor of its own, which is returned; sqlite3 has it too."""
@@ -88,18 +79,15 @@ class AdaptedSQLite(Adapted):
         """Let go of its locks: while an exception, say, still has a cursor, SQLite keeps them after the close."""
         raw = self._connection._connection
         if raw is not None:
-            self._connection._tx.put_nowait((None, raw.rollback))
-
-
-@cache
-def _cursor_class_of(base: Any) -> Any:
-    return type(base.__name__, (AdaptedCursor, base), {"__slots__": (), "__module__": base.__module__})
+            streams = self._streams()
+            self._connection._tx.put_nowait((None, lambda: let_go(raw, list(streams))))
 
 
 class Aiosqlite(Awaited, SQLite):
     """aiosqlite."""
 
     adapted: type[Adapted] = AdaptedSQLite
+    stream_class: type[Stream] | None = None  # its own are closed without waiting
 
     @staticmethod
     def state_of(adapted: Any) -> Any:

@@ -20,9 +20,25 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.util import await_only, concurrency
 
 from .._sqlalchemy_pools import wrap_creator
+from ..interrupts import current_interruption, raise_later
 from .base import CANCEL_TIMEOUT_S, Connect, Driver
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+
+class Stream:
+    """Comes before SQLAlchemy's own class of server-side cursors."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close it, whoever is cancelled meanwhile. SQLAlchemy takes a time limit here, an Exception, for an error in
+        closing, and goes on: so that strikes afterwards."""
+        cancelled = outlast(super().close)  # type: ignore[misc]
+        if isinstance(cancelled, Exception):
+            raise_later(cancelled)
+        elif cancelled is not None:
+            raise cancelled
 
 
 class Adapted:
@@ -54,24 +70,33 @@ class Awaited(Driver):
     instead: str = "the worker pool asyncio"
     adapted: type[Adapted] = Adapted
     """What comes before SQLAlchemy's class of adapted connections."""
+    stream_class: type[Stream] | None = Stream
+    """What comes before SQLAlchemy's class of server-side cursors; None where their close waits for nothing."""
     cancels_itself: bool = False
     """The driver stops a statement on the server when the coroutine that waits for it is cancelled."""
 
     def follow_transactions(self, engine: Engine) -> None:
         def wrap(create: Callable[..., Any]) -> Callable[..., Any]:
             def creator(connection_record: Any = None) -> Any:
-                cancellations = asyncio.current_task().cancelling()  # type: ignore[union-attr]
+                task: Any = asyncio.current_task()
+                cancellations, interruption = task.cancelling(), current_interruption.get()
+                struck = interruption.struck if interruption is not None else 0
                 made = self.made(create(connection_record))
-                if asyncio.current_task().cancelling() > cancellations:  # type: ignore[union-attr]
-                    # Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes when it is done. asyncmy and
-                    # aiomysql connect with it.
+                # Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes when it is done. asyncmy and
+                # aiomysql connect with it.
+                if task.cancelling() > cancellations:
                     made.close()
                     raise asyncio.CancelledError
+                if interruption is not None and interruption.struck > struck and interruption.task is task:
+                    interruption.repeat()
                 return made
 
             return creator
 
         wrap_creator(engine.pool, wrap)
+        if self.stream_class is not None:
+            dialect: Any = engine.dialect
+            dialect.execution_ctx_cls = _streaming(dialect.execution_ctx_cls, self.stream_class)  # type: ignore[arg-type]
 
     def made(self, dbapi_connection: Any) -> Any:
         """Return what takes the place of an adapted connection that SQLAlchemy has just made."""
@@ -152,5 +177,17 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 
 @cache
-def _class_of(base: Any, kind: Any) -> Any:
-    return type(base.__name__, (kind, base), {"__module__": base.__module__})
+def _class_of(base: Any, kind: Any, **namespace: Any) -> Any:
+    return type(base.__name__, (kind, base), {"__module__": base.__module__, **namespace})
+
+
+@cache
+def _streaming(context: Any, kind: Any) -> Any:
+    """Return the class of execution contexts `context` with server-side cursors that are of `kind` too."""
+
+    def create_server_side_cursor(self: Any) -> Any:
+        cursor = context.create_server_side_cursor(self)
+        cursor.__class__ = _class_of(type(cursor), kind, __slots__=())  # type: ignore[arg-type]
+        return cursor
+
+    return type(context.__name__, (context,), {"create_server_side_cursor": create_server_side_cursor})

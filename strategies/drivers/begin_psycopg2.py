@@ -294,7 +294,7 @@ def beginning(factory: Any) -> Any:
     return type(f"Beginning{factory.__name__}", (_Beginning, factory), {})
 
 
-def connect(*args: Any, cursor_factory: Any = extensions.cursor, **kwargs: Any) -> Any:
+def connect(stock: object, *args: Any, cursor_factory: Any = extensions.cursor, **kwargs: Any) -> Any:
     """Connect as `psycopg2.connect` does, to a connection that begins along with the first statement."""
     factory = beginning(cursor_factory)
     kwargs["connection_factory"] = BeginningConnection

@@ -9,11 +9,11 @@ Tried with PyMySQL 1.2.4 and mysqlclient 2.3.2. Nothing private of them is used:
 
 from __future__ import annotations
 
-import contextlib
 import re
 from functools import cache
 from typing import Any
 
+from ..interrupts import is_interrupt
 from .base import Ended, code_of
 
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
@@ -112,9 +112,12 @@ class Followed:
     def make_sure(self) -> None:
         """Ask whether the transaction is still open, where a statement may have ended it. A round trip."""
         self.celery_alchemy_unsure = False
-        with contextlib.suppress(Exception):  # it is lost, and says so itself
+        try:
             if self.celery_alchemy_ended is None and not self._asks_whether_open():
                 self.celery_alchemy_ended = BY_OTHERS
+        except Exception as error:  # it is lost, and says so itself
+            if is_interrupt(error):
+                raise
 
     def _may_be_over(self, open_before: bool, why: Ended, *, known: bool = False) -> None:
         if not open_before or self.celery_alchemy_ended is not None:
@@ -159,8 +162,10 @@ class Followed:
             return told
         try:
             return not self._asks_whether_open()
-        except Exception:  # it is lost, and says so itself
-            return False
+        except Exception as failure:
+            if is_interrupt(failure):
+                raise
+            return False  # it is lost, and says so itself
 
     def _asks_whether_open(self) -> bool:
         if hasattr(self, "server_status"):

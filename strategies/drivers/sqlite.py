@@ -6,7 +6,7 @@ import contextlib
 import operator
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from sqlalchemy import event
@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ..errors import CeleryAlchemyError
+from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
 from ..scope import here
 from .base import Driver, Ended
@@ -70,6 +71,15 @@ class SQLite(Driver):
     def follow_statements(self, dialect: Dialect) -> None:
         """Begin again where a transaction was ended otherwise: what follows must not be committed by itself."""
         stock: Any = dialect
+
+        if not dialect.is_async:
+            close = stock.do_close
+
+            def do_close(dbapi_connection: Any) -> None:
+                let_go(dbapi_connection)
+                close(dbapi_connection)
+
+            stock.do_close = do_close
 
         def following(execute: Callable[..., None]) -> Callable[..., None]:
             def executing(cursor: Any, statement: str, *args: Any) -> None:
@@ -190,6 +200,21 @@ class SQLite(Driver):
             event.listen(engine, "begin", on_begin)
 
 
+def let_go(raw: Any, cursors: Iterable[Any] = ()) -> None:
+    """Roll back what is open on a connection of sqlite3 that is about to be closed: while an exception, say, still has
+    a cursor, SQLite keeps the locks after the close.
+
+    Args:
+        cursors: Those that may be in the middle of a statement. After `interrupt()` SQLite refuses a ROLLBACK until
+            they are closed.
+    """
+    for cursor in cursors:
+        with contextlib.suppress(Exception):
+            cursor.close()
+    with contextlib.suppress(Exception):  # of another thread, or closed
+        raw.rollback()
+
+
 def _info_of(connection: Any) -> dict[Any, Any]:
     try:
         found: dict[Any, Any] = connection.info
@@ -202,7 +227,9 @@ def _changes_of(raw: Any) -> tuple[int, int] | None:
     """Return how many rows were changed on a connection so far, and the version of the tables; None: not known."""
     try:
         return raw.total_changes, raw.execute("PRAGMA schema_version").fetchone()[0]
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         return None
 
 

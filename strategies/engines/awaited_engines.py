@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ..drivers.awaited_urls import has_sync_side
 from ..errors import CeleryAlchemyError
 from . import forks
 from .awaited_pool import AwaitedQueuePool
@@ -45,10 +46,7 @@ class AwaitedEngines:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise CeleryAlchemyError(
-                "An AsyncEngine belongs to an event loop, and none runs here. Ask for db.async_engine in a coroutine; "
-                "ordinary functions use db.engine."
-            ) from None
+            raise CeleryAlchemyError(self._without_loop()) from None
         found = self._made.get(loop)
         if found is None:
             engine = self._factory.awaited(self._size())
@@ -59,6 +57,21 @@ class AwaitedEngines:
                 del self._made[loop]  # a listener that raises runs again, rather than be left out
                 raise
         return found
+
+    def _without_loop(self) -> str:
+        url = self._factory.url
+        if has_sync_side(url):
+            return (
+                "An AsyncEngine belongs to an event loop, and none runs here. Ask for db.async_engine in a coroutine; "
+                "ordinary functions use db.engine."
+            )
+        return (
+            f"The driver {url.get_driver_name()} can only be awaited: its Engine belongs to an event loop, and none "
+            f"runs here. Use db.async_engine, or db.async_unit_of_work(), in a coroutine. A script that creates the "
+            f"tables: `async with db.async_engine.begin() as connection: await "
+            f"connection.run_sync(Base.metadata.create_all)`, in a coroutine that asyncio.run() runs; docs/async.md "
+            f"has it in full."
+        )
 
     @property
     def reader(self) -> AsyncEngine:

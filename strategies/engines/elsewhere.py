@@ -3,11 +3,13 @@
 COMMITs of the thread or greenlet are counted where they are sent (`scope.commits`), those of code when SQLAlchemy ends
 what it takes for its transaction (`scope.ends`). Not all are: an Engine in AUTOCOMMIT sends none, one that is not ours
 is not followed, and a helper thread counts for itself. So who checks out a connection meanwhile is looked at, of
-whichever connection pool of the process, by a listener on the class `Pool`. It is put there when it is first needed.
+whichever connection pool of the process, by a listener on the class `Pool`. It is put there when it is first needed, in
+a worker when that starts: SQLAlchemy fails a thread that goes through a list of listeners which another one adds to.
 """
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +22,14 @@ from .leaks import describe, find_origin
 
 _running: list[Attempt] = []
 _unnoted: set[Scope] = set()
+_listening = threading.Lock()
+
+
+def listen() -> None:
+    """Look at the connections that are checked out in this process from now on."""
+    with _listening:
+        if not event.contains(Pool, "checkout", _on_checkout):
+            event.listen(Pool, "checkout", _on_checkout)
 
 
 class unnoted(AbstractContextManager[None]):  # noqa: N801 - used as a function is
@@ -52,8 +62,7 @@ class Attempt:
             for scope in living_scopes()
             if scope.held and scope is not self._scope and not _runs_task(scope) and scope not in _unnoted
         ]
-        if not event.contains(Pool, "checkout", _on_checkout):
-            event.listen(Pool, "checkout", _on_checkout)
+        listen()
         _running.append(self)
 
     def end(self) -> None:

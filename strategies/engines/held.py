@@ -30,6 +30,7 @@ from sqlalchemy.util.queue import Empty, Full
 
 from .._sqlalchemy_pools import PoolRecord, get_or_wait, give_up, return_after_all
 from ..drivers.base import Driver, driver_of
+from ..interrupts import is_interrupt
 from ..scope import SCOPE, Scope, current_scope, here
 from .holding import Holding
 from .leaks import describe, find_origin
@@ -129,7 +130,9 @@ class HoldingWatch:
         try:
             self.driver.settle(connection)
             found = self._state_of(connection)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             logger.warning("A connection could not be rolled back; it is closed", exc_info=True)
             record.invalidate()
             return
@@ -186,7 +189,9 @@ class HoldingWatch:
             return False
         try:
             alive = self._dialect.do_ping(connection)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             alive = False
         if not alive:
             logger.info("An idle connection was closed by the server; it is replaced by a new one")

@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from ..base import SessionStrategy
+from ..drivers.awaited_urls import awaited_dialect
 from ..engines.factory import EngineHook
 from ..engines.statement_timeout import limit_statements
 from ..entry import UnitOptions
@@ -30,9 +31,14 @@ ENGINE_HOOKS: tuple[EngineHook, ...] = (
 )
 
 
-def phrases(options: DatabaseOptions, url: URL) -> tuple[str, ...]:
-    """Return what features have to say in the log line at worker start."""
-    begin = describe(options.begin_with_first_statement, url, options.engine_options)
+def phrases(options: DatabaseOptions, url: URL, *, awaits: bool = False) -> tuple[str, ...]:
+    """Return what features have to say in the log line at worker start.
+
+    Args:
+        awaits: Of the tasks that are `async def`.
+    """
+    dialect = awaited_dialect(url) if awaits else url.get_dialect()
+    begin = describe(options.begin_with_first_statement, url, dialect, options.engine_options)
     reset = "each connection's session is reset when it comes back" if options.reset_on_return else ""
     return tuple(filter(None, (begin, reset)))
 

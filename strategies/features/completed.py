@@ -36,6 +36,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from ..drivers.base import code_of, driver_of
+from ..drivers.url import shown
 from ..errors import InvalidSetting
 from .completed_table import HOW_TO_CREATE
 from .outbox_insert import dialect_of, made_once
@@ -50,6 +51,10 @@ _HELD = frozenset({"23502", "55P03", "57014", "40001", "40P01", 1205, 1213, 1020
 
 #: The note of a row whose transaction has put into the outbox what comes after the task: a copy sends none of it.
 SENT = json.dumps({"sent": True})
+
+
+#: The content type of a row whose task was replaced, where its transaction has put the replacement into the outbox.
+REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +253,17 @@ def explained(error: DBAPIError, bind: Connection | Engine, table: Table) -> Exc
     if not missing:
         return error
     return InvalidSetting(
-        f"Tasks have exactly_once, but the database has no table {table.fullname!r}, in which a task is recorded as "
-        f"completed. Create it: {HOW_TO_CREATE}; in a hurry: {_ddl(engine, table)}"
+        f"Tasks have exactly_once, but the database {shown(engine.url)} has no table {table.fullname!r}, in which a "
+        f"task is recorded as completed. Create it: {HOW_TO_CREATE}; in a hurry: {_ddl(engine, table)}"
     )
 
 
 def _ddl(engine: Engine, table: Table) -> str:
-    from sqlalchemy.schema import CreateTable
+    from sqlalchemy.schema import CreateIndex, CreateTable
 
-    return " ".join(str(CreateTable(table).compile(dialect=engine.dialect)).split()) + ";"
+    made: list[Any] = [CreateTable(table)]
+    made += [CreateIndex(index) for index in sorted(table.indexes, key=lambda index: str(index.name))]
+    return " ".join(" ".join(str(one.compile(dialect=engine.dialect)).split()) + ";" for one in made)
 
 
 # -- keeping it short --------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from sqlalchemy import Column, Double, Index, Integer, MetaData, PrimaryKeyConstraint, String, Table, Text
 
 from .declared_tables import DeclaredTables
@@ -9,6 +11,16 @@ from .declared_tables import DeclaredTables
 TABLE = "celery_alchemy_completed"
 LONGEST_ID = 255
 HOW_TO_CREATE = "completed_tasks_table(Base.metadata), then Alembic or create_all()"
+
+
+def recorded_id(task_id: str) -> str:
+    """Return the id that the rows of a task have: its own, where the column can hold it, and tell it from others.
+
+    MySQL and MariaDB compare without the spaces at the end.
+    """
+    if len(task_id) <= LONGEST_ID and not task_id.endswith(" "):
+        return task_id
+    return "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def completed_tasks_table(metadata: MetaData, name: str = TABLE, *, schema: str | None = None) -> Table:

@@ -59,19 +59,23 @@ class Attempt:
     Args:
         task: The task's name.
         label: Of its unit of work, for messages.
+        needs_result: Why it must not commit before its end, for a message; None: it may.
     """
 
     __slots__ = (
-        *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "over", "record"),
-        *("table", "task", "written"),
+        *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "needs_result", "over"),
+        *("record", "table", "task", "written"),
     )
 
-    def __init__(self, key: Key, task: str, table: Table, mode: Mode, label: str) -> None:
+    def __init__(
+        self, key: Key, task: str, table: Table, mode: Mode, label: str, needs_result: str | None = None
+    ) -> None:
         self.key: Key = key
         self.task: str = task
         self.table: Table = table
         self.mode: Mode = mode
         self.label: str = label
+        self.needs_result: str | None = needs_result
         self.over: bool = False
         """It has turned out that the body need not run: there is nothing to write."""
         self.again()
@@ -147,6 +151,13 @@ class Attempt:
         self.go_on()
         if self._along is not None and not self._along.sent:
             self._along, self.written = None, False  # nothing was executed that could have taken it along
+        if self.record is None and self.needs_result is not None:
+            raise CommittedEarly(
+                f"{self.label} has exactly_once, and commits before its end, but {self.needs_result}. Were its worker "
+                f"killed after this COMMIT, its work would be done and its result lost, and what comes next could not "
+                f"be. Leave self.db.commit() out, which the end of the task does: the result is committed with the "
+                f"work. Or let nothing take the result: ignore_result=True, and signatures made with .si()."
+            )
         record = self.record or Record(note=UNFINISHED)
         if self.written is True and record == Record():
             self.written = record  # an empty row says so

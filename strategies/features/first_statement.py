@@ -9,6 +9,7 @@ measures it on the first connection that an Engine makes, and leaves local socke
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from time import perf_counter
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.util import await_only
 
 from ..drivers.url import shown
 from ..engines.forks import on_fork
@@ -29,7 +31,9 @@ WORTH_WHILE_S = 250e-6
 """A round trip that takes longer is worth to be saved. Measured: docs/round-trips.md."""
 _MEASUREMENTS = 20
 #: Options of create_engine that leave nothing to us.
-_OWN_CONNECTIONS = ("creator", "pool", "module")
+_OWN_CONNECTIONS = ("creator", "async_creator", "pool", "module")
+#: What is of the user's own where it is given to the driver, by whether its connections are awaited.
+_OWN_CLASS = {("psycopg2", False): "connection_factory", ("psycopg", True): "async_creator_fn"}
 
 
 def begin_with_first_statement(engine: Engine, options: DatabaseOptions) -> None:
@@ -38,10 +42,11 @@ def begin_with_first_statement(engine: Engine, options: DatabaseOptions) -> None
     With "auto", where a round trip is worth it. Does nothing where it cannot be right: `why_not` says why.
     """
     mode = options.begin_with_first_statement
-    if options.reads or not mode or engine.dialect.is_async or why_not(engine.url, mode) is not None:
+    if options.reads or not mode or why_not(engine.url, engine.dialect, mode) is not None:
         return
+    kind = _AwaitedConnect if engine.dialect.is_async else _Connect
     # Not a `do_connect` listener: the first one that returns a connection is the last one asked, and users have theirs.
-    engine.dialect.connect = _Connect(engine.dialect, mode, shown(engine.url))  # type: ignore[method-assign]
+    engine.dialect.connect = kind(engine.dialect, mode, shown(engine.url))  # type: ignore[method-assign]
 
 
 class _Connect:
@@ -53,18 +58,18 @@ class _Connect:
         self._stock: Any = dialect.connect
         self._driver = _module_of(dialect)
         self._worth_while = None if mode == AUTO else True
-        self._measuring = threading.Lock()
         on_fork(self._renew_lock)
+        self._renew_lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._worth_while is False or not _allows(self._dialect.driver, kwargs):
+        if self._worth_while is False or _own_class(self._dialect, kwargs) is not None:
             return self._stock(*args, **kwargs)
         if self._worth_while is None:
             first = self._stock(*args, **kwargs)
             if not self._measure(first):
                 return first  # as it is: a connection of another class would cost every statement, used or not
             first.close()
-        return self._driver.connect(*args, **kwargs)
+        return self._driver.connect(self._stock, *args, **kwargs)
 
     def _measure(self, connection: Any) -> bool:
         """Return whether a round trip is worth saving; measured on `connection` where no other has told it before.
@@ -73,9 +78,12 @@ class _Connect:
         one Engine two kinds of connections. They have connected before: a server that does not answer delays each once.
         """
         try:
-            with self._measuring:
+            self._acquire()
+            try:
                 if self._worth_while is None:
                     self._worth_while = _is_worth_while(connection, self._place)
+            finally:
+                self._measuring.release()
         except BaseException:
             connection.close()  # SQLAlchemy does not know of it yet
             raise
@@ -83,12 +91,25 @@ class _Connect:
 
     def _renew_lock(self) -> None:
         # Another thread of the parent may have held it at the fork.
-        self._measuring = threading.Lock()
+        self._measuring: threading.Lock | asyncio.Lock = threading.Lock()
+
+    def _acquire(self) -> None:
+        self._measuring.acquire()
 
 
-def describe(mode: Mode, url: URL, options: dict[str, Any]) -> str:
+class _AwaitedConnect(_Connect):
+    """The same on an event loop, whose other coroutines go on while one measures."""
+
+    def _renew_lock(self) -> None:
+        self._measuring = asyncio.Lock()
+
+    def _acquire(self) -> None:
+        await_only(self._measuring.acquire())  # type: ignore[arg-type]
+
+
+def describe(mode: Mode, url: URL, dialect: type[Dialect], options: dict[str, Any]) -> str:
     """Return what the log line of the worker's start says of it; nothing where that would be no news."""
-    reason = why_not(url, mode, options)
+    reason = why_not(url, dialect, mode, options)
     if not mode or (mode == AUTO and url.get_backend_name() != "postgresql"):
         return ""
     if reason is not None:
@@ -98,13 +119,15 @@ def describe(mode: Mode, url: URL, options: dict[str, Any]) -> str:
     return "BEGIN goes with the first statement"
 
 
-def why_not(url: URL, mode: Mode, options: dict[str, Any] | None = None) -> str | None:
+def why_not(
+    url: URL, dialect: Dialect | type[Dialect], mode: Mode, options: dict[str, Any] | None = None
+) -> str | None:
     """Return why BEGIN has a round trip of its own; None where it goes with the first statement.
 
     Args:
         options: Of create_engine; what cannot be told from them is told from the connection when it is made.
     """
-    options, dialect = options or {}, url.get_dialect()
+    options = options or {}
     if not mode:
         return "alchemy_begin_with_first_statement = False"
     if dialect.name != "postgresql" or dialect.driver not in {"psycopg", "psycopg2"}:
@@ -114,8 +137,9 @@ def why_not(url: URL, mode: Mode, options: dict[str, Any] | None = None) -> str 
             return f"the engine option {name!r} makes the connections"
     if options.get("isolation_level") == "AUTOCOMMIT":
         return "the Engine is in AUTOCOMMIT"
-    if not _allows(dialect.driver, options.get("connect_args", {})):
-        return "connect_args has a connection_factory"
+    own = _own_class(dialect, options.get("connect_args", {}))
+    if own is not None:
+        return f"connect_args has {own}"
     if dialect.driver == "psycopg" and not _has_pipelines():
         return "this libpq has no pipelines"
     if mode == AUTO and is_local(url):
@@ -123,10 +147,11 @@ def why_not(url: URL, mode: Mode, options: dict[str, Any] | None = None) -> str 
     return None
 
 
-def _allows(driver: str, connect_args: dict[str, Any]) -> bool:
-    """Tell whether connections made with these arguments can be of a class of ours."""
-    factory = connect_args.get("connection_factory")
-    return driver != "psycopg2" or factory is None or factory.__module__.startswith(__package__.rpartition(".")[0])
+def _own_class(dialect: Dialect | type[Dialect], connect_args: dict[str, Any]) -> str | None:
+    """Return which of these arguments makes connections of a class of the user's own; None: they can be of ours."""
+    name = _OWN_CLASS.get((dialect.driver, dialect.is_async), "")
+    given = connect_args.get(name)
+    return None if given is None or given.__module__.startswith(__package__.rpartition(".")[0]) else name
 
 
 def is_local(url: URL) -> bool:
@@ -142,6 +167,10 @@ def _has_pipelines() -> bool:
 
 
 def _module_of(dialect: Dialect) -> ModuleType:
+    if dialect.is_async:
+        from ..drivers import begin_awaited_psycopg
+
+        return begin_awaited_psycopg
     if dialect.driver == "psycopg":
         from ..drivers import begin_psycopg
 

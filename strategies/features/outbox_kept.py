@@ -1,4 +1,4 @@
-"""Rows of the outbox that are kept until their receivers have completed: until the table of completed tasks has them.
+"""Rows of the outbox that are kept until their receivers have ended.
 
 A broker may lose a message that it has confirmed, or that a worker was about to take. Its row is sent again then, after
 a pause: a receiver that has completed meanwhile does not run again. Commits nothing.
@@ -6,42 +6,55 @@ a pause: a receiver that has completed meanwhile does not run again. Commits not
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, select, update
+from sqlalchemy import Table, bindparam, delete, select, update
 
 from .completed import Key
-from .outbox_insert import Executor, dialect_of
+from .outbox_insert import ROWS_AT_ONCE, Executor
 from .outbox_table import database_now
 
-RECEIVED_AT_ONCE = 1000
+
+def drop_of(executor: Executor, table: Table, keys: Collection[Key]) -> int:
+    """Delete the rows of the requests with these keys, which have ended; return how many there were."""
+    deleted = 0
+    for ids in _ids_of(executor, table, keys):
+        found: Any = executor.execute(delete(table).where(table.c.id.in_(ids)))
+        deleted += int(found.rowcount)
+    return deleted
 
 
-def drop_received(executor: Executor, table: Table, completed: Table, most: int = RECEIVED_AT_ONCE) -> int:
-    """Delete up to so many rows whose receivers have completed; return how many there were."""
-    same = (completed.c.task_id == table.c.task_id) & (completed.c.nesting == table.c.nesting)
-    found = select(table.c.id).join(completed, same).where(table.c.nesting.is_not(None)).limit(most)
-    if dialect_of(executor, table) == "postgresql":
-        found = found.with_for_update(of=table, skip_locked=True)
-    ids = list(executor.execute(found).scalars())
+def drop_all_of(executor: Executor, table: Table, task_id: str) -> int:
+    """Delete the rows of a request that has ended, however often it was replaced; return how many there were."""
+    found = executor.execute(select(table.c.id, table.c.task_id, table.c.nesting).where(table.c.task_id == task_id))
+    ids = [row.id for row in found if row.nesting is not None and row.task_id == task_id]
     if ids:
         executor.execute(delete(table).where(table.c.id.in_(ids)))
     return len(ids)
 
 
-def drop_of(executor: Executor, table: Table, key: Key) -> int:
-    """Delete the rows of the request with this key: it has ended without completing; return how many there were."""
-    found: Any = executor.execute(delete(table).where(*_of(table, key)))
-    return int(found.rowcount)
-
-
 def postpone(executor: Executor, table: Table, key: Key, seconds: float) -> int:
-    """Send the message of the request with this key no earlier than in so many seconds: it has been received, and is
-    tried again by a message of its own; return how many rows there were."""
-    due_at = database_now() + bindparam("later", seconds)
-    found: Any = executor.execute(update(table).where(*_of(table, key), table.c.due_at < due_at).values(due_at=due_at))
-    return int(found.rowcount)
+    """Send the message of the request with this key again no earlier than in so many seconds: it has been received, and
+    is tried again by a message of its own; return how many rows there were."""
+    due_at, changed = database_now() + bindparam("later", seconds), 0
+    for ids in _ids_of(executor, table, [key]):
+        sent_before = (table.c.id.in_(ids), table.c.sends > 0, table.c.due_at < due_at)
+        found: Any = executor.execute(update(table).where(*sent_before).values(due_at=due_at))
+        changed += int(found.rowcount)
+    return changed
 
 
-def _of(table: Table, key: Key) -> tuple[ColumnElement[bool], ...]:
-    return table.c.task_id == key.task_id, table.c.nesting == key.nesting
+def _ids_of(executor: Executor, table: Table, keys: Collection[Key]) -> Iterable[list[int]]:
+    """Yield the ids of the rows with these keys, some at a time.
+
+    They are compared here: to a database "a" and "A" may be the same. And a row is changed by its id alone, so that
+    InnoDB locks none that others write.
+    """
+    wanted, task_ids = frozenset(keys), sorted({key.task_id for key in keys})
+    for start in range(0, len(task_ids), ROWS_AT_ONCE):
+        here = table.c.task_id.in_(task_ids[start : start + ROWS_AT_ONCE])
+        found = executor.execute(select(table.c.id, table.c.task_id, table.c.nesting).where(here))
+        ids = [row.id for row in found if row.nesting is not None and Key(row.task_id, row.nesting) in wanted]
+        if ids:
+            yield ids

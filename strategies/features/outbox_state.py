@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Table, func, inspect, select
+from sqlalchemy import Connection, Table, case, func, inspect, select
 from sqlalchemy.exc import NoSuchTableError
 
 from .outbox import Counts, count
@@ -20,15 +20,21 @@ class State:
     counts: Counts
     overdue_s: float
     """For so long a message has been due that no sender has taken, in seconds; 0.0 where there is none."""
+    due_again: int
+    """Messages that were sent, whose receivers have not ended, and that are due again."""
     error: str | None
     """Of the newest message that failed."""
 
 
 def look(connection: Connection, table: Table) -> State:
     """Return what is in the outbox: three short statements."""
-    overdue_s = connection.scalar(select(database_now() - func.min(table.c.due_at)))
+    again = case(((table.c.due_at <= database_now()) & (table.c.sends > 0), 1))
+    overdue_s, due_again = connection.execute(
+        select(database_now() - func.min(table.c.due_at), func.count(again)).select_from(table)
+    ).one()
     failed = select(table.c.error).where(table.c.error.is_not(None)).order_by(table.c.id.desc()).limit(1)
-    return State(count(connection, table), max(0.0, float(overdue_s or 0.0)), connection.scalar(failed))
+    late_s = max(0.0, float(overdue_s or 0.0))
+    return State(count(connection, table), late_s, int(due_again), connection.scalar(failed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from ..engines.held import name_user
 from ..engines.on_error import expect_read_only
 from ..errors import CeleryAlchemyError
 from ..hooks import OpenUnit, UnitHook
+from ..interrupts import is_interrupt
 from ..options import DatabaseOptions
 from ..sessions import become, owner_of
 
@@ -64,7 +65,9 @@ def set_read_only_at_connect(engine: Engine, options: DatabaseOptions) -> None:
             return  # it was invalidated
         try:
             left = driver.left_on_reading(dbapi_connection)
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             left = "it cannot be asked"
         if left is not None:
             logger.warning(

@@ -25,7 +25,7 @@ class Storm(NamedTuple):
     driver: str
 
 
-@pytest.fixture(scope="module", params=["asyncpg", "psycopg", "asyncmy", "aiomysql", "aiosqlite"])
+@pytest.fixture(scope="module", params=["asyncpg", "psycopg", "psycopg-along", "asyncmy", "aiomysql", "aiosqlite"])
 def there(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, databases.Database]]:
@@ -44,9 +44,10 @@ def storm(request: pytest.FixtureRequest, site: Site, there: tuple[str, database
     driver, database = there
     pool: str = request.param
     name = f"{site.prefix[:-1]}-storm-{pool}-{driver}"
-    url, arguments = url_for(driver, database, name)
+    url, arguments = url_for(driver.removesuffix("-along"), database, name)
     options = {"connect_args": arguments} | ({"pool_size": 6, "max_overflow": 2} if pool == "asyncio" else {})
     settings = {"alchemy_engine_options": options, "worker_prefetch_multiplier": 4}
+    settings["alchemy_begin_with_first_statement"] = driver.endswith("-along")
     with running(
         Worker(site, name, pool, database_url=url, modules=["storms"], settings=settings, awaits=True)
     ) as worker:
@@ -58,7 +59,7 @@ def test_a_task_has_succeeded_exactly_when_its_rows_are_there(storm: Storm, key:
     """Nothing stays checked out, and nothing runs or is idle in a transaction on the server."""
     worker, database = storm.worker, storm.database
     chance = random.Random(SEED)
-    slow = storm.driver in {"asyncpg", "psycopg"}
+    slow = storm.driver in {"asyncpg", "psycopg", "psycopg-along"}
     warm = worker.call_together("live", [(f"{key}-warm", "warm", slow)] * WAVE)
     assert {outcome.state for outcome in warm} == {"SUCCESS"}
     longest_s = max(outcome.value for outcome in warm)  # of a life: limits strike anywhere in it, and after it

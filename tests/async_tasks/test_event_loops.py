@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.util import await_only
 from support.async_shop import Shop, add
 from support.databases import PostgreSQL
 from support.waiting import eventually
@@ -77,6 +78,7 @@ SCRIPT = """
 import asyncio, sys
 from celery import Celery
 from sqlalchemy import text
+from sqlalchemy.util import await_only
 from celery_alchemy import Alchemy
 
 app = Celery("script", broker="memory://")
@@ -94,5 +96,30 @@ asyncio.run(main())
 def test_a_script_ends_whose_event_loop_has_ended(tmp_path: Path) -> None:
     """A connection that is idle in the pool has a thread, and the interpreter must not wait for it."""
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "script.db")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_who_waits_for_a_loop_that_is_stopped_waits_no_more() -> None:
+    """A thread of a process that ends would keep it from ending, and a message of the outbox from being sent again."""
+    thread = loop_thread.LoopThread()
+    entered, found = threading.Event(), []
+
+    def forever() -> None:
+        entered.set()
+        await_only(asyncio.sleep(1000))
+
+    def wait() -> None:
+        try:
+            thread.run(forever)
+        except RuntimeError as error:
+            found.append(str(error))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert entered.wait(20)
+    thread.stop()
+    waiting.join(20)
+    assert found == ["The event loop of this process was stopped while something waited for it."]
+    with pytest.raises(RuntimeError, match="closed"):
+        thread.run(forever)

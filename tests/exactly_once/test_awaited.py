@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from celery.bin.celery import celery as command
@@ -13,17 +13,16 @@ from celery.result import AsyncResult
 from click.testing import CliRunner
 from support import databases
 from support.databases import PostgreSQL
-from support.exactly_once import AWAITED_PLACES, Once, Place, new_id, place_of, settings_of
+from support.exactly_once import AWAITED_SERVERS, Once, Place, fixture_of, new_id, settings_of
+from support.once_flows import Flows
 from support.project.models import Row
 
 from celery_alchemy import AsyncDatabaseTask, ConfigurationError
 from celery_alchemy.workers import pausing
 from celery_alchemy.workers.exactly_once import runner
+from celery_alchemy.workers.watching.outbox import in_short
 
-
-@pytest.fixture(params=[name for name in AWAITED_PLACES if "sqlite" not in name])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    yield from place_of(request)
+place = fixture_of(AWAITED_SERVERS)
 
 
 def test_a_copy_that_waits_lets_the_loop_go_on(once: Once, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +212,28 @@ def test_on_sqlite_one_file_at_a_time(tmp_path: Any, key: str) -> None:
                 assert len(database.rows(key)) == number + 1
         finally:
             once.close()
+
+
+def test_the_outbox_is_reached_from_outside_the_loop(place: Place, key: str) -> None:
+    """By the commands, by `inspect sessions`, and by who sends it."""
+    flows = Flows(place[0], **place[1])
+    context = type("Context", (), {"app": flows.app})()
+
+    def command_says(*arguments: str) -> Any:
+        found = CliRunner().invoke(command.get_command(None, "alchemy"), ["outbox", *arguments], obj=context)
+        assert found.exit_code == 0, found.output
+        return json.loads(found.output)
+
+    try:
+        flows.by_outbox(flows.step, None, key, "one")
+        (row,) = command_says("list", "--json")["messages"]
+        assert row["task"] == "step"
+        assert in_short(flows.db, 20) == {"waiting": 1, "sent": 0, "set_aside": 0, "oldest_s": ANY, "error": None}
+        assert command_says("retry", "--json", row["task_id"]) == {"messages": 1}
+        flows.work()
+        assert flows.traces(key) == ["None>one"]
+        flows.by_outbox(flows.step, None, key, "two")
+        assert command_says("drop", "--json", "--all") == {"messages": 2}
+        assert flows.outbox() == []
+    finally:
+        flows.close()

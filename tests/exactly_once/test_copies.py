@@ -1,11 +1,10 @@
 """A task that is delivered twice has its effects in the database once, and the same result."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery.exceptions import Retry
-from support.exactly_once import AWAITED_PLACES, PLACES, Once, Place, done, new_id, place_of
+from support.exactly_once import AWAITED_PLACES, PLACES, Once, done, fixture_of, new_id
 from support.project.models import Row
 
 from celery_alchemy import ConfigurationError
@@ -13,9 +12,7 @@ from celery_alchemy import ConfigurationError
 MODES = ["first", "last"]
 
 
-@pytest.fixture(params=[*PLACES, *AWAITED_PLACES])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    yield from place_of(request)
+place = fixture_of([*PLACES, *AWAITED_PLACES])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
-from support.exactly_once import AWAITED_PLACES, PLACES, Once, Place, done, new_id, place_of
+from support.exactly_once import BOTH_SPELLINGS, Once, Place, done, fixture_of, new_id
 from support.project.models import Counter, Row, User
 
 FULL = os.environ.get("CELERY_ALCHEMY_FAULTS") == "full"
@@ -15,9 +15,7 @@ PAIRS = int(os.environ.get("EXACTLY_ONCE_PAIRS", "1000" if FULL else "40"))
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
-@pytest.fixture(params=[*PLACES, *(name for name in AWAITED_PLACES if "sqlite" not in name)])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    yield from place_of(request)
+place = fixture_of(BOTH_SPELLINGS)
 
 
 @pytest.fixture(params=LEVELS)

@@ -57,6 +57,17 @@ def test_ids_that_differ_in_case_or_are_long_are_others(once: Once, key: str) ->
     assert len(once.database.rows(key)) == 5
 
 
+def test_ids_that_end_in_a_space_or_are_long(once: Once, key: str) -> None:
+    """MySQL compares without the spaces at the end, and the column holds 255 characters."""
+    create = make_task(once, key)
+    for task_id in (key, f"{key} ", f"{key}  ", key + "x" * 300):
+        for _ in range(2):
+            assert once.deliver(create, task_id=task_id)[1] == "done"
+        assert once.db.forget(task_id) == 1
+        once.deliver(create, task_id=task_id)
+    assert len(once.database.rows(key)) == 8
+
+
 def test_the_key_is_the_same_for_each_delivery_and_of_no_other_task(once: Once) -> None:
     keys = []
 
@@ -95,7 +106,7 @@ def test_the_commands_show_and_prune(once: Once, key: str) -> None:
     assert {row["task_id"] for row in shown} == set(ids)
     assert f"create[{ids[1]}]" in run("list", "--task", "create").output
     assert run("prune", "--older-than", "3000 years").exit_code == 2
-    assert "1 rows deleted" in run("prune", "--older-than", "30d").output
+    assert "1 row deleted" in run("prune", "--older-than", "30d").output
     assert [len(once.recorded(task_id)) for task_id in ids] == [0, 1, 1]
     once.app.conf.broker_url = "redis://localhost"
     assert "visibility timeout" in run("prune", "--older-than", "1h").output
@@ -190,3 +201,15 @@ def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: 
     assert codes(alchemy_outbox_resend_s=3600) == {"resent-early"}
     assert codes(alchemy_outbox_resend_s=0) == {"not-resent"}
     assert codes(alchemy_outbox_resend_s=3601) == set()
+
+
+@pytest.mark.usefixtures("no_code")
+def test_the_doctor_looks_for_it_where_results_are_kept_there(once: Once) -> None:
+    def codes() -> set[str]:
+        found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=True)
+        return {finding.code for finding in found.findings}
+
+    once.app.conf.alchemy_completed_table = "not_there"
+    assert "completed-table" not in codes()  # nothing needs it
+    once.app.conf.result_backend = "alchemy://"
+    assert "completed-table" in codes()

@@ -43,7 +43,8 @@ def test_a_certain_kill(kills: Kills, hazard: str) -> None:
         before = kills.killed()
         key, done = kills.run(kind, point, within_s=WITHIN_S, by_outbox=True)
         assert done, f"{kind} is lost {point}: {kills.traces(key)}\n{kills.tail()}"
-        assert kills.killed() == before + 1 or "alchemy" in str(kills.app.backend), point
+        if "alchemy" not in str(kills.app.backend):
+            kills.wait_for_kill(before, point)
         assert kills.traces(key) == sorted(EXPECTED[kind]), point
     assert kills.failures() == []
 

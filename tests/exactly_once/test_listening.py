@@ -1,53 +1,83 @@
-"""Tasks that run for the first time while another one is in its COMMIT: the listeners of Sessions are there by then."""
+"""Listeners on SQLAlchemy's classes are put there once, and in a worker before its threads run tasks.
+
+SQLAlchemy fails a thread that goes through a list of listeners which another one adds to: "deque mutated during
+iteration".
+"""
 
 import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import event, text
-from sqlalchemy.orm import Session
-from support.databases import PostgreSQL
-from support.exactly_once import TABLE, Once, new_id
-from support.project.models import Row
-from support.waiting import eventually
+import pytest
+from celery import Celery
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
-from celery_alchemy import DatabaseTask
-from celery_alchemy.strategies.features import outbox_writing
+from celery_alchemy import Alchemy, DatabaseTask
+from celery_alchemy.strategies.engines import elsewhere
+from celery_alchemy.strategies.features import exactly_once, outbox_writing
+
+THREADS = 8
 
 
-def test_a_first_message_while_another_task_commits(run_database: PostgreSQL, key: str) -> None:
-    """With "last", the INSERT of the row waits in the event before the COMMIT; the first message of the process used to
-    add a listener to that event meanwhile, and the COMMIT failed."""
-    listeners = {"before_commit": outbox_writing._before_commit, "after_commit": outbox_writing._after_commit}
-    for name, function in listeners.items():
-        if event.contains(Session, name, function):
-            event.remove(Session, name, function)  # as in a process that has sent no message
-    once = Once(run_database, alchemy_outbox="relay", alchemy_engine_options={"pool_size": 4})
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        pytest.param(elsewhere, lambda: elsewhere.Attempt().end(), id="checkouts"),
+        pytest.param(exactly_once, exactly_once.ExactlyOnce, id="sessions"),
+        pytest.param(outbox_writing, outbox_writing.listen, id="outbox"),
+    ],
+)
+def test_threads_that_begin_at_the_same_time(
+    module: Any, begin: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[tuple[Any, str]] = []
+    within = threading.Semaphore(1)
+    met: list[str] = []
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once="last")
-    def slow(self: Any) -> str:
-        self.db.add(Row(key=key, note="slow"))
-        return "slow"
+    def listen(target: Any, name: str, _: object) -> None:
+        if not within.acquire(blocking=False):
+            met.append(name)
+            return
+        time.sleep(0.01)
+        there.append((target, name))
+        within.release()
 
-    @once.app.task(base=DatabaseTask, bind=True)
-    def sends(self: Any) -> str:
-        self.db.add(Row(key=key, note="sends"))
-        slow.delay_on_commit()
-        return "sends"
+    def contains(target: Any, name: str, _: object) -> bool:
+        return (target, name) in there
 
-    once.app.finalize()
-    task_id, ended = new_id(), []
-    thread = threading.Thread(target=lambda: ended.append(once.deliver(once.app.tasks[slow.name], task_id=task_id)))
+    monkeypatch.setattr(module, "event", SimpleNamespace(listen=listen, contains=contains))
+    threads = [threading.Thread(target=begin) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == []
+    assert there
+    assert len(there) == len(set(there))
+
+
+@pytest.mark.parametrize("which", ["exactly_once", "isolation_retries", None])
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_worker_with_threads_listens_when_it_starts(which: str | None, pool: str) -> None:
+    """One that runs a task at a time does so when it is needed: it costs each checkout a call."""
+    app = Celery("listening", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.alchemy_database_url = "sqlite://"
+    app.conf.alchemy_session_strategy = "scoped"
+    db = Alchemy(app)
+    options = {} if which is None else {which: 3 if which == "isolation_retries" else True}
+
+    @app.task(name=f"listening.{which}.{pool}", base=DatabaseTask, shared=False, **options)
+    def work() -> None: ...
+
+    app.finalize()
+    if event.contains(Pool, "checkout", elsewhere._on_checkout):
+        event.remove(Pool, "checkout", elsewhere._on_checkout)
     try:
-        with once.db.engine.connect() as connection:
-            insert = f"INSERT INTO {TABLE} (task_id, nesting, task, completed_at) VALUES (:i, 0, '', 0)"
-            connection.execute(text(insert), {"i": task_id})
-            thread.start()
-            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'once'"
-            eventually(lambda: run_database.column(waits)[0], "the INSERT waits")
-            assert once.deliver(sends, task_id=new_id()) == ("SUCCESS", "sends")
-            connection.rollback()
-        thread.join(30)
-        assert ended == [("SUCCESS", "slow")]
-        assert sorted(run_database.rows(key)) == ["sends", "slow"]
+        app.WorkController(pool_cls=pool, concurrency=4)  # its bootsteps are made, and not started
+        assert event.contains(Pool, "checkout", elsewhere._on_checkout) is (pool == "threads" and which is not None)
     finally:
-        once.close()
+        db.stop()
+        app.close()

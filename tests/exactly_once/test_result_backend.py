@@ -11,6 +11,7 @@ from support.exactly_once import Once, new_id, together
 from support.project.models import Row
 
 from celery_alchemy import DatabaseTask
+from celery_alchemy.strategies.features.completed_table import recorded_id
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def result_of(once: Once, task_id: str) -> AsyncResult[Any]:
     return AsyncResult(task_id, app=once.app)
 
 
-def test_success_comes_with_the_commit(once: Once, key: str) -> None:
+@pytest.mark.parametrize("more", ["", " ", "x" * 300])
+def test_success_comes_with_the_commit(once: Once, key: str, more: str) -> None:
     seen = []
 
     @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
@@ -35,18 +37,34 @@ def test_success_comes_with_the_commit(once: Once, key: str) -> None:
         once.db.on_commit(lambda: seen.append(result_of(once, self.request.id).state))
         return {"number": 7}
 
-    task_id = new_id()
+    task_id = new_id() + more
     assert result_of(once, task_id).state == states.PENDING
     once.deliver(create, task_id=task_id)
     assert seen == ["PENDING", "SUCCESS"]
     result = result_of(once, task_id)
     assert result.get(timeout=1) == {"number": 7}
     assert result.date_done is not None
-    assert len(once.recorded(task_id)) == 1
+    assert len(once.recorded(recorded_id(task_id))) == 1
     result.forget()
     assert result_of(once, task_id).state == states.SUCCESS
     once.db.forget(task_id)
     assert result_of(once, task_id).state == states.PENDING
+
+
+def test_a_task_that_reads_a_result_does_not_find_its_own_children_there(once: Once) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> None:
+        self.db.add(Row(key=self.request.id))
+
+    @once.app.task(bind=True)
+    def read(self: Any, task_id: str) -> Any:
+        work.delay()
+        assert len(self.request.children) == 1
+        return result_of(once, task_id).children
+
+    task_id = new_id()
+    once.deliver(work, task_id=task_id)
+    assert once.deliver(read, task_id, task_id=new_id()) == ("SUCCESS", [])
 
 
 def test_failures_and_other_tasks_are_beside_it(once: Once) -> None:

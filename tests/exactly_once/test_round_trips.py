@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, insert, make_url
 from sqlalchemy.orm import Session
 from support import databases
-from support.exactly_once import Once, done, new_id, settings_of
+from support.exactly_once import Once, begins, done, new_id, settings_of
 from support.project.models import Row
 
 from celery_alchemy.loadtests.services.proxy import CountingProxy
@@ -29,6 +29,7 @@ COSTS = {
     "psycopg2": Costs(3, 6, 5),
     "psycopg2-along": Costs(3, 3, 3),
     "await psycopg": Costs(3, 6, 5),
+    "await psycopg-along": Costs(3, 3, 3),
     "await asyncpg": Costs(3, 6, 5),
     "pymysql": Costs(3, 4, 3),
     "await asyncmy": Costs(3, 4, 3),
@@ -45,14 +46,13 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Once, CountingProxy,
     )
     settings: dict[str, Any] = {}
     if name.startswith("await"):
-        settings = settings_of(driver, database)
+        settings = settings_of(driver, database) | begins(name.endswith("along"))
     elif driver == "pymysql":
         settings = {"alchemy_database_url": database.url("once")}
     else:
         settings = {
             "alchemy_database_url": database.url("once", driver),
-            "alchemy_begin_with_first_statement": name.endswith("along"),
-        }
+        } | begins(name.endswith("along"))
     with CountingProxy(make_url(settings.pop("alchemy_database_url"))) as proxy:
         once = Once(database, alchemy_database_url=proxy.url.render_as_string(False), **settings)
         yield once, proxy, COSTS[name]

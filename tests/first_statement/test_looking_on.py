@@ -2,26 +2,32 @@
 
 import contextlib
 import logging
+import pkgutil
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 from support.apps import Isolated
 from support.databases import PostgreSQL
 from support.first_statement import (
+    AWAITED,
     BEGIN,
     COMMIT,
     IDLE,
     IN_TRANSACTION,
     Started,
     copy_in,
+    drivers_own,
     raw,
     server_says,
     status,
     trips,
     unit,
+    waited,
 )
 from support.project.models import Row
 
@@ -32,17 +38,17 @@ from celery_alchemy.loadtests.services.proxy import CountingProxy
 
 
 def several_statements(connection: Any, key: str) -> None:
-    with connection.cursor() as cursor:
+    with closing(connection.cursor()) as cursor:
         cursor.execute(f"INSERT INTO rows_ (key_, note) VALUES ('{key}', ''); SELECT 1")
 
 
 def one_statement(connection: Any, key: str) -> None:
-    with connection.cursor() as cursor:
+    with closing(connection.cursor()) as cursor:
         cursor.execute("INSERT INTO rows_ (key_, note) VALUES (%s, '')", (key,))
 
 
 def one_statement_after_a_comment(connection: Any, key: str) -> None:
-    with connection.cursor() as cursor:
+    with closing(connection.cursor()) as cursor:
         cursor.execute("/* a comment */ INSERT INTO rows_ (key_, note) VALUES (%s, '')", (key,))
 
 
@@ -51,12 +57,12 @@ def composed_statement(connection: Any, key: str) -> None:
         from psycopg2 import sql
     else:
         from psycopg import sql
-    with connection.cursor() as cursor:
+    with closing(connection.cursor()) as cursor:
         cursor.execute(sql.SQL("INSERT INTO {} (key_, note) VALUES (%s, '')").format(sql.Identifier("rows_")), (key,))
 
 
 def many_statements(connection: Any, key: str) -> None:
-    with connection.cursor() as cursor:
+    with closing(connection.cursor()) as cursor:
         cursor.executemany("INSERT INTO rows_ (key_, note) VALUES (%s, '')", [(key,)])
 
 
@@ -66,20 +72,29 @@ def cursor_of_another_class(connection: Any, key: str) -> None:
 
         cursor = connection.cursor(cursor_factory=DictCursor)
     else:
-        from psycopg import ClientCursor
+        from psycopg import AsyncClientCursor, ClientCursor
 
-        cursor = ClientCursor(connection)
-    cursor.execute("INSERT INTO rows_ (key_, note) VALUES (%s, '')", (key,))
-    cursor.close()
+        own = drivers_own(connection)
+        cursor = ClientCursor(connection) if own is connection else AsyncClientCursor(own)
+    waited(cursor.execute("INSERT INTO rows_ (key_, note) VALUES (%s, '')", (key,)))
+    waited(cursor.close())
 
 
 def function_call(connection: Any, key: str) -> None:
-    with connection.cursor() as cursor:
+    own = drivers_own(connection)
+    with closing(connection.cursor()) as cursor:
         if hasattr(cursor, "callproc"):
             cursor.callproc("pg_sleep", (0,))
-        else:
+        elif own is connection:
             list(cursor.stream("SELECT 1"))
+        else:
+            await_only(streamed(own))
         cursor.execute("INSERT INTO rows_ (key_, note) VALUES (%s, '')", (key,))
+
+
+async def streamed(connection: Any) -> None:
+    async for _ in connection.cursor().stream("SELECT 1"):
+        pass
 
 
 RAW = [
@@ -129,7 +144,7 @@ def test_a_transaction_that_is_ended_by_a_statement(db: Alchemy, run_database: P
     """The next statement begins another one."""
     with pytest.raises(ZeroDivisionError), db.unit_of_work() as session:
         session.execute(insert(Row).values(key=key, note="committed by hand"))
-        with raw(session).cursor() as cursor:
+        with closing(raw(session).cursor()) as cursor:
             cursor.execute("COMMIT")
         assert status(session) == IDLE
         session.execute(insert(Row).values(key=key, note="rolled back"))
@@ -145,11 +160,15 @@ def test_the_driver_refuses_in_a_transaction_what_it_always_refused(db: Alchemy)
     with db.unit_of_work() as session:
         session.execute(text("SELECT 1"))
         connection = raw(session)
+        own = drivers_own(connection)
         for name in ("autocommit", "deferrable", "isolation_level"):
             with pytest.raises((psycopg.ProgrammingError, psycopg2.ProgrammingError), match="transaction"):
-                setattr(connection, name, 1)
+                if connection is own:
+                    setattr(connection, name, 1)
+                else:
+                    getattr(connection, f"set_{name}")(1)
         with pytest.raises((psycopg.ProgrammingError, psycopg2.ProgrammingError)):
-            connection.tpc_begin(connection.xid(0, "a", "b"))
+            waited(own.tpc_begin(own.xid(0, "a", "b")))
         assert status(session) == IN_TRANSACTION
 
 
@@ -181,15 +200,13 @@ def test_listeners_and_logs_see_what_they_saw(
 
 
 def test_users_cursor_factory(started: Started, proxy: CountingProxy, driver: str) -> None:
-    if driver == "psycopg":
-        from psycopg import ClientCursor as Factory
-    else:
-        from psycopg2.extras import DictCursor as Factory
+    factories = {"psycopg": "psycopg.ClientCursor", "psycopg2": "psycopg2.extras.DictCursor"}
+    Factory = pkgutil.resolve_name(factories.get(driver, "psycopg.AsyncClientCursor"))
     db = started(alchemy_engine_options={"connect_args": {"cursor_factory": Factory}})
 
     def look(session: Session) -> None:
-        with raw(session).cursor() as cursor:
-            assert isinstance(cursor, Factory)
+        with closing(raw(session).cursor()) as cursor:
+            assert isinstance(cursor if driver != AWAITED else cursor._cursor, Factory)
             cursor.execute("SELECT %s, 'x;y'", (1,))
             cursor.execute("SELECT %s", (1,))
 
@@ -218,7 +235,9 @@ def test_users_do_connect_listener(started: Started, proxy: CountingProxy) -> No
     assert trips(proxy, lambda: unit(db, look)) == 2
 
 
-def test_an_engine_of_the_users_own(proxy: CountingProxy, key: str, run_database: PostgreSQL) -> None:
+def test_an_engine_of_the_users_own(proxy: CountingProxy, driver: str, key: str, run_database: PostgreSQL) -> None:
+    if driver == AWAITED:
+        pytest.skip("an AsyncEngine of the user's own is refused")
     from sqlalchemy import create_engine
 
     engine = create_engine(proxy.url)
@@ -239,7 +258,7 @@ def test_an_engine_of_the_users_own(proxy: CountingProxy, key: str, run_database
 
 def test_large_objects_of_psycopg2(db: Alchemy, driver: str) -> None:
     """What docs/round-trips.md says of them: refused after a statement, never written outside a transaction."""
-    if driver == "psycopg":
+    if driver != "psycopg2":
         pytest.skip("psycopg 3 has no large objects")
     import psycopg2
 

@@ -14,8 +14,11 @@ from celery.worker.request import Request
 from kombu.transport.redis import QoS
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column, registry
+from support.exactly_once import as_function, done
 
-from celery_alchemy import Alchemy, DatabaseTask, completed_tasks_table, outbox_table
+from celery_alchemy import Alchemy, AsyncDatabaseTask, DatabaseTask, completed_tasks_table, outbox_table
+from celery_alchemy.workers.exactly_once import own_chords
+from celery_alchemy.workers.sending import received
 
 config: dict[str, Any] = json.loads(os.environ["ONCE_APP"])
 app = Celery("once", broker=config["broker"], backend=config["backend"], set_as_current=False)
@@ -64,6 +67,7 @@ def around(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if config["worker"]:
+    received.PAUSE_S = config.get("pause_s") or received.PAUSE_S
 
     @db.on_engine
     def follow(engine: Any) -> None:
@@ -75,6 +79,7 @@ if config["worker"]:
     backend.on_chord_part_return = around("count", backend.on_chord_part_return)
     Request.acknowledge = around("acknowledged", Request.acknowledge)
     QoS.append = around("noted", QoS.append)
+    own_chords._claim_once = around("claimed", own_chords._claim_once)
     before_task_publish.connect(lambda **_: reached("before publish"), weak=False)
     after_task_publish.connect(lambda **_: reached("after publish"), weak=False)
 
@@ -88,39 +93,57 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-task = functools.partial(
-    app.task, base=DatabaseTask, bind=True, shared=False, acks_late=True, reject_on_worker_lost=True, max_retries=3
-)
+def task(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a task of a coroutine function that awaits nothing but `done`, in the spelling that is asked for."""
+    late, awaits = config.get("late", True), config.get("awaits", False)
+    base: Any = AsyncDatabaseTask if awaits else DatabaseTask
+    options = {"acks_late": late, "reject_on_worker_lost": late, "max_retries": 3, "shared": False}
+    return lambda body: app.task(base=base, bind=True, name=name, **options)(body if awaits else as_function(body))
 
 
 @task(name="step")
-def step(self: Any, got: Any, key: str, note: str) -> str:
+async def step(self: Any, got: Any, key: str, note: str) -> str:
     """Leave a trace of what it was called with."""
     self.db.add(Effect(key=key, note=f"{shown(got)}>{note}"))
-    self.db.flush()
+    await done(self.db.flush())
     return note
 
 
 @task(name="replaced")
-def replaced(self: Any, got: Any, key: str, note: str) -> Any:
+async def replaced(self: Any, got: Any, key: str, note: str) -> Any:
     """Do something, and leave the rest to another task."""
     self.db.add(Effect(key=key, note=f"{shown(got)}>{note}"))
     return self.replace(step.s(note, key, f"{note}+"))
 
 
 @task(name="retried")
-def retried(self: Any, got: Any, key: str, note: str) -> Any:
+async def retried(self: Any, got: Any, key: str, note: str) -> Any:
     """Succeed with the second attempt."""
     self.db.add(Effect(key=key, note=f"{shown(got)}>{note}"))
-    self.db.flush()
+    await done(self.db.flush())
     if not self.request.retries:
         raise self.retry(countdown=0)
     return note
 
 
 @task(name="follows")
-def follows(self: Any, got: Any, key: str, note: str) -> str:
+async def follows(self: Any, got: Any, key: str, note: str) -> str:
     """Send what comes next with the COMMIT."""
     self.db.add(Effect(key=key, note=f"{shown(got)}>{note}"))
     step.delay_on_commit(note, key, f"{note}+")
+    return note
+
+
+@task(name="fails")
+async def fails(self: Any, got: Any, key: str, note: str) -> str:
+    """Leave nothing."""
+    self.db.add(Effect(key=key, note=f"{shown(got)}>{note}"))
+    await done(self.db.flush())
+    raise ValueError(note)
+
+
+@task(name="mourns")
+async def mourns(self: Any, failed: str, key: str, note: str) -> str:
+    """Leave a trace of something that has failed."""
+    self.db.add(Effect(key=key, note=f"failed>{note}"))
     return note

@@ -1,6 +1,7 @@
 """The five drivers for asyncio, each with an Engine of ours on a real server, without Celery."""
 
 import asyncio
+import types
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -129,6 +130,29 @@ async def settled(engine: AsyncEngine) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"still checked out: {pool.checkedout()}")
+
+
+@types.coroutine
+def struck(coroutine: Any, number: int, strike: Callable[[Any], None], counts: Callable[[], bool]) -> Any:
+    """Await `coroutine`, and call `strike` with what it awaits as its `number`th of those that count; return the result
+    of `coroutine`."""
+    awaits, sent = 0, None
+    error: BaseException | None = None
+    while True:
+        try:
+            waits = coroutine.send(sent) if error is None else coroutine.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            error = None
+        if counts():
+            awaits += 1
+            if awaits == number:
+                strike(waits)
+        try:
+            sent = yield waits
+        except BaseException as raised:
+            error, sent = raised, None
 
 
 async def backend(connection: Any) -> int:

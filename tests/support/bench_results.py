@@ -1,5 +1,6 @@
 """Result directories of benchmarks that never ran: seeded, and shaped like real ones."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -141,11 +142,17 @@ DEMO = {"prefork": (131, 64, 5, 3), "threads": (20, 163, 17, 12), "gevent": (37,
 
 
 def write_demo(
-    directory: Path, demo: Mapping[str, tuple[int, int, int, int]] = DEMO, ours: tuple[int, int] = (200, 0)
-) -> Path:
-    """Write the directory of a demo: each worker pool, the recipe and ours, counted; `ours` are right and wrong."""
+    directory: Path, demo: Mapping[str, tuple[int, int, int, int]] = DEMO, ours: tuple[int, int] = (200, 0),
+    cpu_s: Sequence[float] = (0.9,),
+) -> Path:  # fmt: skip
+    """Write the directory of a demo: each worker pool, the recipe and ours, counted.
+
+    Args:
+        ours: How many of ours are right, and how many wrong.
+        cpu_s: The worker's CPU seconds of ours, of each restart.
+    """
     store = Store(directory, "demo", replace(facts_of(Plan(sweep=False)), options={"orders": 200}))
-    for pool, (right, wrong, unanswered, left) in demo.items():
+    for (pool, (right, wrong, unanswered, left)), number in itertools.product(demo.items(), range(len(cpu_s))):
         own, recipe = Arm(pool, 1 if pool == "solo" else 4, OURS, "auto"), Arm(pool, 4, "recipe")
         breaches = {CHECKS[1]: f"{wrong} times"} if wrong else {}
         cells = [
@@ -153,12 +160,12 @@ def write_demo(
                 own,
                 [Verdict(name, not (ours[1] and name == CHECKS[1])) for name in CHECKS],
                 strategy=AUTOMATIC[pool],
-                counted=Counted(sum(ours), *ours, 0, 0, 1.61, 0.9),
+                counted=Counted(sum(ours), *ours, 0, 0, 1.61, cpu_s[number]),
             ),
             Cell(recipe, [Verdict(name, name not in breaches, breaches.get(name, "")) for name in CHECKS],
                  counted=Counted(right + wrong + unanswered, right, wrong, unanswered, left, 4.2, 0.91)),
         ]  # fmt: skip
-        store.add_batch(Batch(f"demo/{pool}", 1, "orders", own.name, cells, []), [])
+        store.add_batch(Batch(f"demo/{pool}", number + 1, "orders", own.name, cells, []), [])
     return directory
 
 
@@ -288,7 +295,6 @@ def make_sweep(rng: random.Random, plan: Plan, arm: Arm, workload: str) -> list[
                 failed=0,
                 unanswered=0,
                 latency=latency,
-                worker_cpus=round(min(share, 1.0) * 1.1, 2),
                 foreign_cpus=plan.foreign_cpus,
                 peak_connections=min(arm.concurrency, 20),
                 send_lag_p99_ms=0.8,

@@ -4,7 +4,7 @@ import functools
 import inspect
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -30,31 +30,46 @@ PLACES = {
 #: And those of `async def` tasks.
 AWAITED_PLACES = {
     "await psycopg": ("psycopg", False),
+    "await psycopg-along": ("psycopg", True),
     "await asyncpg": ("asyncpg", False),
     "await asyncmy": ("asyncmy", False),
     "await aiomysql": ("aiomysql", False),
     "await aiosqlite": ("aiosqlite", False),
 }
+AWAITED_SERVERS = [name for name in AWAITED_PLACES if "sqlite" not in name]
+BOTH_SPELLINGS = [*PLACES, *AWAITED_SERVERS]
 Place = tuple[Database, dict[str, Any]]
 
 
+def fixture_of(places: Iterable[str]) -> Any:
+    """Return the fixture `place` of tests that run in each of these: a database, and the settings of an app there."""
+
+    @pytest.fixture(name="place", params=list(places))
+    def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+        yield from place_of(request)
+
+    return place
+
+
 def place_of(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Yield the database that a place is on, and the settings of an app there."""
     name = request.param
     if name in PLACES:
         driver, along = PLACES[name]
         database: Any = request.getfixturevalue("mariadb" if driver == "pymysql" else "run_database")
         url = database.url("once") if driver == "pymysql" else database.url("once", driver)
-        along_too = {"alchemy_begin_with_first_statement": along} if driver != "pymysql" else {}
-        yield database, {"alchemy_database_url": url, **along_too}
+        yield database, {"alchemy_database_url": url} | (begins(along) if driver != "pymysql" else {})
         return
-    driver, _ = AWAITED_PLACES[name]
+    driver, along = AWAITED_PLACES[name]
     if driver == "aiosqlite":
         with new_sqlite(request.getfixturevalue("tmp_path") / "once.sqlite3") as sqlite:
             yield sqlite, settings_of(driver, sqlite)
         return
     database = request.getfixturevalue("mariadb" if "mysql" in driver or "asyncmy" in driver else "run_database")
-    yield database, settings_of(driver, database)
+    yield database, settings_of(driver, database) | begins(along)
+
+
+def begins(along: bool) -> dict[str, Any]:
+    return {"alchemy_begin_with_first_statement": along}
 
 
 def settings_of(driver: str, database: Database) -> dict[str, Any]:
@@ -94,6 +109,7 @@ class Once:
     def __init__(self, database: Database, spelling: str = "def", **changes: Any) -> None:
         self.database = database
         self.awaits = spelling == "async def"
+        self.base: Any = AsyncDatabaseTask if self.awaits else DatabaseTask
         changes = {"alchemy_database_url": database.url("once"), "result_backend": "cache+memory://", **changes}
         self.app, self.db = make_app(None, changes=changes)
         assert isinstance(self.db, Alchemy)
@@ -102,8 +118,9 @@ class Once:
         """Make a task of a coroutine function that awaits nothing but `done`: one of this app's spelling."""
 
         def decorate(body: Callable[..., Any]) -> Any:
-            base: Any = AsyncDatabaseTask if self.awaits else DatabaseTask
-            return self.app.task(base=base, bind=True, **options)(body if self.awaits else as_function(body))
+            return self.app.task(bind=True, **{"base": self.base, **options})(
+                body if self.awaits else as_function(body)
+            )
 
         return decorate
 

@@ -1,21 +1,38 @@
 """Canvases of tasks with `exactly_once` and an outbox: messages are delivered by hand, lost or delivered twice."""
 
+import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
-from celery import current_app
+from celery import _state, current_app
 from celery.app.trace import build_tracer
 from sqlalchemy import text
 
-from celery_alchemy import DatabaseTask
-from celery_alchemy.workers.sending import kept
-from celery_alchemy.workers.sending.sender import in_transaction, send_waiting
+from celery_alchemy.workers.sending.received import received
+from celery_alchemy.workers.sending.sender import send_waiting
 from support.databases import Database
-from support.exactly_once import Once, new_id
+from support.exactly_once import Once, done, new_id
 from support.project.models import Row
+from support.worker import Site
 
 OUTBOX, COMPLETED = "celery_alchemy_outbox", "celery_alchemy_completed"
 LONG_S = 1000.0
+OF_REDIS_RESULTS = (
+    "ignore:Call to deprecated setex:DeprecationWarning",  # Celery's
+    "ignore:unclosed <socket:ResourceWarning",  # Celery leaves those of the result backend to the garbage collector
+)
+"""Warnings to ignore in tests with results in Redis."""
+
+
+def redis_results(site: Site, **options: Any) -> dict[str, Any]:
+    """Return the settings of an app with results in Redis, which has these transport options too."""
+    options |= {"global_keyprefix": site.prefix}
+    return {"result_backend": site.urls.celery, "result_backend_transport_options": options}
+
+
+class RolledBack(Exception):
+    """Ends a transaction."""
 
 
 class Flows(Once):
@@ -31,23 +48,54 @@ class Flows(Once):
         }
         super().__init__(database, **{**defaults, **changes})
         database.execute(f"DELETE FROM {OUTBOX}")
-        self._before = current_app._get_current_object()
-        self.app.set_current()  # as in a worker: Celery sends the members of a group by the current app
+        # As in a worker: Celery sends the members of a group by the current app, in the thread of an event loop too.
+        self._before = current_app._get_current_object(), _state.default_app
+        self.app.set_current()
+        self.app.set_default()
         self.bodies: list[str] = []
         """The notes of the bodies that have run."""
 
-        @self.app.task(base=DatabaseTask, bind=True, name="step", max_retries=3)
-        def step(task: Any, got: Any, key: str, note: str) -> str:
+        @self.task(name="step", max_retries=3)
+        async def step(task: Any, got: Any, key: str, note: str) -> str:
             self.bodies.append(note)
             task.db.add(Row(key=key, note=f"{_shown(got)}>{note}"))
-            task.db.flush()
+            await done(task.db.flush())
             return note
 
         self.step = step
 
     def close(self) -> None:
-        self._before.set_current()
+        self._before[0].set_current()
+        _state.set_default_app(self._before[1])
+        is_redis = hasattr(self.app.backend, "result_consumer")
+        if is_redis:
+            self.app.backend.result_consumer.stop()
+            self.app.backend.client.connection_pool.disconnect()
         super().close()
+        if is_redis:
+            gc.collect()  # backends of other threads, as long as an open socket is no error
+
+    def by_outbox(self, what: Any, *args: Any, fails: bool = False) -> None:
+        """Send `what` with the COMMIT of a transaction; one that `fails` is rolled back, and says so."""
+        if not self.awaits:
+            with self.db.unit_of_work() as session:
+                session.execute(text("SELECT 1"))
+                self.db.delay_on_commit(what, *args)
+                if fails:
+                    raise RolledBack
+            return
+
+        async def send() -> None:
+            try:
+                async with self.db.async_unit_of_work() as session:
+                    await session.execute(text("SELECT 1"))
+                    self.db.delay_on_commit(what, *args)
+                    if fails:
+                        raise RolledBack
+            finally:
+                await self.db.async_engine.dispose()
+
+        asyncio.run(send())
 
     # -- the broker --------------------------------------------------------------------------------------------------
 
@@ -108,9 +156,8 @@ class Flows(Once):
         self.database.execute(f"UPDATE {OUTBOX} SET due_at = 0 WHERE due_at IS NOT NULL")
 
     def sweep(self) -> None:
-        """Delete what has been received."""
-        self.db.looks_received_at = 0.0
-        kept.drop_received(self.db, in_transaction)
+        """Delete what has been received, as this process does some seconds later."""
+        received(self.db).drop()
 
     def traces(self, key: str) -> list[str]:
         return sorted(self.database.rows(key))

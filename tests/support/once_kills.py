@@ -1,5 +1,6 @@
 """Flows of tasks with exactly_once, and workers that are killed at named points meanwhile."""
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -35,7 +36,13 @@ EXPECTED = {
     "retry": ["None>t", "t>link"],
     "follow": ["None>f", "f>f+"],
 }
-READY_S, DONE_S = 60, 15
+#: What ends with errbacks: not for storms, whose app has no such tasks.
+FAILING = {
+    "failing": ["failed>errback", "failed>other"],
+    "failing chord": ["None>m0", "None>m1", "None>m2", "failed>errback", "failed>other"],
+}
+DUE = {**EXPECTED, **FAILING}
+READY_S, DONE_S = 120, 15
 
 
 class Kills:
@@ -51,6 +58,9 @@ class Kills:
             "backend": settings.pop("result_backend", site.urls.celery),
             "redis": site.urls.client,
             "prefix": self.prefix,
+            "awaits": settings.pop("awaits", False),
+            "late": settings.pop("late", True),
+            "pause_s": settings.pop("pause_s", None),
             "settings": {
                 "task_default_queue": f"{self.prefix}queue",
                 "broker_transport_options": {} if broker else options,
@@ -116,6 +126,12 @@ class Kills:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def end(self, number: int) -> int:
+        """Send the worker a signal; return its exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(READY_S)
+
     def stop(self) -> None:
         if self._process is not None:
             self._kill_group()
@@ -144,18 +160,39 @@ class Kills:
             canvas = chain(step.s(None, key, "a"), step.s(key, "b"), step.s(key, "c").set(link=[link]))
         elif kind == "chord":
             canvas = chord([step.s(None, key, f"m{number}") for number in range(3)], step.s(key, "body"))
+        elif kind in FAILING:
+            errbacks = [self.module.mourns.s(key, name) for name in ("errback", "other")]
+            canvas = self.module.fails.s(None, key, "f")
+            if kind == "failing chord":
+                members = [step.s(None, key, f"m{number}") for number in range(3)]
+                canvas = chord([*members, canvas], step.s(key, "body").set(link_error=errbacks))
+            else:
+                canvas = canvas.set(link_error=errbacks, task_id=str(uuid.uuid4()))
         else:
             name, note = {"replace": ("replaced", "r"), "retry": ("retried", "t"), "follow": ("follows", "f")}[kind]
             canvas = self.app.tasks[name].s(None, key, note).set(task_id=str(uuid.uuid4()))
             if kind != "follow":
                 canvas = canvas.set(link=[link])
         if by_outbox:
-            with self.module.db.unit_of_work():
-                self.module.db.delay_on_commit(canvas)
+            self._send_with_commit(canvas)
             return key
         with self._captured(key):
             canvas.apply_async()
         return key
+
+    def _send_with_commit(self, canvas: Any) -> None:
+        db = self.module.db
+        if not self._config["awaits"]:
+            with db.unit_of_work():
+                db.delay_on_commit(canvas)
+            return
+
+        async def send() -> None:
+            async with db.async_unit_of_work():
+                db.delay_on_commit(canvas)
+            await db.async_engine.dispose()
+
+        asyncio.run(send())
 
     @contextlib.contextmanager
     def _captured(self, key: str) -> Iterator[None]:
@@ -181,7 +218,7 @@ class Kills:
         return sorted(self.database.rows(key))
 
     def is_done(self, key: str, kind: str) -> bool:
-        return set(self.traces(key)) >= set(EXPECTED[kind])
+        return set(self.traces(key)) >= set(DUE[kind])
 
     def run(
         self, kind: str, point: str, times: int = 1, within_s: float = DONE_S, *, by_outbox: bool = False
@@ -208,7 +245,7 @@ class Kills:
         for key in keys:
             self.send_again(key)
         eventually(self._is_idle, "nothing waits any more", within_s=60)
-        return {key: self.traces(key) for key, kind in keys.items() if self.traces(key) != sorted(EXPECTED[kind])}
+        return {key: self.traces(key) for key, kind in keys.items() if self.traces(key) != sorted(DUE[kind])}
 
     def _all_done(self, keys: dict[str, str]) -> bool:
         self.keep_up()
@@ -224,6 +261,14 @@ class Kills:
     def killed(self) -> int:
         return int(self.redis.get(self.prefix + "killed") or 0)
 
+    def wait_for_kill(self, before: int, point: str) -> None:
+        """Wait until one more was killed than `before`: what it was to do may be done first."""
+        eventually(lambda: self.killed() == before + 1, f"a kill {point}")
+
+    def said(self, words: str) -> int:
+        """Return how often the worker has logged these words."""
+        return Path(self.log).read_text(errors="replace").count(words)
+
     def failures(self) -> list[str]:
         text_ = Path(self.log).read_text(errors="replace")
         return [line for line in text_.splitlines() if " raised unexpected" in line]
@@ -233,10 +278,10 @@ def count(odd: dict[str, list[str]], keys: dict[str, str]) -> tuple[int, int]:
     """Return how many effects were there twice, and how many were lost."""
     twice = lost = 0
     for key, traces in odd.items():
-        found, due = Counter(traces), Counter(EXPECTED[keys[key]])
+        found, due = Counter(traces), Counter(DUE[keys[key]])
         twice += sum((found - due).values())
         lost += sum((due - found).values())
     return twice, lost
 
 
-__all__ = ["EXPECTED", "POINTS", "Kills", "count", "text"]
+__all__ = ["DUE", "EXPECTED", "FAILING", "POINTS", "Kills", "count", "text"]

@@ -84,9 +84,13 @@ class Process:
 
 
 class Interpreter:
-    """A running interpreter that forks; it has imported `more`, too."""
+    """A running interpreter that forks; it has imported `more`, too.
 
-    def __init__(self, library: str, *more: str) -> None:
+    Args:
+        environment: Set while it imports, beside ours; what it forks gets one of its own.
+    """
+
+    def __init__(self, library: str, *more: str, environment: Mapping[str, str] | None = None) -> None:
         self._lock = threading.Lock()
         self._channel, its = socket.socketpair()
         self._answers = self._channel.makefile("rb")
@@ -96,7 +100,8 @@ class Interpreter:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
                 env={
-                    **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+                    **os.environ, **(environment or {}),
+                    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
                 },
                 start_new_session=True,
             )  # fmt: skip
@@ -124,13 +129,23 @@ def library_of(arguments: Sequence[str]) -> str:
 
 
 def start(
-    command: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str], errors: Path | None = None
+    command: Sequence[str],
+    cwd: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    errors: Path | None = None,
+    interpreter: Interpreter | None = None,
 ) -> Process:
-    """Start a Python program in a session of its own, whose output goes into files."""
+    """Start a Python program in a session of its own, whose output goes into files.
+
+    Args:
+        interpreter: Forks it, instead of the one that the command needs.
+    """
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(path.open("ab")) for path in (log, errors or log)]
         nothing = stack.enter_context(open(os.devnull))
-        return _start(command, cwd, environment, (nothing.fileno(), opened[0].fileno(), opened[1].fileno()))
+        files = (nothing.fileno(), opened[0].fileno(), opened[1].fileno())
+        return _start(command, cwd, environment, files, interpreter)
 
 
 def start_talking(
@@ -154,11 +169,18 @@ def start_talking(
     return process
 
 
-def _start(command: Sequence[str], cwd: Path, environment: Mapping[str, str], files: Files) -> Process:
+def _start(
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    files: Files,
+    interpreter: Interpreter | None = None,
+) -> Process:
     assert command[0] == sys.executable
     library = library_of(command) if list(command[1:3]) == ["-m", "celery"] else ""
-    with _starting:
-        interpreter = _running.get(library) or _running.setdefault(library, Interpreter(library))
+    if interpreter is None:
+        with _starting:
+            interpreter = _running.get(library) or _running.setdefault(library, Interpreter(library))
     return Process(
         interpreter, interpreter.ask(files, fork=list(command[1:]), cwd=str(cwd), environment=dict(environment))
     )

@@ -87,7 +87,7 @@ def test_interrupted_at_any_moment_both_are_committed_or_none(
     script = str(TESTS / "scripts" / "two_phase_storm.py")
     command = [sys.executable, script, *urls, key, str(amount(200, 3000)), how]
     found = {"PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=TESTS, env=found, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=TESTS, env=found, check=False)
     assert done.stdout == "ended\n", done.stderr
     with app_with(*urls) as db:
         engines = {name: one.engine for name, one in db.databases.items()}
@@ -184,7 +184,7 @@ def test_the_command_lists_and_resolves(here: PostgreSQL, beside: PostgreSQL, ke
     command = [sys.executable, "-m", "celery", "-A", "shop", "alchemy", "in-doubt", "--wait-s", "0.2"]
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
-        return preloaded.run([*command, *more], cwd=tmp_path, env=os.environ, timeout=100)
+        return preloaded.run([*command, *more], cwd=tmp_path, env=os.environ, timeout=250)
 
     assert (here.rows(key), beside.rows(key)) == (["written"], [])
     listed = run()

@@ -9,6 +9,7 @@ reports       what the consumer's request is told
 offloading    results and messages are stored and sent by threads: nothing blocks the loop
 threads       those threads
 executor      those of `asyncio.to_thread`
+beside        the same for the event loops of other worker pools
 hub           acknowledgements are sent by the consumer's thread
 watchdog      names the task that blocks the loop
 identity      `current_task` and `self.request` for child coroutines

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from .starter import Starter
+
 
 class DaemonExecutor(ThreadPoolExecutor):
     """As many threads as tasks may want at a time, and none that keeps the process from ending.
@@ -16,8 +18,9 @@ class DaemonExecutor(ThreadPoolExecutor):
     waits for its threads, so that a function that hangs would hold up the end of the worker.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, starter: Starter, most: int) -> None:
         super().__init__(most)
+        self._starter = starter
         self.most: int = most
         """The most threads."""
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -32,7 +35,7 @@ class DaemonExecutor(ThreadPoolExecutor):
             self._count += grows
         self._calls.put((future, lambda: fn(*args, **kwargs)))
         if grows:
-            threading.Thread(target=self._serve, name="asyncio-pool-to-thread", daemon=True).start()
+            self._starter.start(self._serve, "asyncio-pool-to-thread")
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

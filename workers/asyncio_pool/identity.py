@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,9 +22,8 @@ class Identity:
 _identity: ContextVar[Identity | None] = ContextVar("celery_alchemy_identity", default=None)
 
 
-def become(identity: Identity) -> None:
-    """Let what runs in this context from now on be part of one request."""
-    _identity.set(identity)
+become: Callable[[Identity], object] = _identity.set
+"""Let what runs in this context from now on be part of one request."""
 
 
 def who() -> Any:

@@ -7,10 +7,10 @@ import contextvars
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 
-from ...strategies.asynchronous.hosting import drive
-from ..interruptions import new_interruption
+from ...strategies.asynchronous.hosting import Interruption, drive
+from ..interruptions import soft_limit
 from .identity import Identity, become
 from .reports import Report, as_info
 from .tasks import Way
@@ -69,7 +69,7 @@ class Job:
     ) -> None:
         self._home, self._call = pool, call
         self._soft_s, self._hard_s = limits_s
-        self._interruption = new_interruption()
+        self._interruption = Interruption(soft_limit)
         self._telling: asyncio.Task[None] | None = None
         self.way: Way = way
         self.report: Report = report
@@ -122,10 +122,10 @@ class Job:
             self._home.ended(self)
 
     async def _trace_and_tell(self) -> None:
-        timers = self._limits()
+        timers = self._limits() if self._soft_s or self._hard_s else ()
         error = outcome = None
         try:
-            outcome = await drive(greenlet_spawn(self._in_greenlet), self._interruption)
+            outcome = await drive(self._in_greenlet, self._interruption)
         except GeneratorExit:
             raise
         except BaseException as raised:

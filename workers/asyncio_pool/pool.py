@@ -25,6 +25,7 @@ from .hub import HubThread
 from .job import Job
 from .loop import END_S, WorkerLoop
 from .reports import Report
+from .starter import Starter
 from .tasks import Way, prepare
 from .threads import Threads
 from .watchdog import Watchdog
@@ -35,8 +36,6 @@ KILL_S = 5.0
 """Seconds in which killed tasks may clean up when the worker is told to end at once."""
 RESULTS, REQUESTS = 8, 4
 """Threads that store results, and that tell requests of failures, where none is stuck."""
-MESSAGES = 10
-"""Threads that publish, where `broker_pool_limit` is unlimited."""
 TO_THREAD = 32
 """Threads of `asyncio.to_thread`, where fewer tasks run."""
 BLOCKED_SETTING, BLOCKED_S = "alchemy_warn_blocked_s", 1.0
@@ -59,6 +58,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     results: Threads
     requests: Threads
     messages: Threads
+    starter: Starter
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -72,7 +72,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._gave_up = False
         self._idle = threading.Event()
         self._ways: dict[str, Way] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._offloads: offloading.Offloads | None = None
         self._hub: HubThread | None = None
         self._thread: WorkerLoop | None = None
         self._watchdog: Watchdog | None = None
@@ -89,9 +89,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         _celery.identify_by(identity.who)
         for name in list(self.app.tasks):
             self._way_of(name)
+        self.starter = Starter()
         self._thread = WorkerLoop(self._begin, self._dispose)
         self._thread.begin()
-        counts = [sum(way is one for way in self._ways.values()) for one in Way]
+        ways = [way for name, way in self._ways.items() if not name.startswith("celery.")]
+        counts = [ways.count(one) for one in Way]
         logger.info(
             "asyncio worker pool in pid %s: %s tasks at a time; of the tasks known, %s",
             os.getpid(), self.limit, "; ".join(f"{n} {one.value}" for n, one in zip(counts, Way, strict=True) if n),
@@ -114,36 +116,17 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def _begin(self) -> None:
         """Called on the loop, before any task."""
         app, loop, limit = self.app, self.loop, max(self.limit or 0, 1)
-        self.executor = DaemonExecutor(max(limit, TO_THREAD))
+        self.executor = DaemonExecutor(self.starter, max(limit, TO_THREAD))
         loop.set_default_executor(self.executor)
-        self.bodies = Threads(loop, "body", limit, limit)
-        self.results = Threads(loop, "results", min(RESULTS, limit), limit)
-        self.requests = Threads(loop, "requests", REQUESTS, limit)
-        senders = app.conf.broker_pool_limit or MESSAGES
-        self.messages = Threads(loop, "messages", senders, senders)
-        self._undo += [
-            _celery.put_backend(app, self._offloaded),
-            _celery.put_producer_pool(app, self._offloaded_producers),
-            _celery.put_connection_pool(app, self._offloaded_connections),
-        ]
+        self.bodies = Threads(self.starter, loop, "body", limit, limit)
+        self.results = Threads(self.starter, loop, "results", min(RESULTS, limit), limit)
+        self.requests = Threads(self.starter, loop, "requests", REQUESTS, limit)
+        senders = app.conf.broker_pool_limit or offloading.MESSAGES
+        self.messages = Threads(self.starter, loop, "messages", senders, senders)
+        self._offloads = offloading.Offloads(app, self.results, self.messages)
         limit_s = app.conf.get(BLOCKED_SETTING) or BLOCKED_S
-        self._watchdog = Watchdog(loop, limit_s, self._identity_of, self._beat)
+        self._watchdog = Watchdog(loop, self.starter, limit_s, self._identity_of, self._beat)
         self._watchdog.start()
-
-    def _offloaded(self, backend: Any) -> Any:
-        # With `result_backend_thread_safe` all threads have this one.
-        of_thread = (lambda: backend) if backend.thread_safe else (lambda: self.app.backend)
-        return offloading.OffloadedBackend(backend, of_thread, self.results)
-
-    def _offloaded_producers(self, producers: Any) -> Any:
-        offloaded = offloading.OffloadedProducers(producers, self.messages)
-        self._undo.append(offloaded.close)
-        return offloaded
-
-    def _offloaded_connections(self, connections: Any) -> Any:
-        offloaded = offloading.OffloadedConnections(connections)
-        self._undo.append(offloaded.close)
-        return offloaded
 
     async def _dispose(self) -> None:
         """Close the database connections of the loop; called on it, last."""
@@ -338,14 +321,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
                     self._hub.serve()
         elif not self._idle.is_set():
             self._kill_and_wait()
-        for undo in self._undo:
-            undo()
-        self._undo = []
+        if self._offloads is not None:
+            self._offloads.undo()
         if self._watchdog is not None:
             self._watchdog.stop()
         for threads in (self.bodies, self.results, self.requests, self.messages):
             threads.close()
         self.executor.shutdown()
+        self.starter.close()
         if not self._thread.end(1 if self._gave_up else 3 * END_S):
             logger.error("The event loop of the worker pool did not end: a task blocks it")
         if self._hub is not None:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .starter import Starter
+
 STALLED_S = 0.5
 """When the oldest work has waited for this time, every thread is stuck, and there are to be more of them."""
 
@@ -50,12 +52,14 @@ class Threads:
     process from ending, as one of `concurrent.futures` would.
 
     Args:
+        starter: Makes them.
         eager: Up to so many, work never waits for a thread that another work has.
         most: Up to so many where `watch` finds that all are stuck.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: str, eager: int, most: int) -> None:
+    def __init__(self, starter: Starter, loop: asyncio.AbstractEventLoop, name: str, eager: int, most: int) -> None:
         self._loop, self._name = loop, name
+        self.starter: Starter = starter
         self.eager: int = eager
         self.most: int = max(eager, most)
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -98,7 +102,7 @@ class Threads:
             self._queue.put(None)
 
     def _start(self) -> None:
-        threading.Thread(target=self._work, name=f"asyncio-pool-{self._name}", daemon=True).start()
+        self.starter.start(self._work, f"asyncio-pool-{self._name}")
 
     def _work(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .identity import Identity, identity_in
+from .starter import Starter
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Watchdog:
     """Warns once each time that the event loop stands still for too long.
 
     Args:
+        starter: Makes its thread.
         limit_s: For so many seconds.
         of_task: Returns the request that an asyncio task runs, where its context does not say (Python 3.11).
         at_beat: Called on the loop at each beat.
@@ -32,11 +34,13 @@ class Watchdog:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        starter: Starter,
         limit_s: float,
         of_task: Callable[[Any], Identity | None],
         at_beat: Callable[[], None],
     ) -> None:
         self.interval_s: float = min(limit_s / 8, LONGEST_INTERVAL_S)
+        self._starter = starter
         self._loop, self._limit_s, self._of_task, self._at_beat = loop, limit_s, of_task, at_beat
         self._last = time.monotonic()
         self._thread_id = 0
@@ -47,7 +51,7 @@ class Watchdog:
         """Begin to watch; called on the loop."""
         self._thread_id = threading.get_ident()
         self._beat()
-        threading.Thread(target=self._watch, name="asyncio-pool-watchdog", daemon=True).start()
+        self._starter.start(self._watch, "asyncio-pool-watchdog")
 
     def stop(self) -> None:
         """Watch no more."""

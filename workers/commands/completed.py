@@ -14,8 +14,10 @@ from celery import Celery
 from sqlalchemy.exc import DBAPIError
 
 from ...strategies.errors import CeleryAlchemyError
-from ...strategies.features.completed import Listed
+from ...strategies.features.completed import SENT, Listed
+from ...strategies.features.completed_table import recorded_id
 from ...strategies.features.outbox_state import printable
+from ...strategies.names import counted
 from .. import apps
 from ..exactly_once.rows import Rows
 from ..redelivery import redelivered_within_s
@@ -44,7 +46,7 @@ def show(app: Celery, task_ids: tuple[str, ...], task: str | None, *, limit: int
         click.ClickException: the table cannot be looked at.
     """
     with _opened(app) as rows:
-        found = rows.listed(task_ids=task_ids, task=task, limit=limit)
+        found = rows.listed(task_ids=[*map(recorded_id, task_ids)], task=task, limit=limit)
     if to_json:
         click.echo(json.dumps([asdict(row) for row in found], indent=2))
         return
@@ -68,7 +70,7 @@ def prune(app: Celery, older_than: str, *, force: bool) -> None:
         )
     with _opened(app) as rows:
         count = rows.prune(older_than_s)
-    click.echo(f"{count} rows deleted")
+    click.echo(f"{counted(count, 'row')} deleted")
 
 
 @contextmanager
@@ -89,6 +91,7 @@ def _opened(app: Celery) -> Iterator[Rows]:
 
 def _line(row: Listed) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.completed_at))
-    nested = f" (replaced {row.nesting} times)" if row.nesting else ""
-    what = printable(row.note, 60) if row.note else f"{row.length or 0} characters of result"
+    nested = f" (replaced {counted(row.nesting, 'time')})" if row.nesting else ""
+    result = f"{counted(row.length or 0, 'character')} of result"
+    what = result if row.note in {None, "", SENT} else printable(row.note, 60)
     return f"{at}Z  {printable(row.task, LONGEST_NAME)}[{printable(row.task_id, LONGEST_NAME)}]{nested}  {what}"

@@ -27,7 +27,7 @@ def doctor(ctx: click.Context, path: Path, pool: str | None, strict: bool, as_js
     for errors.
     """
     from ..doctor import report
-    from ..doctor.examine import POOLS
+    from ..doctor.reading.project import POOLS
     from ..doctor.static import examine_path
 
     if pool is not None and pool not in POOLS:

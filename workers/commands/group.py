@@ -198,8 +198,9 @@ def doctor(
     Exit code 1 for errors. Reads only; one connection to each server.
     """
     from ..doctor import report
-    from ..doctor.examine import POOLS, examine
+    from ..doctor.examine import examine
     from ..doctor.fleet import Fleet
+    from ..doctor.reading.project import POOLS
 
     if pool is not None and pool not in POOLS:
         raise click.UsageError(f"--pool={pool!r} is none of {', '.join(POOLS)}.")

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ...strategies.engines.transient import is_transient
 from ...strategies.features.outbox_wakeup import Wakeup
+from ...strategies.names import counted
 from .. import apps
 from ..apps import Served
 from ..sending.outbox import send_waiting
@@ -80,11 +81,12 @@ def _send_once(db: Served, stop: Stop) -> None:
         if not sent and not failed:
             break
     if failures:
-        raise click.ClickException(f"{failures} messages of the outbox could not be sent; see the log.")
+        raise click.ClickException(f"{counted(failures, 'message')} of the outbox could not be sent; see the log.")
 
 
 def _send_on(db: Served, stop: Stop, interval_s: float) -> None:
-    wakeup = Wakeup(lambda: db.engine, stop.wait, listens=db.settings.external_pooler is None)
+    listens = db.settings.external_pooler is None and not db.strategy.awaits
+    wakeup = Wakeup(lambda: db.engine, stop.wait, listens=listens)
     wakeup.listen()  # before the first look: what comes after that is told
     pause_s, told_at = interval_s, -TELL_EVERY_S
     while not stop.asked():
@@ -109,7 +111,7 @@ def _send_on(db: Served, stop: Stop, interval_s: float) -> None:
 
 def _say(sent: int) -> None:
     if sent:
-        click.echo(f"sent {sent} messages of the outbox")
+        click.echo(f"sent {counted(sent, 'message')} of the outbox")
 
 
 def _passes(error: Any) -> bool:

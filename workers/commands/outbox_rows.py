@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from celery import Celery
@@ -18,9 +17,11 @@ from ...strategies.features import outbox
 from ...strategies.features.outbox_state import drift, printable
 from ...strategies.features.outbox_table import database_now
 from .. import apps
+from ..crossing import on_its_loop
 from ..sending.sender import table_of
 from ..watching.outbox import as_json, engine_of
 
+T = TypeVar("T")
 Change = Callable[[Connection, Table, Sequence[ColumnElement[bool]]], int]
 LONGEST_NAME = 255
 SHOWN_ERROR = 100
@@ -45,10 +46,12 @@ def show(app: Celery, choice: Choice, *, limit: int, to_json: bool) -> None:
     Raises:
         click.ClickException: the outbox cannot be looked at.
     """
-    with _opened(app) as (connection, table):
+
+    def look(connection: Connection, table: Table) -> tuple[float, list[outbox.Row], outbox.Counts]:
         now = float(connection.scalar(select(database_now())) or 0.0)
-        rows = outbox.listed(connection, table, _conditions(table, choice), limit)
-        found = outbox.count(connection, table)
+        return now, outbox.listed(connection, table, _conditions(table, choice), limit), outbox.count(connection, table)
+
+    now, rows, found = _in_database(app, look)
     if to_json:
         messages = [{**asdict(row), "state": _state(row, now)} for row in rows]
         click.echo(json.dumps({**as_json(found), "messages": messages}, indent=2))
@@ -80,28 +83,30 @@ def _change(app: Celery, choice: Choice, change: Change, *, everything: bool) ->
             "Say which messages: ids of tasks, --task NAME, --set-aside, or --all alone. `celery alchemy outbox list` "
             "shows them."
         )
-    with _opened(app) as (connection, table):
-        return change(connection, table, _conditions(table, choice))
+    return _in_database(app, lambda connection, table: change(connection, table, _conditions(table, choice)))
 
 
 def _conditions(table: Table, choice: Choice) -> list[ColumnElement[bool]]:
     return outbox.chosen(table, task_ids=choice.task_ids, task=choice.task, set_aside=choice.set_aside)
 
 
-@contextmanager
-def _opened(app: Celery) -> Iterator[tuple[Connection, Table]]:
-    """Connect to the database of the outbox, in a transaction that is committed."""
+def _in_database(app: Celery, work: Callable[[Connection, Table], T]) -> T:
+    """Return what `work` does in the database of the outbox, in a transaction that is committed."""
     app.loader.import_default_modules()
     db = apps.find(app)
     if db is None:
         raise click.ClickException(f"There is no outbox: {apps.explain_none(app)}")
-    try:
+
+    def run() -> T:
         table, engine = table_of(db), engine_of(db)
         try:
             with engine.begin() as connection:
-                yield connection, table
+                return work(connection, table)
         except DBAPIError as error:
             raise click.ClickException(_explain(engine, table, error)) from error
+
+    try:
+        return on_its_loop(db, run)
     except CeleryAlchemyError as error:
         raise click.ClickException(str(error)) from error
 

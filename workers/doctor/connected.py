@@ -17,7 +17,7 @@ from ..exactly_once.choosing import has_any
 from ..extension import Alchemy
 from ..settings import DEFAULT
 from .code import tasks_of
-from .completed import look_at_completed
+from .completed import keeps_results, look_at_completed
 from .findings import Finding, error, note, warning
 from .outbox import look_at_outbox
 from .servers import Server, ask
@@ -37,13 +37,14 @@ def look_at_servers(app: Celery, databases: dict[str, Alchemy], servers: dict[st
         try:
             server = servers[name] = ask(engine)
             outbox = list(look_at_outbox(db, engine)) if db.settings.outbox and name == DEFAULT else []
-            if name == DEFAULT and has_any(app, db.settings):
-                outbox += look_at_completed(db, engine)
+            by = "Tasks have exactly_once" if has_any(app, db.settings) else keeps_results(app)
+            if name == DEFAULT and by:
+                outbox += look_at_completed(db, engine, by)
         except Exception as failure:
             yield _unreachable(name, engine, failure)
             continue
         finally:
-            engine.dispose()
+            db.dispose()
         yield from _pooler(name, engine.dialect.driver, db.strategy.engines.options, server)
         yield from _timeouts(app, name, server)
         yield from _recycling(name, db, server)
@@ -76,12 +77,12 @@ def _unreachable(name: str, engine: Engine, failure: Exception) -> Finding:
 
 def _pooler(name: str, driver: str, options: DatabaseOptions, server: Server) -> Iterator[Finding]:
     if server.pooler and not options.external_pooler:
-        prepares = "psycopg prepares statements, which the next transaction's connection does not know"
+        prepares = f"{driver} prepares statements, which the next transaction's connection does not know"
         sets = "what is set for a session reaches other clients"
         yield error(
             "pooler",
             f"A connection pooler stands before the database {name!r}, and the app does not know: in transaction mode "
-            f"{prepares if driver == 'psycopg' else sets}.",
+            f"{prepares if driver in {'psycopg', 'asyncpg'} else sets}.",
             "Set alchemy_external_pooler = 'pgbouncer'.",
             "alchemy_external_pooler",
         )
@@ -147,6 +148,9 @@ def _in_doubt(databases: dict[str, Alchemy]) -> Iterator[Finding]:
             "Give this user the right to (MySQL: XA_RECOVER_ADMIN), or run `celery alchemy in-doubt` as another.",
         )
         return
+    finally:
+        for db in databases.values():
+            db.dispose()
     if found:
         yield warning(
             "in-doubt",
@@ -177,7 +181,7 @@ def _replicas(databases: dict[str, Alchemy]) -> Iterator[Finding]:
                 "alchemy_replica_database_url",
             )
         finally:
-            engine.dispose()
+            db.dispose()
 
 
 def _reason(failure: Exception) -> str:

@@ -9,9 +9,11 @@ from celery import Celery
 
 from ...strategies.worker_pool import WorkerPool
 from .. import apps
+from ..crossing import on_their_loop
 from ..databases import check_two_phase
 from ..errors import ConfigurationError
 from ..extension import Alchemy
+from ..starting import asynchronous
 from ..starting.checks import refuse_mistakes
 from ..task import DatabaseTask
 from .code import files_of, tasks_of
@@ -19,11 +21,9 @@ from .configuration import look_at_settings
 from .connected import look_at_servers
 from .findings import LEVELS, Finding, Level, error
 from .fleet import Demand, Fleet, judge
-from .reading.project import read_files
+from .reading.project import POOLS, read_files
 from .servers import Server
 from .static import read
-
-POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
 
 
 @dataclass(slots=True)
@@ -59,7 +59,9 @@ def examine(app: Celery, *, pool: str | None, concurrency: int | None, fleet: Fl
         diagnosis.findings += look_at_settings(app, databases, worker_pool)
         servers: dict[str, Server] = {}
         if connect:
-            diagnosis.findings += look_at_servers(app, databases, servers)
+            diagnosis.findings += on_their_loop(
+                databases.values(), lambda: list(look_at_servers(app, databases, servers))
+            )
         diagnosis.findings += judge(diagnosis.demands, servers)
     diagnosis.findings += _look_at_code(app, list((databases or {}).values()), worker_pool)
     diagnosis.findings.sort(key=lambda finding: (LEVELS.index(finding.level), finding.code, finding.where))
@@ -70,7 +72,8 @@ def _look_at_code(app: Celery, alchemies: list[Alchemy], worker_pool: WorkerPool
     """Read the project's source files, with what only the app knows."""
     settings: dict[str, object] = {}
     if alchemies:
-        kept = [db for db in alchemies if not db.settings.reset_on_return and db.engine.dialect.name != "sqlite"]
+        servers = [db for db in alchemies if db.strategy.engines.url.get_backend_name() != "sqlite"]
+        kept = [db for db in servers if not db.settings.reset_on_return]
         settings["alchemy_enqueue_on_commit"] = any(db.settings.enqueue_on_commit for db in alchemies)
         settings["alchemy_on_commit_outside"] = alchemies[0].settings.on_commit_outside
         settings["alchemy_reset_on_return"] = not kept
@@ -101,6 +104,7 @@ def _start(app: Celery, db: Alchemy | None, worker_pool: WorkerPool, diagnosis: 
         for one in databases.values():
             if one is not db:
                 one.start_worker(worker_pool)
+        asynchronous.start(app, databases, worker_pool)
         check_two_phase(databases)
         refuse_mistakes(app, databases)
     except ConfigurationError as refused:

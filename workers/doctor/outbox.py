@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from ...strategies.errors import InvalidSetting
 from ...strategies.features.outbox_state import State, drift, look, printable
+from ...strategies.names import counted
 from ..extension import Alchemy
 from ..sending.sender import table_of
 from .findings import Finding, error, warning
@@ -35,7 +36,8 @@ def look_at_outbox(db: Alchemy, engine: Engine) -> Iterator[Finding]:
     if found.counts.set_aside:
         yield warning(
             "outbox-set-aside",
-            f"{found.counts.set_aside} messages could not be sent, and are set aside{_because(found)}.",
+            f"{counted(found.counts.set_aside, 'message')} could not be sent, and "
+            f"{'is' if found.counts.set_aside == 1 else 'are'} set aside{_because(found)}.",
             "celery -A ... alchemy outbox list --set-aside; mend the cause, then `retry --set-aside`, or `drop`.",
             SETTING,
         )
@@ -46,19 +48,27 @@ def _late(found: State) -> Iterator[Finding]:
     if found.overdue_s > LATE_S:
         yield error(
             "outbox-not-sent",
-            f"{found.counts.waiting} messages wait in the outbox, and none has been taken by a sender for "
-            f"{found.overdue_s:.0f} s: nothing sends.",
+            f"In the outbox {_due(found)}. For {found.overdue_s:.0f} s no sender has taken what is due: nothing sends.",
             "Run `celery -A ... alchemy outbox run` as a service of its own, and look at its log.",
             SETTING,
         )
     elif oldest_s > LATE_S:
         yield error(
             "outbox-late",
-            f"The oldest of {found.counts.waiting} messages in the outbox has waited for {oldest_s:.0f} s"
-            f"{_because(found)}.",
+            f"In the outbox {_due(found)}. The oldest has waited for {oldest_s:.0f} s{_because(found)}.",
             "celery -A ... alchemy outbox list; see whether the broker can be reached, and the senders' log.",
             SETTING,
         )
+
+
+def _due(found: State) -> str:
+    waiting, again = found.counts.waiting, found.due_again
+    parts = [f"{counted(waiting, 'message')} wait{'s' if waiting == 1 else ''} to be sent"] if waiting else []
+    if again:
+        was, has = ("was", "its receiver has") if again == 1 else ("were", "their receivers have")
+        be = "is" if again == 1 else "are"
+        parts.append(f"{counted(again, 'message')} {was} sent, {has} not told that the task ended, and {be} due again")
+    return "; ".join(parts) or "is nothing"
 
 
 def _because(found: State) -> str:

@@ -52,9 +52,9 @@ def _postgresql(connection: Connection) -> dict[str, Any]:
     limits = [(one.most - one.reserved, "max_connections")]
     limits += [(one.of_role, "the role's CONNECTION LIMIT")] if one.of_role >= 0 else []
     limits += [(one.of_database, "the database's CONNECTION LIMIT")] if one.of_database >= 0 else []
-    dbapi_connection: Any = connection.connection.dbapi_connection
-    # libpq was told a pid when it connected: a pooler's own, where there is one.
-    told = getattr(getattr(dbapi_connection, "info", None), "backend_pid", one.pid)
+    # The driver was told a pid when it connected: a pooler's own, where there is one.
+    raw: Any = connection.connection.driver_connection
+    told = raw.get_server_pid() if connection.dialect.driver == "asyncpg" else _told_to_libpq(raw, one.pid)
     return {
         "identity": f"postgresql {one.started} {connection.engine.url.host}",
         "allowed": min(limits),
@@ -65,6 +65,10 @@ def _postgresql(connection: Connection) -> dict[str, Any]:
             "is_replica": bool(one.replica),
         },
     }
+
+
+def _told_to_libpq(raw: Any, otherwise: int) -> Any:
+    return getattr(getattr(raw, "info", None), "backend_pid", otherwise)
 
 
 def _mysql(connection: Connection) -> dict[str, Any]:

@@ -13,19 +13,23 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
 
+from ...strategies.asynchronous.strategy import PerLoopStrategy
 from ...strategies.features import completed_states
 from ...strategies.features.completed import Record
 from ...strategies.features.completed_states import OF_GROUP, OF_TASK, is_state
+from ...strategies.features.completed_table import recorded_id
+from ...strategies.scope import runs_in_greenlet
 from .. import apps
-from ..sending.outbox import collecting
+from ..sending import outbox
+from ..sending.enqueue import register, session_with_outbox, waits
 from . import own_chords
 from .encoding import decode
 from .rows import Result, Rows
+from .sends import waits_here
 
 _BASE64 = "base64"
 
@@ -49,6 +53,7 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     def mget(self, keys: Iterable[Any]) -> list[Any]:
         """Return what is stored for each of `keys`."""
+        keys = list(keys)
         places = [self._place_of(key) for key in keys]
         found: dict[tuple[str, int], Record] = {}
 
@@ -59,7 +64,7 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
                 found.update({(name, kind): record for name, record in known.items()})
 
         self._run(look)
-        return [self._stored(place[0], found.get(place)) for place in places]
+        return [self._stored(self._strip_prefix(key), found.get(at)) for key, at in zip(keys, places, strict=True)]
 
     def set(self, key: Any, value: Any) -> None:
         """Store `value` for `key`."""
@@ -81,27 +86,45 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     def apply_chord(self, header_result_args: Any, body: Any, **keywords: Any) -> None:
         """Write down a chord whose header is about to be sent: with the COMMIT, where the header waits for one."""
-        header = self.app.GroupResult(*header_result_args)
-        members = bytes_to_str(self.encode({"members": header.as_tuple()}))
+        if not self.begins_here(header_result_args):
+            self.begin_chord(header_result_args)
+
+    def begins_here(self, header_result_args: Any) -> bool:
+        """Write down a chord where that blocks no event loop, and must not be left to another thread, which does not
+        see the unit of work that is open here; tell whether it is."""
         db = apps.get(self.app)
-        if collecting.get() is not None and db.units.is_open():
-            own_chords.begin(db.units.current().session.connection(), Rows(db).table, header.id, members)
-            return
-        self._run(lambda connection, table: own_chords.begin(connection, table, header.id, members))
+        if outbox.collecting.get() is not None and db.units.is_open():
+            own_chords.begin(db.units.current().session.connection(), Rows(db).table, *self._begun(header_result_args))
+            return True
+        waiting = bool(db.settings.outbox) and (waits(db, None, None, {}) or waits_here(db))
+        if waiting and (session := session_with_outbox(db)) is not None:
+            register(db, own_chords.Begun(db, *self._begun(header_result_args)))
+            outbox.watch(db, session)
+            return True
+        if isinstance(db.strategy, PerLoopStrategy) and runs_in_greenlet():
+            self.begin_chord(header_result_args)
+            return True
+        return False
+
+    def begin_chord(self, header_result_args: Any) -> None:
+        """Write down a chord in a transaction of its own."""
+        begun = self._begun(header_result_args)
+        self._run(lambda connection, table: own_chords.begin(connection, table, *begun))
+
+    def _begun(self, header_result_args: Any) -> tuple[Any, str]:
+        """Return the result of a chord's header, and the same encoded."""
+        header = self.app.GroupResult(*header_result_args)
+        return header, bytes_to_str(self.encode({"members": header.as_tuple()}))
 
     def on_chord_part_return(self, request: Any, state: Any, result: Any, **keywords: Any) -> None:
         """A member of a chord has ended, and its result is stored: send the body where it was the last."""
         if not request.group or not request.chord:
             return
-        found = self._run(lambda connection, table: own_chords.waiting_for(connection, table, request.group))
-        if found is None:
-            return
-        members = self.decode(found)["members"]
-        ids = own_chords.leaves(result_from_tuple(members, app=self.app))
-        keys = [self.get_key_for_task(one) for one in set(ids)]
-        if len(self._mget_to_results(self.mget(keys), keys)) == len(keys):
-            db = apps.get(self.app)
-            own_chords.finish(db, Rows(db).table, self, request.group, members, request.chord)
+        db = apps.get(self.app)
+        try:
+            own_chords.returned(db, self, request)
+        finally:
+            self._let_go(db)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": "alchemy://"})
@@ -109,7 +132,7 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
     def _place_of(self, key: Any) -> tuple[str, int]:
         text = bytes_to_str(key)
         kind = OF_GROUP if text.startswith(bytes_to_str(self.group_keyprefix)) else OF_TASK
-        return self._strip_prefix(key), kind
+        return recorded_id(self._strip_prefix(key)), kind
 
     def _stored(self, task_id: str, record: Record | None) -> Any:
         if record is None:
@@ -117,7 +140,8 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         if not is_state(record):
             value = decode(self.app, record)
             meta = self._get_result_meta(result=value, state=states.SUCCESS, traceback=None, request=None)
-            meta |= {"task_id": task_id, "date_done": datetime.fromtimestamp(record.completed_at, UTC).isoformat()}
+            done_at = datetime.fromtimestamp(record.completed_at, UTC).isoformat()
+            meta |= {"task_id": task_id, "date_done": done_at, "children": []}  # else those of the task that reads
             return self.encode(meta)
         return base64.b64decode(record.result or "") if record.content_type == _BASE64 else record.result
 
@@ -126,5 +150,8 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
         try:
             return Rows(db).run(work)
         finally:
-            if db.strategy.worker_pool.in_main_process:
-                db.strategy.dispose()  # prefork's main process keeps no connection that a child would inherit
+            self._let_go(db)
+
+    def _let_go(self, db: Any) -> None:
+        if db.strategy.worker_pool.in_main_process:
+            db.strategy.dispose()  # prefork's main process keeps no connection that a child would inherit

@@ -7,6 +7,8 @@ from typing import Any
 
 from celery import Celery
 
+from ...strategies.engines import elsewhere
+from ...strategies.errors import ResultLost
 from ...strategies.features.exactly_once import (
     ATTEMPT,
     FIRST,
@@ -19,7 +21,7 @@ from ...strategies.features.exactly_once import (
 )
 from ...strategies.hooks import UnitHook
 from ..apps import Served
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, GivenBack
 from ..request import RequestRunner, request_of
 from ..settings import Settings
 from ..wrapping import is_database_task
@@ -32,6 +34,7 @@ __all__ = [
     "has_any",
     "hooks",
     "mode_of",
+    "prepare_threads",
     "prepare_worker",
     "refuse_retry",
     "refuse_wrong",
@@ -117,18 +120,34 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
         ConfigurationError: the result backend would count a member of a chord twice that is delivered twice.
     """
     chords.refuse_counting_twice(app, lambda: has_any(app, settings))
+    if settings.outbox and has_any(app, settings):
+        from . import endings
+
+        endings.connect()  # the main process ends requests too: a hard time limit, a revoked task
     if settings.exactly_once:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:
                 follow_in_main_process(task)
 
 
-def refuse_retry(task: Any) -> None:
+def prepare_threads(app: Celery, settings: Settings) -> None:
+    """Listen to SQLAlchemy, in a worker whose processes run tasks at the same time, before any of them does."""
+    if has_any(app, settings):
+        elsewhere.listen()
+        hooks()
+
+
+def refuse_retry(task: Any, error: object = None) -> None:
     """Refuse a retry of a request that has committed: it is recorded, and would not run again.
 
+    Args:
+        error: What `autoretry_for` wants to try it again for.
     Raises:
         CommittedEarly: it is one.
+        GivenBack, ResultLost: `error` is one: the body has not run, and there is nothing to try again.
     """
+    if isinstance(error, GivenBack | ResultLost):
+        raise error
     attempt = attempt_of(task)
     if attempt is not None and attempt.committed:
         raise CommittedEarly(

@@ -1,8 +1,8 @@
 """A member of a chord that is delivered again: the body of the chord may never have been sent.
 
 With the Redis backend of Celery 5.7 the last member takes a lease and sends the body. If it is killed in between, the
-member that is delivered again finds the lease taken and is acknowledged: the body never comes. So the lease is let go
-before the member is counted again. A body that is sent twice has the same id both times.
+member that is delivered again finds the lease taken and is acknowledged: the body never comes. So the lease is cut
+short, and no member ends before the body is sent. A body that is sent twice has the same id both times.
 """
 
 from __future__ import annotations
@@ -10,26 +10,65 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from celery import VERSION, Celery
+from celery import VERSION, Celery, states
 
 from ..errors import ConfigurationError
+from ..pausing import pause, without_blocking
 
-CLAIM = ".c"
-"""Ends the key of the lease, of Celery 5.7's Redis backend; earlier versions have none."""
+CLAIM, SIZE = ".c", ".s"
+"""End the keys of the lease and of the chord's size, of Celery 5.7's Redis backend; earlier versions have no lease."""
 DONE = b"done"
+CUT_TO_S, LOOKS_EVERY_S = 1.0, 0.05
 COUNTS_BY_ID = (5, 7)
 """From this version of Celery on each member counts once, whatever it keeps."""
 
 
-def let_claim_go(task: Any, request: Any) -> None:
-    """Let another member of the chord of `request` send its body, if no member has finished that."""
+def cut_claim(task: Any, request: Any) -> None:
+    """Let another member of the chord of `request` send its body soon, if none has sent it by then.
+
+    The lease is not deleted: without one, a chord looks as if members were missing.
+    """
+    client, claim, _ = _keys(task, request)
+    if client is not None and not _is_done(client.get(claim)):
+        client.pexpire(claim, int(1000 * CUT_TO_S))
+
+
+def see_body_sent(task: Any, request: Any, result: Any) -> None:
+    """Wait until the body of the chord of `request` is sent, where another member has the lease; take it where that
+    does not send.
+
+    Two copies of a member may run at a time, and with Redis kombu has one message for both: the acknowledgement of the
+    one takes away the message of the other, which may be killed with the lease.
+
+    Args:
+        request: Its task has succeeded, and is counted.
+    """
+    client, *keys = _keys(task, request)
+    held = False
+    while client is not None:
+        found: list[Any] = []
+        without_blocking(lambda: found.extend(client.mget(keys)))  # noqa: B023
+        claim, size = found
+        if size is None or _is_done(claim) or (claim is None and not held):
+            return  # it is sent, or cannot be; or other members are still to come
+        held = claim is not None
+        if held:
+            pause(LOOKS_EVERY_S)
+        else:
+            task.backend.on_chord_part_return(request, states.SUCCESS, result)
+
+
+def _keys(task: Any, request: Any) -> tuple[Any, str, str]:
+    """Return the Redis client of a member's chord, and the keys of its lease and its size; no client for none."""
     backend = task.backend
     if not request.chord or not request.group or not _is_redis(backend):
-        return
-    key = backend.get_key_for_group(request.group, CLAIM)
-    claim = backend.client.get(key)
-    if claim is not None and claim not in (DONE, DONE.decode()):
-        backend.client.delete(key)
+        return None, "", ""
+    claim, size = (backend.get_key_for_group(request.group, end) for end in (CLAIM, SIZE))
+    return backend.client, claim, size
+
+
+def _is_done(claim: Any) -> bool:
+    return claim in (DONE, DONE.decode())
 
 
 def refuse_counting_twice(app: Celery, has_any: Callable[[], bool]) -> None:
@@ -53,4 +92,5 @@ def refuse_counting_twice(app: Celery, has_any: Callable[[], bool]) -> None:
 
 
 def _is_redis(backend: Any) -> bool:
-    return any(kind.__module__ == "celery.backends.redis" for kind in type(backend).__mro__)
+    # Not its `type`: under the worker pool asyncio another object stands for it.
+    return any(kind.__module__ == "celery.backends.redis" for kind in backend.__class__.__mro__)

@@ -1,4 +1,4 @@
-"""Requests that end without completing: the outbox is not to send their messages again."""
+"""Requests that have ended, in whatever way: the outbox is not to send their messages again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from celery.exceptions import Reject, Retry
-from celery.signals import task_failure, task_retry
+from celery.exceptions import Reject, Retry, WorkerLostError
+from celery.signals import task_failure, task_retry, task_revoked, task_success
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -17,11 +17,15 @@ from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox_kept
 from ...strategies.features.completed import Key
 from ..apps import Served
+from ..pausing import without_blocking
 from ..request import request_of
 from ..sending.kept import resend_s
+from ..sending.received import received
 from ..sending.sender import in_transaction, table_of
+from .chords import see_body_sent
 from .following import outbox_of
 from .ids import key_of
+from .sends import HELD, is_ours
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -29,19 +33,65 @@ _UID = "celery_alchemy.exactly_once"
 
 
 def connect() -> None:
-    """Let the outbox know of tasks that fail, and that are tried again."""
+    """Let the outbox know of tasks that have ended, and that are tried again."""
+    task_success.connect(_succeeded, weak=False, dispatch_uid=_UID)
     task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
     task_retry.connect(_retried, weak=False, dispatch_uid=_UID)
+    task_revoked.connect(_revoked, weak=False, dispatch_uid=_UID)
 
 
-def predicate(task: Any, request: Any, error: BaseException) -> None:
-    """`request` has ended with Ignore or Reject, and has recorded nothing."""
-    if not isinstance(error, Retry) and not (isinstance(error, Reject) and error.requeue):
-        _change(task, request, lambda session, table, key, db: outbox_kept.drop_of(session, table, key))
+def predicate(task: Any, request: Any, error: BaseException, *, committed: bool) -> None:
+    """`request` ends with Ignore, Reject or Retry."""
+    if isinstance(error, Retry):
+        return  # which is still to be stored
+    _send_retry(request)
+    if isinstance(error, Reject) and error.requeue:
+        return
+    if committed:
+        ended(task, request)
+    else:  # and would run again
+        _change(task, request, lambda session, table, key, db: outbox_kept.drop_of(session, table, [key]))
 
 
-def _failed(sender: Any = None, **_: Any) -> None:
-    _change(sender, request_of(sender), lambda session, table, key, db: outbox_kept.drop_of(session, table, key))
+def ended(task: Any, request: Any) -> None:
+    """All that `request` does is done: a copy has nothing left to do."""
+    db = _outbox_with_rows(task, request)
+    if db is not None:
+        received(db).add(key_of(request))
+
+
+def _succeeded(sender: Any = None, result: Any = None, **_: Any) -> None:
+    """Its result is stored, its chord has counted it, and what Celery sends after it is sent."""
+    request = request_of(sender)
+    _send_retry(request)  # of `self.retry(throw=False)`
+    if request is not None and is_ours(request):
+        see_body_sent(sender, request, result)
+    ended(sender, request)
+
+
+def _failed(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
+    request = request_of(sender)
+    if request is not None and request.id == task_id:
+        _send_retry(request)
+        _change(sender, request, lambda session, table, key, db: outbox_kept.drop_of(session, table, [key]))
+    elif not isinstance(exception, WorkerLostError):  # that one is to be sent again
+        _drop_from_outside(sender, task_id)
+
+
+def _revoked(sender: Any = None, request: Any = None, **_: Any) -> None:
+    _drop_from_outside(sender, request.id)
+
+
+def _drop_from_outside(task: Any, task_id: str) -> None:
+    """The worker has ended a request, or not begun it: a hard time limit, a revoked or expired task."""
+    db = outbox_of(task)
+    if db is None or not db.records(task.name) or resend_s(db) <= 0:
+        return
+    table = table_of(db)
+    try:
+        in_transaction(db, lambda session: outbox_kept.drop_all_of(session, table, task_id))
+    except (SQLAlchemyError, CeleryAlchemyError) as error:
+        logger.warning("%s[%s] has ended, and may be sent again by the outbox: %s", task.name, task_id, error)
 
 
 def _retried(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
@@ -49,6 +99,13 @@ def _retried(sender: Any = None, request: Any = None, reason: Any = None, **_: A
         outbox_kept.postpone(session, table, key, _in_s(getattr(reason, "when", None)) + resend_s(db))
 
     _change(sender, request, change)
+    _send_retry(request)
+
+
+def _send_retry(request: Any) -> None:
+    """Send what `retry()` has put into the outbox."""
+    for delivery in request.__dict__.pop(HELD, ()) if request is not None else ():
+        without_blocking(delivery)
 
 
 def _in_s(when: Any) -> float:
@@ -59,11 +116,19 @@ def _in_s(when: Any) -> float:
 
 
 def _change(task: Any, request: Any, change: Callable[[Session, Any, Key, Served], object]) -> None:
-    db = outbox_of(task)
-    if db is None or request is None or request.called_directly or request.is_eager or not db.records(task.name):
+    db = _outbox_with_rows(task, request)
+    if db is None:
         return
     table, key = table_of(db), key_of(request)
     try:
         in_transaction(db, lambda session: change(session, table, key, db))
     except (SQLAlchemyError, CeleryAlchemyError) as error:
         logger.warning("%s[%s] has ended, and may be sent again by the outbox: %s", task.name, request.id, error)
+
+
+def _outbox_with_rows(task: Any, request: Any) -> Served | None:
+    """Return the Alchemy whose outbox may have a row of `request`; None: none has."""
+    if request is None or request.called_directly or request.is_eager:
+        return None
+    db = outbox_of(task)
+    return db if db is not None and db.records(task.name) and resend_s(db) > 0 else None

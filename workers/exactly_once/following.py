@@ -29,14 +29,13 @@ from celery import group
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore
 
-from ...strategies.features.completed import SENT, Record
+from ...strategies.features.completed import REPLACED, SENT, Record
 from ...strategies.features.exactly_once import Attempt
 from ..apps import Served, find
 from ..request import is_called
 from ..sending import outbox
 from ..sending.celerys_own import sent_by_celery
 from ..sending.enqueue import register, session_with_outbox
-from .replacing import REPLACED
 
 
 def store_next(task: Any, request: Any, result: Any) -> bool:

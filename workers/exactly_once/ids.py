@@ -6,13 +6,12 @@ tell a copy from another message.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from ...strategies.features.completed import Key
-from ...strategies.features.completed_table import LONGEST_ID
+from ...strategies.features.completed_table import recorded_id
 
 _NAMESPACE = uuid.UUID("5f0c1f9e-6a3c-4a8e-9d53-0a6f6a1e7c11")
 #: Keyword arguments of a canvas that are signatures.
@@ -33,6 +32,22 @@ def fix_links(request: Any, key: Key) -> None:
     for name in ("callbacks", "errbacks"):
         for number, signature in enumerate(getattr(request, name, None) or ()):
             fix(signature, key, name, number)
+    fix_errbacks(getattr(request, "chord", None))
+
+
+def fix_errbacks(signature: Any) -> None:
+    """Give what is called when `signature`, the body of a chord, or its header, fails its ids: any member may call it,
+    and so may each of its copies."""
+    if not isinstance(signature, Mapping):
+        return
+    if signature.get("task") == "celery.group":
+        for one in (signature.get("kwargs") or {}).get("tasks") or ():
+            fix_errbacks(one)
+        return
+    options = signature.get("options") or {}
+    errbacks = options.get("link_error") or ()
+    for number, one in enumerate(errbacks if isinstance(errbacks, list | tuple) else (errbacks,)):
+        fix(one, Key(str(options.get("task_id"))), "errbacks", number)
 
 
 def fix(signature: Any, key: Key, *place: object) -> None:
@@ -53,7 +68,4 @@ def fix(signature: Any, key: Key, *place: object) -> None:
 
 def key_of(request: Any) -> Key:
     """Return what names `request`, whenever it is delivered."""
-    task_id = str(request.id)
-    if len(task_id) > LONGEST_ID:
-        task_id = "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return Key(task_id, int(getattr(request, "replaced_task_nesting", 0) or 0))
+    return Key(recorded_id(str(request.id)), int(getattr(request, "replaced_task_nesting", 0) or 0))

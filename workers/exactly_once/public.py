@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...strategies.features.completed_table import recorded_id
 from .._celery import outermost_request
 from ..apps import Served
 from ..errors import as_configuration_error
@@ -25,4 +26,4 @@ def idempotency_key() -> str:
 def forget(db: Served, task_id: str) -> int:
     """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were."""
     with as_configuration_error():
-        return Rows(db).forget(task_id)
+        return Rows(db).forget(recorded_id(task_id))

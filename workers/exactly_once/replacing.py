@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from celery.exceptions import Ignore
 from kombu.utils import json as kombu_json
 
-from ...strategies.features.completed import Record
+from ...strategies.features.completed import REPLACED, Record
 from ..sending.celerys_own import sent_by_celery
-
-REPLACED = "replaced"
 
 
 def record_of(signature: Any) -> Record:
@@ -25,12 +22,7 @@ def record_of(signature: Any) -> Record:
 
 
 def send_replacement(task: Any, written: str) -> None:
-    """Send again what the task was replaced by.
-
-    Raises:
-        Ignore: always, as `replace` does.
-    """
+    """Send again what the task was replaced by."""
     signature = task.app.signature(kombu_json.loads(written))
     with sent_by_celery():
         signature.delay()
-    raise Ignore("Replaced by new task")

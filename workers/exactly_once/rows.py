@@ -12,8 +12,6 @@ from sqlalchemy import Table
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from ...strategies.asynchronous import loop_thread
-from ...strategies.asynchronous.strategy import PerLoopStrategy
 from ...strategies.drivers.base import driver_of
 from ...strategies.engines.elsewhere import unnoted
 from ...strategies.features import completed
@@ -21,13 +19,14 @@ from ...strategies.features.completed import Claim, Key, Record
 from ...strategies.features.completed_table import chosen_completed_table
 from ...strategies.features.exactly_once import probe
 from ...strategies.interrupts import is_interrupt
-from ...strategies.place import current_coroutine
-from ...strategies.scope import runs_in_greenlet
 from ..apps import Served
-from ..errors import ConfigurationError, as_configuration_error
+from ..crossing import on_its_loop as crossed
+from ..errors import as_configuration_error
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+_INSTEAD = "Call it in a thread, for example `await asyncio.to_thread(db.forget, task_id)`."
 
 
 def on_its_loop(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -36,15 +35,7 @@ def on_its_loop(method: Callable[Arguments, Result]) -> Callable[Arguments, Resu
     @functools.wraps(method)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         rows: Any = args[0]
-        if runs_in_greenlet() or not isinstance(rows.side.strategy, PerLoopStrategy):
-            return method(*args, **kwargs)
-        thread = loop_thread.started()
-        if current_coroutine() is not None:
-            raise ConfigurationError(
-                "The table of completed tasks was asked for in a coroutine, which would stop its event loop. Write "
-                "`await asyncio.to_thread(db.forget, task_id)`."
-            )
-        return thread.run(functools.partial(method, *args, **kwargs))
+        return crossed(rows.side, functools.partial(method, *args, **kwargs), _INSTEAD)
 
     return call
 

@@ -19,28 +19,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from celery.exceptions import Ignore, Reject, TaskPredicate
+from celery.exceptions import Ignore, TaskPredicate
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.engines.transient import is_conflict, is_lock_timeout
 from ...strategies.errors import InvalidSetting, ResultLost
-from ...strategies.features.completed import SENT, Key, Record
+from ...strategies.features.completed import REPLACED, SENT, Key, Record
 from ...strategies.features.exactly_once import ATTEMPT, Attempt, Mode, Superseded
-from ...strategies.features.on_event_loop import run_in_thread
 from ...strategies.interrupts import current_interruption, is_interrupt
 from ...strategies.scope import runs_in_greenlet
-from ..errors import as_configuration_error
+from ..errors import GivenBack, as_configuration_error
 from ..interruptions import as_celerys
-from ..pausing import pause
+from ..pausing import pause, without_blocking
 from ..request import Call, RequestRunner, begin_again, is_traced, request_of
-from . import endings, sends
-from .chords import let_claim_go
+from . import early, endings, sends
+from .chords import cut_claim
 from .encoding import decode, encode, is_unfinished, note_of
 from .following import drop_next, store_next
 from .ids import fix_links, key_of
 from .pruning import Pruning
-from .replacing import REPLACED, send_replacement
+from .replacing import send_replacement
 from .rows import Rows
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -123,7 +122,8 @@ class ExactlyOnceRunner(RequestRunner):
             attempt.again()
         else:
             label = f"{task.name}[{request.id}]"
-            attempt = request.__dict__[ATTEMPT] = Attempt(key, task.name, self._rows.table, self._mode, label)
+            needs = early.refusal(task, request)
+            attempt = request.__dict__[ATTEMPT] = Attempt(key, task.name, self._rows.table, self._mode, label, needs)
         return attempt
 
     def _run_once(
@@ -152,8 +152,7 @@ class ExactlyOnceRunner(RequestRunner):
             if _is_overtaken(error):
                 return self._lost(attempt, task, request)
             if isinstance(error, TaskPredicate):
-                if not attempt.committed:
-                    endings.predicate(task, request, error)
+                endings.predicate(task, request, error, committed=attempt.committed)
                 raise
             if is_interrupt(error) or attempt.committed:
                 raise
@@ -183,7 +182,7 @@ class ExactlyOnceRunner(RequestRunner):
         where it has recorded nothing.
 
         Raises:
-            Reject: that takes long: the message goes back to the broker, and the slot is free.
+            GivenBack: that takes long: the message goes back to the broker, and the slot is free.
             Ignore: a time limit strikes, and the message is acknowledged already: the copy that runs goes on.
         """
         until, number = time.monotonic() + _patience_s(request), 0
@@ -199,13 +198,13 @@ class ExactlyOnceRunner(RequestRunner):
                         return None
                     if time.monotonic() > until and task.acks_late:
                         logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
-                        raise Reject("another copy of the task runs", requeue=True)
+                        raise GivenBack("another copy of the task runs", requeue=True)
         except Exception as error:
-            if isinstance(error, Reject) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
+            if isinstance(error, GivenBack) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
                 raise
             logger.info("%s: another copy of it runs, and waiting for that has ended: %r", attempt.label, error)
             if task.acks_late:
-                raise Reject(error, requeue=True) from error
+                raise GivenBack(error, requeue=True) from error
             raise Ignore from error
 
     # -- what is recorded --------------------------------------------------------------------------------------------
@@ -226,6 +225,7 @@ class ExactlyOnceRunner(RequestRunner):
 
     def _repeat(self, task: Any, request: Any, key: Key, record: Record) -> Any:
         """Return what the task that is recorded has returned; send again what it was replaced by."""
+        sends.repeats(request)
         redelivered = (request.delivery_info or {}).get("redelivered")
         logger.log(
             logging.INFO if redelivered else logging.WARNING,
@@ -235,14 +235,17 @@ class ExactlyOnceRunner(RequestRunner):
         )  # fmt: skip
         if is_unfinished(record):
             record = self._wait_for_result(task, request, key, record)
-        _without_blocking(functools.partial(let_claim_go, task, request))
+        without_blocking(functools.partial(cut_claim, task, request))
         if record.note == SENT:
             drop_next(request)
             if record.content_type == REPLACED:
+                endings.ended(task, request)
                 raise Ignore("Replaced by new task")
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
+            endings.ended(task, request)
+            raise Ignore("Replaced by new task")
         return decode(task.app, record)
 
     def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
@@ -256,12 +259,11 @@ class ExactlyOnceRunner(RequestRunner):
             return record
         if self._rows.age_s(record) < _runs_for_s(request):
             if task.acks_late:
-                raise Reject("the task has committed, and may still run", requeue=True)
+                raise GivenBack("the task has committed, and may still run", requeue=True)
             raise Ignore  # it is acknowledged already, and its result is that of the one that runs
-        if request.ignore_result and not (request.callbacks or request.chain or request.chord):
-            logger.warning(
-                "%s[%s] has committed, and was lost before it returned: nobody asks what", task.name, request.id
-            )
+        if early.needs_no_result(task, request):
+            logger.warning("%s[%s] has committed, and was lost before it returned what nobody asks for",
+                task.name, request.id)  # fmt: skip
             return Record()
         raise ResultLost(
             f"{task.name}[{request.id}] has exactly_once, and has called self.db.commit() before its end: what it has "
@@ -319,14 +321,6 @@ def _interruptible(name: str) -> Iterator[None]:
         raise as_celerys(error, name) from None
     finally:
         interruption.disarm()
-
-
-def _without_blocking(function: Any) -> None:
-    """Call `function`, which talks to a server; on an event loop in a thread, so that the other tasks go on."""
-    if runs_in_greenlet():
-        run_in_thread(function)
-    else:
-        function()
 
 
 def _may_go_on(attempt: Attempt, watch: Watch, error: BaseException | None) -> bool:

@@ -92,6 +92,8 @@ def attach(app: Celery) -> None:
             if db is not None and (found := implied_session(db, asked, task, options)) is not None:
                 with orders.on_commit(found, unasked=True):
                     return send_task(name, args, kwargs, **options)
+            if db is not None:
+                outbox.begin_now(db, options)
             return send(name, args, kwargs, **options)
         task_id = options["task_id"] = options.get("task_id") or uuid()
         plain = are_plain(args, kwargs)
@@ -139,15 +141,29 @@ def is_decided() -> bool:
     return outbox.collecting.get() is not None or (order is not None and order.at_once)
 
 
-def store_now(db: apps.Served, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+def store_now(
+    db: apps.Served,
+    name: str,
+    args: Any,
+    kwargs: Any,
+    options: dict[str, Any],
+    kind: type[outbox.Stored] = outbox.Stored,
+    held: list[outbox.Delivery] | None = None,
+) -> Any:
     """Write a message into the outbox, in a transaction of its own, and send it; return what `send_task` would
-    return."""
+    return.
+
+    Args:
+        kind: What writes it.
+        held: Takes what sends it, which is to come later.
+    """
     app = db.app
     found: list[outbox.Stored] = []
     # As its class has it now: tracing agents wrap that.
     send = functools.partial(type(app).send_task, app)
     options.pop(OPTION, None)
-    result = _store(app, db, send, found.append, name, args, kwargs, dict(options))
+    result = _store(app, db, send, found.append, name, args, kwargs, dict(options), kind)
+    found[0].held = held
     found[0]()
     return result
 
@@ -170,13 +186,14 @@ def _store(
     args: Any,
     kwargs: Any,
     options: dict[str, Any],
+    kind: type[outbox.Stored] = outbox.Stored,
 ) -> Any:
     """Give `add` a message that is written into the outbox; return what `send_task` would return."""
     options["task_id"] = options.get("task_id") or uuid()
     result = _result(app, options)
     kept = result if options.get("add_to_parent", True) else None
     with explaining(args, kwargs):
-        message = outbox.Stored(db, app, send, name, args, kwargs, options, kept)
+        message = kind(db, app, send, name, args, kwargs, options, kept)
     add(message)
     return result
 

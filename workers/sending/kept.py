@@ -1,30 +1,30 @@
-"""Rows of the outbox that are kept until their receivers have completed: those of tasks with `exactly_once`.
+"""Rows of the outbox that are kept until their receivers have ended: those of tasks with `exactly_once`.
 
 The broker may lose what it has confirmed: Redis forgets, and a worker that is killed between two commands of kombu
 takes a message off its list and notes it nowhere. The row is sent again after a pause that is longer than the
-visibility timeout, and longer each time. A receiver that has completed does not run again, so that is harmless. A
-receiver that has failed, or was refused, is asked for no more.
+visibility timeout, and longer each time. A receiver that has completed does not run again, so that is harmless.
+
+The receiver's worker deletes the row (`received`), and not with the COMMIT: after it the result is still to be stored,
+its chord to count it, and what Celery sends to be sent. A worker that is killed there leaves the row, and the copy
+does the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...strategies.features import outbox, outbox_kept
+from ...strategies.features import outbox
 from ...strategies.features.completed import Claim, Key
-from ...strategies.features.completed_table import LONGEST_ID, chosen_completed_table
+from ...strategies.features.completed_table import chosen_completed_table, recorded_id
 from ...strategies.features.exactly_once import probe
 from ..apps import Served
+from ..crossing import crossing
 from ..errors import as_configuration_error
 from ..redelivery import redelivered_within_s
 
 SHARE = 1.5
 """The pause before a message is sent again, as a multiple of the broker's visibility timeout, where no setting says."""
-AT_ONCE = outbox_kept.RECEIVED_AT_ONCE
-LOOKS_EVERY_S = 5.0
-"""A process that sends looks this often which rows have been received."""
 UNKNOWN_S = 3600.0
 """The visibility timeout of a broker that has none, for that: RabbitMQ gives back at once what it has confirmed."""
 
@@ -37,7 +37,7 @@ def nesting_of(db: Served, name: str, task_id: str, headers: Mapping[str, Any]) 
         db: Of the outbox's database.
         name: Of the task.
     """
-    if resend_s(db) <= 0 or len(task_id) > LONGEST_ID or not db.records(name):
+    if resend_s(db) <= 0 or recorded_id(task_id) != task_id or not db.records(name):
         return None
     return int(headers.get("replaced_task_nesting") or 0)
 
@@ -50,34 +50,24 @@ def resend_s(db: Served) -> float:
     return SHARE * (redelivered_within_s(db.app) or UNKNOWN_S)
 
 
-def drop_received(db: Served, in_transaction: Callable[..., Any]) -> None:
-    """Delete rows whose receivers have completed, where that was not done in the last seconds.
-
-    Args:
-        in_transaction: `in_transaction(db, work)` returns what `work(session)` does.
-    """
-    now = monotonic()
-    if now < db.looks_received_at or resend_s(db) <= 0 or not db.records():
-        return
-    db.looks_received_at = now + LOOKS_EVERY_S
-    table, completed = outbox.chosen_table(db.settings.outbox_table), _completed(db)
-    while in_transaction(db, lambda session: outbox_kept.drop_received(session, table, completed)) >= AT_ONCE:
-        pass
-
-
 def sort(db: Served, rows: Sequence[outbox.Row]) -> tuple[list[outbox.Row], outbox.Record]:
-    """Return those of `rows` that are to be sent, and what becomes of the others: some of those that were sent before
-    have receivers that have completed, or that run now."""
+    """Return those of `rows` that are to be sent, and what becomes of the others: the receivers of some of those that
+    were sent before run now; or they have completed, and were told of it often enough."""
     to_send, others = [], outbox.Record(pause_s=resend_s(db))
     for row in rows:
-        claim = probe(db.engine, _completed(db), Key(row.task_id, row.nesting or 0), row.task) if row.sends else None
-        if claim is None:
-            to_send.append(row)
+        claim = _claim_of(db, row) if row.sends else None
+        if claim is Claim.HELD:
+            others.again.append(row.id)
+        elif claim is Claim.DONE and row.sends >= db.settings.outbox_attempts:
+            others.gone.append(row.id)
         else:
-            (others.gone if claim is Claim.DONE else others.again).append(row.id)
+            to_send.append(row)
     return to_send, others
 
 
-def _completed(db: Served) -> Any:
+@crossing
+def _claim_of(db: Served, row: outbox.Row) -> Claim | None:
+    """Tell whether the receiver of `row` runs now, or has completed; None: neither."""
     with as_configuration_error():
-        return chosen_completed_table(db.settings.completed_table)
+        completed = chosen_completed_table(db.settings.completed_table)
+    return probe(db.engine, completed, Key(row.task_id, row.nesting or 0), row.task)

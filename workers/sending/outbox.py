@@ -9,12 +9,13 @@ that committed sends them, its connection given back, and deletes their rows. Wh
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,7 @@ from ...strategies.hooks import OpenUnit, UnitHook
 from ...strategies.sessions import owner_of, waiting_of
 from ...strategies.unit_of_work import UnitOfWork
 from ..apps import Served, find
+from ..crossing import on_its_loop
 from ..errors import BrokerGone, ConfigurationError, as_configuration_error
 from ..settings import Settings
 from . import kept, recording
@@ -60,9 +62,32 @@ class Outgoing:
         """Return the messages to write, in their order; called once, in the COMMIT. What it raises fails the COMMIT."""
         raise NotImplementedError
 
+    def write(self, connection: Connection) -> None:
+        """Write what belongs to the messages, in the COMMIT."""
+
     def __call__(self) -> None:
         """Send it: there was no transaction to write it into."""
         raise NotImplementedError
+
+
+class Beginning(Outgoing):
+    """What must be there before the messages of a canvas are. Calling it writes it at once."""
+
+    __slots__ = ()
+
+
+def begin_now(db: Served, options: Mapping[str, Any]) -> None:
+    """Write what waits for the COMMIT of the unit of work here, and must be there before a message that is sent at
+    once: one of `enqueue_on_commit=False`, in a canvas that waits.
+
+    Args:
+        options: Of the message.
+    """
+    units = _home(db).units
+    if (options.get("chord") or options.get("chain")) and units.is_open():
+        waiting = units.current().waiting
+        for beginning in waiting.take(Beginning) if waiting is not None else ():
+            beginning()
 
 
 class Stored(Outgoing):
@@ -72,7 +97,7 @@ class Stored(Outgoing):
         send: Celery's own `app.send_task`.
     """
 
-    __slots__ = ("__weakref__", "_db", "call", "capture", "result", "row")
+    __slots__ = ("__weakref__", "_db", "call", "capture", "held", "result", "row")
 
     def __init__(
         self, db: Served, app: Celery, send: Callable[..., Any], name: str, args: Any, kwargs: Any,
@@ -87,6 +112,8 @@ class Stored(Outgoing):
             self.task_id, name, publication.to_text(name), publication.expires_at, nesting
         )
         self.result: Any = result
+        self.held: list[Delivery] | None = None
+        """Takes what would send it after the COMMIT, where that is to come later."""
         self.call: tuple[Any, Any, dict[str, Any]] | None = (
             (args, kwargs, options) if recording.ATTRIBUTE in app.__dict__ else None
         )
@@ -100,6 +127,9 @@ class Stored(Outgoing):
         return (self,)
 
     def __call__(self) -> None:
+        on_its_loop(self._db, self._store)
+
+    def _store(self) -> None:
         with as_configuration_error(), self._db.unit_of_work() as session:
             self._db.units.current().on_commit(self)
             watch(self._db, session)
@@ -178,7 +208,10 @@ def _write(db: Served, session: Session, connection: Connection, how: Commit) ->
     """Write what waits for the COMMIT of `session`, in the transaction of `connection`."""
     waiting = waiting_of(session)
     assert waiting is not None
-    stored = [one for outgoing in waiting.take(Outgoing) for one in outgoing.stored()]
+    stored: list[Stored] = []
+    for outgoing in waiting.take(Outgoing):
+        outgoing.write(connection)
+        stored += outgoing.stored()
     if not stored:
         return
     if not isinstance(owner_of(session), UnitOfWork):
@@ -197,7 +230,8 @@ def _write(db: Served, session: Session, connection: Connection, how: Commit) ->
             known = explained(error, connection, table)
             raise known from (error if known is not error else error.__cause__)
     if delivers:
-        waiting.add(Delivery(db, batch, stored, sends=bool(lease_s)), None)
+        delivery, held = Delivery(db, batch, stored, sends=bool(lease_s)), stored[0].held
+        waiting.add(delivery if held is None else functools.partial(held.append, delivery), None)
 
 
 def _is_of_test(session: Session) -> bool:

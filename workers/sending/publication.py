@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Exchange, Producer, Queue
 from kombu.serialization import prepare_accept_content
 
@@ -135,6 +136,15 @@ def _check(found: Publication) -> None:
 def ttl_s(publication: Publication) -> float | None:
     """Return for how long it may wait at the broker, 0 or less where it has expired; None: for ever."""
     return None if publication.expires_at is None else publication.expires_at - time.time()
+
+
+def waits_s(app: Celery, publication: Publication) -> float:
+    """Return for how many seconds from now a worker that has it lets it wait, for its ETA."""
+    try:
+        eta = maybe_iso8601(publication.headers.get("eta"))
+        return max(0.0, maybe_make_aware(eta, app.timezone).timestamp() - time.time()) if eta is not None else 0.0
+    except (TypeError, ValueError, OverflowError):
+        return 0.0  # whoever can write to the table may have written that; the worker refuses it
 
 
 def refuse_unaccepted(app: Celery, publication: Publication) -> None:

@@ -24,11 +24,12 @@ from ...strategies.features.outbox_state import printable
 from ...strategies.features.outbox_writing import explained
 from ...strategies.interrupts import is_interrupt
 from ..apps import Served
+from ..crossing import on_its_loop
 from ..errors import BrokerGone, as_configuration_error
 from . import kept
 from .broker import breaker_of, connected
 from .capturing import Capture, has_expired
-from .publication import Publication, from_text, refuse_unaccepted
+from .publication import Publication, from_text, refuse_unaccepted, waits_s
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -92,20 +93,28 @@ def in_transaction(db: Served, work: Callable[[Session], T], *, one_row: bool = 
         ConfigurationError: there is no such table, or one of an older version.
     """
     table = table_of(db)
+
+    def attempt() -> T:
+        with as_configuration_error(), db.unit_of_work() as session:
+            if not one_row:
+                outbox.lock_no_gaps(session, table)
+            return work(session)
+
     for left in reversed(range(TRIES)):
         try:
-            with as_configuration_error(), db.unit_of_work() as session:
-                if not one_row:
-                    outbox.lock_no_gaps(session, table)
-                return work(session)
+            return on_its_loop(db, attempt)
         except DBAPIError as error:
             if left and is_transient(error):
                 sleep(random.uniform(0, 0.05))  # noqa: S311 - no secret
                 continue
             with as_configuration_error():
-                known = explained(error, db.engine, table)
+                known = on_its_loop(db, functools.partial(_explained, error, db, table))
                 raise known from (error if known is not error else error.__cause__)
     raise AssertionError
+
+
+def _explained(error: DBAPIError, db: Served, table: Table) -> Exception:
+    return explained(error, db.engine, table)
 
 
 def send_items(
@@ -154,7 +163,11 @@ def send_items(
             else:
                 breaker.answered()
                 sent += 1
-                (what.sent if item.kept else what.gone).append(item.key)
+                wait_s = waits_s(app, publication) if item.kept else 0.0
+                if wait_s:
+                    _record(db, outbox.Record(sent=[item.key], resend_s=what.resend_s + wait_s))
+                else:
+                    (what.sent if item.kept else what.gone).append(item.key)
                 if item.capture is not None:
                     _tell(item.capture, app, broker.producer)
             if what.failed or len(what.gone) + len(what.sent) >= RECORD_EVERY:
@@ -216,7 +229,6 @@ def send_waiting(db: Served, count: int = BATCH, stopping: Callable[[], bool] = 
     """
     table = table_of(db)
     until = sends_until()
-    kept.drop_received(db, in_transaction)
 
     def claim(session: Session) -> tuple[list[outbox.Row], tuple[int, dict[int, str]]]:
         found = outbox.claim(session, table, count)

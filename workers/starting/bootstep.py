@@ -11,7 +11,8 @@ from celery import bootsteps
 
 from ...strategies import SessionStrategy
 from ...strategies.features import outbox
-from .. import apps
+from .. import apps, isolation
+from ..asyncio_pool import beside
 from ..databases import check_two_phase
 from ..errors import ConfigurationError, as_configuration_error
 from ..exactly_once import choosing as once
@@ -62,12 +63,17 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 one.start_worker(worker_pool, self._strategy_name)
         strategies = {name: one.strategy for name, one in databases.items()}
         lines = asynchronous.start(worker.app, databases, worker_pool)
+        if lines:
+            beside.take_off(worker.app)
         reads = any(getattr(task, "read_only", False) is True for task in worker.app.tasks.values())
         for strategy in strategies.values():
             strategy.reads_apart = reads
         check_two_phase(databases)
         checks.refuse_mistakes(worker.app, databases)
         once.prepare_worker(worker.app, db.settings)
+        if worker_pool.tasks_per_process > 1:
+            once.prepare_threads(worker.app, db.settings)
+            isolation.prepare_threads(worker.app.tasks.values(), db.settings.isolation_retries)
         if worker_pool.forks:
             detection.publish(
                 worker_pool,

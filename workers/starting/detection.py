@@ -22,6 +22,7 @@ _MODULES = {
     "celery.concurrency.solo": "solo",
     "celery_alchemy.workers.asyncio_pool.pool": "asyncio",
 }
+POOLS: tuple[str, ...] = tuple(_MODULES.values())
 
 
 def detect(worker: Any) -> WorkerPool:

@@ -10,6 +10,7 @@ from celery import Celery, signals
 from ...strategies.asynchronous import loop_thread
 from .. import apps
 from .._celery import is_spawned
+from ..asyncio_pool import beside
 from ..plain_tasks import explain_failure
 from ..watching import growth, processes
 from . import detection
@@ -42,6 +43,7 @@ def _on_process_init(**_: Any) -> None:
     if asks_at is not None:
         processes.answer_at(asks_at)
     for app_db in apps.every():
+        beside.take_off(app_db.app)
         for name, db in app_db.databases.items():
             db.start_spawned(worker_pool, strategies.get(name))
 
@@ -72,4 +74,5 @@ def stop(app: Celery) -> None:
         processes.end()
     for db in apps.databases(app).values():
         db.stop()
+    beside.leave(app)
     loop_thread.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 from sqlalchemy import Engine
@@ -15,6 +16,7 @@ from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features.outbox import Counts, count
 from ...strategies.watching.observer import harmless
 from ..apps import Served
+from ..crossing import crossing
 from ..sending.sender import table_of
 from . import observers
 
@@ -37,9 +39,10 @@ def engine_of(db: Served) -> Engine:
     return engine
 
 
-def counts(db: Served, engine: Engine) -> Counts:
-    """Return what is in the outbox."""
-    with engine.connect() as connection:
+@crossing
+def counts(db: Served, engine: Callable[[Served], Engine]) -> Counts:
+    """Return what is in the outbox, by a connection of the Engine that `engine(db)` returns."""
+    with engine(db).connect() as connection:
         return count(connection, table_of(db))
 
 
@@ -51,7 +54,7 @@ def in_short(db: Served, within_s: float = ANSWERS_WITHIN_S) -> dict[str, Any] |
 
     def look() -> None:
         try:
-            found.append(as_json(counts(db, engine_of(db))) | {"error": None})
+            found.append(as_json(counts(db, engine_of)) | {"error": None})
         except (SQLAlchemyError, CeleryAlchemyError) as error:
             found.append(_unknown(f"the outbox cannot be looked at: {type(error).__name__}"))
 
@@ -73,13 +76,18 @@ def as_json(found: Counts) -> dict[str, Any]:
     return {"waiting": found.waiting, "sent": found.sent, "set_aside": found.set_aside, "oldest_s": oldest_s}
 
 
+def _own_engine(db: Served) -> Engine:
+    engine: Engine = db.engine
+    return engine
+
+
 def tell(db: Served) -> None:
     """Tell the observer of this process, if it wants to know, what is in the outbox."""
     told: Any = getattr(observers.current(), "outbox", None)
     if told is None:
         return
     try:
-        found = counts(db, db.engine)
+        found = counts(db, _own_engine)
     except SQLAlchemyError as error:
         logger.warning("The outbox could not be counted for alchemy_metrics: %s", error)
         return

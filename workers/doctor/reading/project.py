@@ -26,7 +26,8 @@ _LIBRARIES = {
     *sys.stdlib_module_names,
 }
 _COMMANDS = ("Procfile*", "Makefile", "Dockerfile*", "*compose*.y*ml", "*.sh", "*.service", "supervisor*", "*.ini")
-_POOL = re.compile(r"\bcelery\b[^\n]*\bworker\b[^\n]*?(?:--pool|-P)[\s=\"',]*(prefork|threads|gevent|eventlet|solo)")
+POOLS = ("prefork", "threads", "gevent", "eventlet", "solo", "asyncio")
+_POOL = re.compile(rf"\bcelery\b[^\n]*\bworker\b[^\n]*?(?:--pool|-P)[\s=\"',]*({'|'.join(POOLS)})")
 
 
 @dataclass(slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..reading.state import Event, Use
 from ..reading.values import Value
-from .facts import GREEN_AND_THREADS, Facts
+from .facts import NOT_INITIALIZED, Facts
 
 EVERY = "every Engine"
 
@@ -60,7 +60,7 @@ def on_made(event: Event, facts: Facts) -> None:
     if value.kind in {"engine", "async_engine"}:
         facts.count("Engines", value.node)
         if event.entry.kind == "process_init":
-            pools = sorted(facts.pools & GREEN_AND_THREADS)
+            pools = sorted(facts.pools & NOT_INITIALIZED)
             facts.add("engine-in-process-init", event, holds=lambda: bool(pools), pools=" and ".join(pools))
     elif value.kind in {"maker", "scoped"}:
         facts.count("session factories", value.node)

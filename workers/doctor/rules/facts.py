@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..findings import Finding, Level
-from ..reading.project import Module, Project
+from ..reading.project import POOLS, Module, Project
 from ..reading.state import Event
 from .catalogue import finding
 
 _SETTINGS = ("alchemy_", "worker_pool")
-_OPTION = re.compile(r"(?:--pool[= ]|-P ?)(prefork|threads|gevent|eventlet|solo)\b")
-GREEN_AND_THREADS = {"threads", "gevent", "eventlet"}
+_OPTION = re.compile(rf"(?:--pool[= ]|-P ?)({'|'.join(POOLS)})\b")
+NOT_INITIALIZED = {"threads", "gevent", "eventlet", "asyncio"}
+"""Worker pools under which Celery never sends worker_process_init."""
 
 
 @dataclass(slots=True)

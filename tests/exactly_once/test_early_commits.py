@@ -1,0 +1,122 @@
+"""A task that commits before its end: refused where its result is needed, for the result is lost with its worker."""
+
+from typing import Any
+
+import pytest
+from support.exactly_once import BOTH_SPELLINGS, Once, Place, done, fixture_of, new_id
+from support.project.models import Row
+
+from celery_alchemy.workers.exactly_once import runner
+
+NEXT = ["callbacks", "errbacks", "chain", "chord"]
+
+
+place = fixture_of(BOTH_SPELLINGS)
+
+
+def following(once: Once, what: str, *, immutable: bool) -> dict[str, Any]:
+    """Return what the message of a task has where `what` comes after it."""
+    signature = dict(once.app.signature("next", (), immutable=immutable, task_id=new_id()))
+    return {what: signature if what == "chord" else [signature]}
+
+
+def sent_by(once: Once) -> list[str]:
+    """Return a list of what is sent from now on."""
+    sent: list[str] = []
+
+    def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        sent.append(name)
+        return once.app.AsyncResult(options["task_id"])
+
+    once.app.send_task = send_task
+    return sent
+
+
+def killed_after_its_commit(once: Once, monkeypatch: pytest.MonkeyPatch, key: str, task_id: str, **request: Any) -> Any:
+    """Deliver a task that dies between its own COMMIT and its end; return it."""
+    monkeypatch.setattr(runner, "WAITS_FOR_RESULT_S", 0.1)
+    monkeypatch.setattr(runner, "RUNS_FOR_S", 0.0)
+
+    @once.task(exactly_once=True, name="work")
+    async def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        await done(self.db.commit())
+        raise SystemExit  # as if its process were killed now
+
+    with pytest.raises(SystemExit):
+        once.deliver(work, task_id=task_id, **request)
+    assert once.database.rows(key) == [""]
+    return work
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+@pytest.mark.parametrize("what", NEXT)
+def test_it_is_refused_where_something_comes_next(once: Once, mode: Any, what: str, key: str) -> None:
+    """Nothing is committed."""
+
+    @once.task(exactly_once=mode)
+    async def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        await done(self.db.commit())
+        return "done"
+
+    task_id = new_id()
+    # A chord's own part would be counted by the result backend, which is none that can.
+    request = following(once, what, immutable=False) | ({"group": new_id()} if what == "chord" else {})
+    once.app.backend.on_chord_part_return = lambda *_, **__: None
+    sent_by(once)
+    state, error = once.deliver(work, task_id=task_id, **request)
+    assert (state, type(error).__name__) == ("FAILURE", "CommittedEarly")
+    assert "Leave self.db.commit() out" in str(error)
+    assert once.database.rows(key) == []
+    assert once.recorded(task_id) == []
+
+
+def test_past_the_session_too(once: Once, key: str) -> None:
+    @once.task(exactly_once=True)
+    async def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        await done(self.db.flush())
+        connection = await done(self.db.connection())
+        await done(connection.commit())
+        return "done"
+
+    sent_by(once)
+    state, error = once.deliver(work, task_id=new_id(), **following(once, "callbacks", immutable=False))
+    assert (state, type(error).__name__) == ("FAILURE", "CommittedEarly")
+    assert once.database.rows(key) == []
+
+
+@pytest.mark.parametrize("what", ["callbacks", "chain"])
+def test_what_takes_no_result_goes_on_without_it(
+    once: Once, key: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    sent = sent_by(once)
+    task_id = new_id()
+    request = {"ignore_result": True, **following(once, what, immutable=True)}
+    work = killed_after_its_commit(once, monkeypatch, key, task_id, **request)
+    assert sent == []
+    assert once.deliver(work, task_id=task_id, **request) == ("SUCCESS", None)
+    assert sent == ["next"]
+    assert once.database.rows(key) == [""]
+
+
+def test_where_results_are_kept_nowhere_nothing_is_lost(
+    place: Place, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = Once(place[0], **{**place[1], "result_backend": "disabled://"})
+    task_id = new_id()
+    try:
+        work = killed_after_its_commit(once, monkeypatch, key, task_id)
+        assert once.deliver(work, task_id=task_id) == ("SUCCESS", None)
+    finally:
+        once.close()
+
+
+def test_who_asks_for_the_result_of_a_task_alone_is_told(once: Once, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes after it, so nothing fails with it."""
+    task_id = new_id()
+    work = killed_after_its_commit(once, monkeypatch, key, task_id)
+    state, error = once.deliver(work, task_id=task_id)
+    assert (state, type(error).__name__) == ("FAILURE", "ResultLost")
+    assert once.database.rows(key) == [""]

@@ -1,0 +1,200 @@
+"""The outbox keeps a message until its receiver has ended: after the COMMIT the result is still to be stored, a chord
+to count it, and what Celery sends to be sent. A process that dies there, with a message that the broker loses, loses
+nothing."""
+
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery.worker import state
+from celery.worker.request import Request
+from support.exactly_once import BOTH_SPELLINGS, done, fixture_of, new_id
+from support.once_flows import Flows
+from support.project.models import Row
+
+from celery_alchemy.workers.exactly_once import choosing
+from celery_alchemy.workers.sending import received
+
+
+class Died(BaseException):
+    """A process that ends here does nothing more."""
+
+
+place = fixture_of(BOTH_SPELLINGS)
+
+
+def dies(flows: Flows, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, message: Any) -> None:
+    """Run `message` in a process that dies when it calls that."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(owner, name, die)
+        flows.run(message)
+
+
+@pytest.mark.parametrize("point", ["store_result", "on_chord_part_return", "mark_as_done"])
+def test_what_died_after_its_commit_is_sent_again(
+    flows: Flows, key: str, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chord = {"chord": flows.step.s([], key, "body"), "group_id": new_id()} if point == "on_chord_part_return" else {}
+    flows.by_outbox(flows.step.s(None, key, "a").set(**chord))
+    flows.send()
+    (message,) = flows.taken()
+    dies(flows, monkeypatch, type(flows.app.backend), point, message)
+    assert flows.traces(key) == ["None>a"]
+    flows.sweep()
+    flows.later()
+    assert flows.send() == 1
+    (copy,) = flows.taken()
+    stored = []
+    monkeypatch.setattr(type(flows.app.backend), "mark_as_done", lambda *_, **__: stored.append("done"))
+    assert flows.run(copy)[0] == "SUCCESS"
+    assert stored == ["done"]
+    assert flows.traces(key) == ["None>a"]
+    flows.sweep()
+    assert flows.outbox() == []
+
+
+def test_what_celery_sends_after_the_commit(flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class with a `__call__` of its own leaves its links to Celery."""
+
+    class Calling(flows.base):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    @flows.task(name="calling", base=Calling)
+    async def calling(self: Any) -> str:
+        self.db.add(Row(key=key, note="calling"))
+        await done(self.db.flush())
+        return "called"
+
+    flows.by_outbox(calling.s().set(link=flows.step.s(key, "link")))
+    flows.send()
+    (message,) = flows.taken()
+    dies(flows, monkeypatch, type(flows.app.amqp), "_retry_publish", message)
+    flows.sweep()
+    flows.later()
+    flows.work(copies=2)
+    assert flows.traces(key) == ["called>link", "calling"]
+    flows.sweep()
+    assert flows.outbox() == []
+
+
+def test_a_receiver_that_never_tells_is_asked_a_bounded_number_of_times(
+    place: Any, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has completed: so nothing is set aside in the end."""
+    flows = Flows(place[0], **place[1], alchemy_outbox_attempts=3)
+    try:
+        monkeypatch.setattr(received.Received, "add", lambda *_: None)
+        flows.by_outbox(flows.step, None, key, "a")
+        sent = []
+        for _ in range(5):
+            sent.append(flows.send())
+            for message in flows.taken():
+                flows.run(message)
+            flows.later()
+        assert sent == [1, 1, 1, 0, 0]
+        assert flows.outbox() == []
+        assert flows.traces(key) == ["None>a"]
+    finally:
+        flows.close()
+
+
+def test_it_is_deleted_beside_the_tasks(flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(received, "PAUSE_S", 0.1)
+    for name in "abc":
+        flows.by_outbox(flows.step, None, key, name)
+    flows.work()
+    until = time.monotonic() + 60
+    while flows.outbox() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert flows.outbox() == []
+
+
+def test_it_is_deleted_when_the_worker_ends(flows: Flows, key: str) -> None:
+    flows.by_outbox(flows.step, None, key, "a")
+    flows.work()
+    assert len(flows.outbox()) == 1
+    flows.db.stop()
+    assert flows.outbox() == []
+
+
+def test_only_the_row_of_the_very_id(flows: Flows, key: str) -> None:
+    """Databases may take "a" and "A" for the same."""
+    ids = [f"a-{key}", f"A-{key}"]
+    for task_id in ids:
+        flows.deliver(flows.step, None, key, task_id[0], task_id=new_id(), callbacks=[_link(flows, key, task_id)])
+    assert sorted(row[1] for row in flows.outbox()) == sorted(ids)
+    flows.send()
+    first, second = sorted(flows.taken(), key=lambda message: message.headers["id"])
+    flows.run(first)
+    flows.sweep()
+    assert [row[1] for row in flows.outbox()] == [second.headers["id"]]
+    flows.run(second)
+    flows.sweep()
+    assert flows.outbox() == []
+
+
+def _link(flows: Flows, key: str, task_id: str) -> dict[str, Any]:
+    return dict(flows.step.s(key, "link").set(task_id=task_id))
+
+
+def test_replaced_and_delivered_again(flows: Flows, key: str) -> None:
+    @flows.task(name="before")
+    async def before(self: Any) -> None:
+        self.db.add(Row(key=key, note="before"))
+        await done(self.db.flush())
+        raise self.replace(flows.step.s(None, key, "after"))
+
+    flows.by_outbox(before)
+    flows.work(copies=2)
+    flows.sweep()
+    assert flows.outbox() == []
+    assert flows.traces(key) == ["None>after", "before"]
+
+
+def test_a_forked_process_has_its_own(flows: Flows, key: str) -> None:
+    flows.by_outbox(flows.step, None, key, "a")
+    flows.work()
+    flows.send()
+    found = received.received(flows.db)
+    child = os.fork()
+    if child == 0:
+        os._exit(received.received(flows.db) is not found and found.drop() is None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert len(flows.outbox()) == 1
+    flows.sweep()
+    assert flows.outbox() == []
+
+
+@pytest.mark.parametrize("ends", ["hard time limit", "revoked", "expired", "worker lost"])
+def test_what_the_main_process_ends_is_not_sent_again(flows: Flows, key: str, ends: str) -> None:
+    """But a task whose pool process was lost is."""
+    choosing.prepare_worker(flows.app, flows.db.settings)
+    flows.by_outbox(flows.step.s(None, key, "a"))
+    flows.send()
+    (message,) = flows.taken()
+    request = Request(message, app=flows.app, task=flows.step, hostname="here")
+    if ends == "hard time limit":
+        request.on_timeout(False, 1.0)
+    elif ends == "worker lost":
+        try:
+            raise WorkerLostError("killed")
+        except WorkerLostError:
+            request.on_failure(ExceptionInfo())
+    elif ends == "revoked":
+        state.revoked.add(request.id)
+        assert request.revoked()
+    else:
+        request.expires = flows.app.now() - timedelta(seconds=1)
+        assert request.revoked()
+    flows.later()
+    assert flows.send() == (1 if ends == "worker lost" else 0)
+    assert len(flows.outbox()) == (1 if ends == "worker lost" else 0)
