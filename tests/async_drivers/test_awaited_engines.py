@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_each_loop_has_its_own(server: Server) -> None:
 
 def test_without_a_loop_it_says_what_to_use(server: Server) -> None:
     engines = AwaitedEngines(server.factory(PoolSize(1), {}), lambda: PoolSize(1))
-    with pytest.raises(CeleryAlchemyError, match=r"belongs to an event loop.*db\.engine"):
+    with pytest.raises(CeleryAlchemyError, match=r"belongs to an event loop.*db\.(async_)?engine"):
         _ = engines.engine
 
 
@@ -143,6 +144,9 @@ def test_the_child_of_a_fork_drops_it_and_the_parent_goes_on(server: Server) -> 
                     if engines.made() == []:
                         asyncio.run(child())
                         code = 0
+                except BaseException:
+                    traceback.print_exc()
+                    raise
                 finally:
                     os._exit(code)
             _, status = await asyncio.to_thread(os.waitpid, pid, 0)

@@ -71,8 +71,7 @@ def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int, side: Any
     from .runner import ExactlyOnceRunner
 
     sends.install(db)
-    if db.settings.outbox:
-        endings.connect()
+    endings.connect(outbox=db.settings.outbox)
     rows = Rows(db, side)
     return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
 
@@ -123,7 +122,7 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
     if settings.outbox and has_any(app, settings):
         from . import endings
 
-        endings.connect()  # the main process ends requests too: a hard time limit, a revoked task
+        endings.connect(outbox=True)  # the main process ends requests too: a hard time limit, a revoked task
     if settings.exactly_once:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:

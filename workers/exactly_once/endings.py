@@ -32,9 +32,12 @@ logger: logging.Logger = logging.getLogger(__name__)
 _UID = "celery_alchemy.exactly_once"
 
 
-def connect() -> None:
-    """Let the outbox know of tasks that have ended, and that are tried again."""
+def connect(*, outbox: bool) -> None:
+    """See that a chord's body is sent before its member ends; let the outbox, where there is one, know of tasks that
+    have ended, and that are tried again."""
     task_success.connect(_succeeded, weak=False, dispatch_uid=_UID)
+    if not outbox:
+        return
     task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
     task_retry.connect(_retried, weak=False, dispatch_uid=_UID)
     task_revoked.connect(_revoked, weak=False, dispatch_uid=_UID)
