@@ -150,8 +150,6 @@ def test_a_tool_that_wraps_create_engine_sees_each_of_our_engines(app: Celery, m
     db.stop()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # eventlet, once imported, on forks
-@pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
 def test_sqlalchemy_logs_of_connection_pools_only_what_is_closed(
     app: Celery, sqlite: SQLite, caplog: pytest.LogCaptureFixture
 ) -> None:

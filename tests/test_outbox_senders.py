@@ -65,8 +65,6 @@ def test_many_senders_at_once(request: pytest.FixtureRequest, kind: str, monkeyp
     shop.stop()
 
 
-# A hub of eventlet's that another test of this process has made warns of each fork; the child uses none.
-@pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
 def test_the_child_of_a_fork_has_connections_of_its_own(run_database: PostgreSQL) -> None:
     """What it does to those of its parent, the parent would see."""
     shop = Shop(run_database, broker_url=servers.rabbitmq())

@@ -128,8 +128,6 @@ def test_an_answer_that_is_none_costs_that_answer(asking: PoolProcesses, said: b
     assert len(asking.ask(REPORT)) == 1
 
 
-# A hub of eventlet's that another test of this process has made warns of each fork; these children use none.
-@pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
 def test_a_pool_process_that_ends_meanwhile_is_left_out(asking: PoolProcesses) -> None:
     children = []
     for ends in (False, True):
