@@ -70,7 +70,9 @@ class AsyncSide:
         if ordinary is not None and not isinstance(ordinary, PerLoopStrategy):
             ordinary.beside, strategy.is_beside = strategy, True
         self._in_force(strategy)
-        self._strategy = strategy  # last: another thread takes it for ready
+        previous, self._strategy = self._strategy, strategy  # last: another thread takes it for ready
+        if previous is not None:
+            previous.dispose()
         return strategy
 
     def pin(self, *, pinned: bool) -> None:

@@ -190,7 +190,7 @@ class Database:
         strategy = self.pinned or self._strategy
         if strategy is None:
             with self.lock:
-                strategy = self._strategy or self._start(self.worker_pool(), None)
+                strategy = self._strategy or self._start(self.worker_pool(), None, anew=False)
         return strategy
 
     def pin(self, strategy: SessionStrategy | None) -> None:
@@ -257,12 +257,12 @@ class Database:
             if strategy is not None and strategy.worker_pool.in_main_process:
                 strategy.dispose()
 
-    def _start(self, worker_pool: WorkerPool, strategy_name: str | None) -> SessionStrategy:
+    def _start(self, worker_pool: WorkerPool, strategy_name: str | None, *, anew: bool = True) -> SessionStrategy:
         with as_configuration_error():
             settings = self.settings
             options, url, engine = self._database_options(settings, may_await=self._has_async_tasks)
             if url is not None and not has_sync_side(url):
-                self._strategy = self.coroutines.start(worker_pool)
+                self._strategy = self.coroutines.start(worker_pool) if anew else self.coroutines.strategy
                 self._in_force(self.pinned or self._strategy)
                 return self._strategy
             url = sync_url(url) if url is not None else None

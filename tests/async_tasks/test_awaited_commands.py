@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery, _state
 from click.testing import CliRunner, Result
-from sqlalchemy import URL, Column, Integer, MetaData, Table, inspect, make_url
+from sqlalchemy import URL, Column, Integer, MetaData, Table, event, inspect, make_url
 from support import databases, servers
 from support.async_drivers import url_for
 from support.databases import Database, PostgreSQL
@@ -18,6 +18,7 @@ from support.pgbouncer import pgbouncer
 
 from celery_alchemy import Alchemy, AsyncDatabaseTask, CeleryAlchemyError, DatabaseTask
 from celery_alchemy.strategies.asynchronous import loop_thread
+from celery_alchemy.strategies.worker_pool import WorkerPool
 from celery_alchemy.workers.commands import alchemy
 from celery_alchemy.workers.watching import observers
 from celery_alchemy.workers.watching.outbox import tell
@@ -178,3 +179,40 @@ def test_a_script_that_asks_for_the_engine_is_told_what_to_write(shop: Shop, pla
         asyncio.run(names["main"]())
         assert inspect(place[0].engine).has_table("made_by_a_script")
         metadata.drop_all(place[0].engine)
+
+
+@pytest.mark.parametrize("first", ["coroutines", "ordinary code"])
+def test_one_engine_serves_coroutines_and_ordinary_code(place: tuple[Database, str], shop: Shop, first: str) -> None:
+    """Whichever asks first: a second Engine would keep a connection that nobody closes."""
+    db, seen = shop.db, []
+    db.on_engine(seen.append)
+
+    async def main() -> None:
+        asked = [db.async_engine.sync_engine, db.engine]
+        if first == "ordinary code":
+            db.stop()
+            asked = [db.engine, db.async_engine.sync_engine]
+        async with db.async_engine.connect():
+            pass
+        assert asked[0] is asked[1]
+        await db.async_engine.dispose()
+
+    asyncio.run(main())
+    assert len(seen) == (1 if first == "coroutines" else 2)
+    db.stop()
+
+
+def test_a_worker_that_starts_closes_what_was_used_before_it(place: tuple[Database, str], shop: Shop) -> None:
+    """At import time, say."""
+    db, closed = shop.db, []
+    thread = loop_thread.started()
+    try:
+        db.on_engine(lambda engine: event.listen(engine, "close", lambda *_: closed.append(engine)))
+        thread.run(lambda: db.engine.connect().close())
+        db.start_worker(WorkerPool(name="threads", concurrency=2))
+        assert len(closed) == 1
+        thread.run(lambda: db.engine.connect().close())
+    finally:
+        db.stop()
+        loop_thread.stop()
+    assert len(closed) == 2

@@ -15,7 +15,7 @@ from support.worker import Site
 
 from celery_alchemy.strategies.place import current_coroutine
 
-place = fixture_of(["psycopg-along", "mariadb", "await psycopg"])
+place = fixture_of(["psycopg-along", "mariadb", "await psycopg", "await asyncpg"])
 KINDS = ["chord", "a group in a chain", "a chain in the header", "a chord in the header", "a group in the header"]
 pytestmark = pytest.mark.filterwarnings(*OF_REDIS_RESULTS)
 
