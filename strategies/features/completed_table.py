@@ -71,3 +71,12 @@ def chosen_completed_table(setting: str | None = None) -> Table:
         InvalidSetting: several are declared.
     """
     return _tables.chosen(setting)
+
+
+def undeclared(setting: str | None = None) -> str | None:
+    """Say, connecting to nothing, why the database may have no such table; None where the code declares it.
+
+    Raises:
+        InvalidSetting: several are declared, and the setting names none.
+    """
+    return _tables.undeclared(setting)

@@ -59,3 +59,17 @@ class DeclaredTables:
             schema, _, short = name.rpartition(".")
             self._named[name] = self._make(MetaData(), short, schema or None)
         return self._named[name]
+
+    def undeclared(self, setting: str | None = None) -> str | None:
+        """Say, connecting to nothing, why the database may have no table for an app; None where the code declares it.
+
+        Raises:
+            InvalidSetting: several are declared, and the setting names none.
+        """
+        names = self.names
+        name = self.chosen(setting).fullname
+        if name in names:
+            return None
+        if names:
+            return f"this process declares {names[0]!r} instead of {name!r}, which is what it writes to"
+        return f"nothing in this process declares its table {name!r}"

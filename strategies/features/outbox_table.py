@@ -89,13 +89,7 @@ def undeclared(setting: str | None = None) -> str | None:
     Raises:
         InvalidSetting: several are declared, and the setting names none.
     """
-    names = _tables.names
-    name = chosen_table(setting).fullname
-    if name in names:
-        return None
-    if names:
-        return f"this process declares {names[0]!r} instead of {name!r}, which is what it writes to"
-    return f"nothing in this process declares its table {name!r}"
+    return _tables.undeclared(setting)
 
 
 def missing_columns(found: set[str]) -> list[str]:

@@ -1,12 +1,15 @@
 """`result_backend = "alchemy://"`: SUCCESS is seen if and only if the rows are."""
 
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import group, states
 from celery.result import AsyncResult, GroupResult
-from support import databases
+from support import databases, preloaded
 from support.exactly_once import Once, new_id, together
 from support.project.models import Row
 
@@ -112,3 +115,40 @@ def test_states_that_are_stored_at_the_same_moment(once: Once) -> None:
         store = once.app.backend.store_result
         together([lambda: store(task_id, 1, states.STARTED)] * 3)  # noqa: B023
         assert result_of(once, task_id).state == states.STARTED
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("app.conf.result_backend = 'alchemy://'", "Results are kept in the database (result_backend), but nothing in"),
+        ("app.conf.alchemy_exactly_once = True", "Tasks have exactly_once, but nothing in this process declares its"),
+        ("task(exactly_once='last')", "Tasks have exactly_once, but nothing in this process declares its table"),
+        ("task(exactly_once=True); kept = completed_tasks_table(MetaData())", None),
+        ("app.conf.update(alchemy_completed_table='shop.done', alchemy_exactly_once=True)", "its table 'shop.done'"),
+        ("task(exactly_once=False)", None),
+        ("app.conf.result_backend = 'cache+memory://'", None),
+    ],
+)
+def test_a_worker_says_that_no_table_of_completed_tasks_is_declared(
+    tmp_path: Path, code: str, says: str | None
+) -> None:
+    """It connects to nothing when it starts: it can only tell what its code declares."""
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import logging, sys\n"
+        "from celery import Celery\nfrom sqlalchemy import MetaData\n"
+        "from celery_alchemy import Alchemy, DatabaseTask, completed_tasks_table\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "app = Celery('shop', broker='memory://')\n"
+        "app.conf.alchemy_database_url = 'postgresql+psycopg://127.0.0.1:1/shop'\n"
+        "def create(): pass\n"
+        "def task(**options): return app.task(base=DatabaseTask, name='shop.create', **options)(create)\n"
+        f"db = Alchemy(app)\ntask() if 'task(' not in {code!r} else None\n{code}\n"
+        "app.WorkController(pool_cls='solo')\n"
+    )
+    done = preloaded.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ, timeout=250)
+    assert done.returncode == 0, done.stderr
+    if says is None:
+        assert "declares its table" not in done.stdout
+    else:
+        assert says in done.stdout

@@ -35,7 +35,9 @@ def seconds_of(span: str) -> float:
     """
     found = _SPAN.fullmatch(span.strip())
     if found is None:
-        raise click.BadParameter(f"{span!r} is no span of time: write 7d, 12h, 90m or a number of seconds.")
+        raise click.BadParameter(
+            f"{span!r} is no span of time: write 7d (days), 12h (hours), 90m (minutes) or a number of seconds."
+        )
     return float(found[1]) * _UNITS_S[found[2]]
 
 

@@ -148,7 +148,7 @@ def list_completed(ctx: click.Context, task_ids: tuple[str, ...], task: str | No
 
 
 @completed.command()
-@click.option("--older-than", required=True, metavar="SPAN", help="7d, 12h, 90m or a number of seconds.")
+@click.option("--older-than", required=True, metavar="SPAN", help="7d (days), 12h, 90m (minutes) or seconds.")
 @click.option("--force", is_flag=True, help="Also within the visibility timeout of the broker.")
 @click.pass_context
 def prune(ctx: click.Context, older_than: str, force: bool) -> None:

@@ -112,6 +112,15 @@ def has_any(app: Celery, settings: Settings) -> bool:
     return any(is_database_task(task) and mode_of(task, settings) is not None for task in app.tasks.values())
 
 
+def needs_table(app: Celery, settings: Settings) -> str:
+    """Say what needs the table of completed tasks; "" where nothing does."""
+    from .backend import AlchemyBackend
+
+    if has_any(app, settings):
+        return "Tasks have exactly_once"
+    return "Results are kept in the database (result_backend)" if isinstance(app.backend, AlchemyBackend) else ""
+
+
 def prepare_worker(app: Celery, settings: Settings) -> None:
     """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so.
 

@@ -10,7 +10,7 @@ from typing import Any
 from celery import bootsteps
 
 from ...strategies import SessionStrategy
-from ...strategies.features import outbox
+from ...strategies.features import completed_table, outbox
 from .. import apps, isolation
 from ..asyncio_pool import beside
 from ..databases import check_two_phase
@@ -90,6 +90,8 @@ class SessionStrategyStep(bootsteps.StartStopStep):  # type: ignore[misc]
             logger.info("%s", _together(strategies, two_phase=db.settings.two_phase))
         if db.settings.outbox:
             _tell_of_outbox(db)
+        if by := once.needs_table(worker.app, db.settings):
+            _tell_of_completed(db, by)
         growth.watch(db, worker)
         if db.settings.warn_idle_s is not None:
             self._watch = IdleWatch(db.settings.warn_idle_s)
@@ -124,6 +126,16 @@ def _tell_of_outbox(db: apps.Served) -> None:
             "alchemy_outbox = 'relay': what waits for a COMMIT is sent by `celery -A ... alchemy outbox run` alone. "
             "Run it beside the workers; `celery -A ... inspect sessions` shows for how long the oldest message waits."
         )
+
+
+def _tell_of_completed(db: apps.Served, by: str) -> None:
+    with as_configuration_error():
+        why = completed_table.undeclared(db.settings.completed_table)
+    if why is not None:
+        logger.warning(
+            "%s, but %s. If the database has no such table, every such task fails: create it (%s). "
+            "`celery alchemy doctor` looks.", by, why, completed_table.HOW_TO_CREATE
+        )  # fmt: skip
 
 
 def _logs_to_terminal() -> bool:
