@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, select, update
+from sqlalchemy import Table, delete, select
 
 from .completed import Key
 from .outbox_insert import ROWS_AT_ONCE, Executor
-from .outbox_table import database_now
 
 
 def drop_of(executor: Executor, table: Table, keys: Collection[Key]) -> int:
@@ -32,17 +31,6 @@ def drop_all_of(executor: Executor, table: Table, task_id: str) -> int:
     if ids:
         executor.execute(delete(table).where(table.c.id.in_(ids)))
     return len(ids)
-
-
-def postpone(executor: Executor, table: Table, key: Key, seconds: float) -> int:
-    """Send the message of the request with this key again no earlier than in so many seconds: it has been received, and
-    is tried again by a message of its own; return how many rows there were."""
-    due_at, changed = database_now() + bindparam("later", seconds), 0
-    for ids in _ids_of(executor, table, [key]):
-        sent_before = (table.c.id.in_(ids), table.c.sends > 0, table.c.due_at < due_at)
-        found: Any = executor.execute(update(table).where(*sent_before).values(due_at=due_at))
-        changed += int(found.rowcount)
-    return changed
 
 
 def _ids_of(executor: Executor, table: Table, keys: Collection[Key]) -> Iterable[list[int]]:

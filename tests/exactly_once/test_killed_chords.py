@@ -86,3 +86,14 @@ def test_celerys_main_process_gives_it_back(plain: Kills, kind: str, point: str)
     plain.wait_for_kill(before, point)
     assert done, f"the {kind} is lost {point}: {plain.traces(key)}\n{plain.tail()}"
     assert plain.traces(key) == sorted(DUE[kind])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["chain", "retry", "follow"])
+def test_a_task_that_dies_before_its_commit(early: Kills, kind: str) -> None:
+    """Celery's main process says that it has failed (WorkerLostError), and the broker has no message of it any more."""
+    before = early.killed()
+    key, done = early.run(kind, "before COMMIT", within_s=WITHIN_S, by_outbox=True)
+    early.wait_for_kill(before, "before COMMIT")
+    assert done, f"the {kind} is lost: {early.traces(key)}\n{early.tail()}"
+    assert early.traces(key) == sorted(DUE[kind])

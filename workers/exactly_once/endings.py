@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from celery.exceptions import Reject, Retry, WorkerLostError
 from celery.signals import task_failure, task_retry, task_revoked, task_success
+from sqlalchemy import Table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox_kept
-from ...strategies.features.completed import Key
 from ..apps import Served
 from ..pausing import without_blocking
 from ..request import request_of
@@ -53,7 +51,7 @@ def predicate(task: Any, request: Any, error: BaseException, *, committed: bool)
     if committed:
         ended(task, request)
     else:  # and would run again
-        _change(task, request, lambda session, table, key, db: outbox_kept.drop_of(session, table, [key]))
+        _drop(task, request)
 
 
 def ended(task: Any, request: Any) -> None:
@@ -73,11 +71,13 @@ def _succeeded(sender: Any = None, result: Any = None, **_: Any) -> None:
 
 
 def _failed(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
+    if isinstance(exception, WorkerLostError):
+        return  # it is to be sent again
     request = request_of(sender)
-    if request is not None and request.id == task_id:
+    if request is not None and request.id == task_id and not request.called_directly:
         _send_retry(request)
-        _change(sender, request, lambda session, table, key, db: outbox_kept.drop_of(session, table, [key]))
-    elif not isinstance(exception, WorkerLostError):  # that one is to be sent again
+        _drop(sender, request)
+    else:  # Celery's main process says so, which has not run it
         _drop_from_outside(sender, task_id)
 
 
@@ -88,21 +88,20 @@ def _revoked(sender: Any = None, request: Any = None, **_: Any) -> None:
 def _drop_from_outside(task: Any, task_id: str) -> None:
     """The worker has ended a request, or not begun it: a hard time limit, a revoked or expired task."""
     db = outbox_of(task)
-    if db is None or not db.records(task.name) or resend_s(db) <= 0:
-        return
+    if db is not None and db.records(task.name) and resend_s(db) > 0:
+        _in_outbox(db, task, task_id, lambda session, table: outbox_kept.drop_all_of(session, table, task_id))
+
+
+def _in_outbox(db: Served, task: Any, task_id: str, drop: Callable[[Session, Table], object]) -> None:
     table = table_of(db)
     try:
-        in_transaction(db, lambda session: outbox_kept.drop_all_of(session, table, task_id))
+        in_transaction(db, lambda session: drop(session, table))
     except (SQLAlchemyError, CeleryAlchemyError) as error:
         logger.warning("%s[%s] has ended, and may be sent again by the outbox: %s", task.name, task_id, error)
 
 
-def _retried(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
-    def change(session: Session, table: Any, key: Key, db: Served) -> None:
-        outbox_kept.postpone(session, table, key, _in_s(getattr(reason, "when", None)) + resend_s(db))
-
-    _change(sender, request, change)
-    _send_retry(request)
+def _retried(sender: Any = None, request: Any = None, **_: Any) -> None:
+    _send_retry(request)  # it takes the place of the message that is tried again
 
 
 def _send_retry(request: Any) -> None:
@@ -111,22 +110,11 @@ def _send_retry(request: Any) -> None:
         without_blocking(delivery)
 
 
-def _in_s(when: Any) -> float:
-    """Return in how many seconds a retry is due."""
-    if isinstance(when, datetime):
-        return max(0.0, when.timestamp() - time.time())
-    return float(when or 0.0)
-
-
-def _change(task: Any, request: Any, change: Callable[[Session, Any, Key, Served], object]) -> None:
+def _drop(task: Any, request: Any) -> None:
     db = _outbox_with_rows(task, request)
-    if db is None:
-        return
-    table, key = table_of(db), key_of(request)
-    try:
-        in_transaction(db, lambda session: change(session, table, key, db))
-    except (SQLAlchemyError, CeleryAlchemyError) as error:
-        logger.warning("%s[%s] has ended, and may be sent again by the outbox: %s", task.name, request.id, error)
+    if db is not None:
+        key = key_of(request)
+        _in_outbox(db, task, request.id, lambda session, table: outbox_kept.drop_of(session, table, [key]))
 
 
 def _outbox_with_rows(task: Any, request: Any) -> Served | None:
