@@ -97,6 +97,20 @@ def commits_itself(session: Session, connection: Connection) -> bool:
     return commits and transaction is connection.get_transaction()
 
 
+def is_autocommit(connection: Connection) -> bool:
+    """Tell whether each statement on `connection` commits itself, because its options say so, those of its Engine, or
+    the driver's. Asks no server."""
+    if connection._is_autocommit_isolation():
+        return True
+    if connection.dialect.name == "sqlite":
+        return False  # its driver is in autocommit where BEGIN is sent as a statement
+    raw: Any = connection.connection.dbapi_connection
+    try:
+        return connection.dialect.detect_autocommit_setting(raw)
+    except (NotImplementedError, AttributeError):
+        return False
+
+
 def savepoints_of(connection: Connection) -> Iterator[Transaction]:
     """Yield the savepoints that are open on `connection`, the innermost first."""
     savepoint: Any = connection.get_nested_transaction()

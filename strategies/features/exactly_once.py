@@ -18,10 +18,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._sqlalchemy import commits_itself, connections_of, has_changes, root_of
+from .._sqlalchemy import commits_itself, connections_of, has_changes, is_autocommit, root_of
 from ..drivers.along import Along
 from ..drivers.base import driver_of
-from ..errors import CeleryAlchemyError
+from ..errors import CeleryAlchemyError, InvalidSetting
 from ..hooks import OpenUnit, UnitHook
 from ..sessions import become, connection_for
 from . import completed
@@ -102,6 +102,7 @@ class Attempt:
         """A transaction of the task has begun on `connection`."""
         self.written = self.committing = False
         self.go_on()
+        self._refuse_autocommit(connection)
         if self.mode == FIRST and not self.committed and not self._begin_with(connection):
             self._insert(connection, None, waits=False)
 
@@ -149,6 +150,7 @@ class Attempt:
             along: Together with the COMMIT, where that saves a round trip.
         """
         self.go_on()
+        self._refuse_autocommit(connection)
         if self._along is not None and not self._along.sent:
             self._along, self.written = None, False  # nothing was executed that could have taken it along
         if self.record is None and self.needs_result is not None:
@@ -188,6 +190,20 @@ class Attempt:
         """
         if self.lost is not None:
             raise Superseded(self.lost)
+
+    def _refuse_autocommit(self, connection: Connection) -> None:
+        """Refuse a connection on which each statement commits itself: the row would be committed alone, and a body that
+        fails after that taken for one that has completed.
+
+        Raises:
+            InvalidSetting: it is one.
+        """
+        if is_autocommit(connection):
+            raise InvalidSetting(
+                f"{self.label} has exactly_once, and its connection is in AUTOCOMMIT: its work, and the row that says "
+                f"that it is done, would be committed one by one. Leave isolation_level='AUTOCOMMIT' (or the driver's "
+                f"autocommit) out, or let the task have exactly_once=False."
+            )
 
     def _insert(self, connection: Connection, record: Record | None, *, waits: bool) -> None:
         try:

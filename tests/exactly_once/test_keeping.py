@@ -1,6 +1,9 @@
 """What is kept of completed tasks: how it is forgotten and pruned, who looks at it, and what is refused."""
 
+import contextlib
 import json
+import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +14,10 @@ from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
 from celery_alchemy import ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
+from celery_alchemy.strategies.errors import InvalidSetting
 from celery_alchemy.workers.doctor import examine as doctor
 from celery_alchemy.workers.doctor.fleet import Fleet
-from celery_alchemy.workers.exactly_once import pruning
+from celery_alchemy.workers.exactly_once import choosing, pruning
 
 
 def make_task(once: Once, key: str, **options: Any) -> Any:
@@ -84,6 +88,7 @@ def test_the_key_is_the_same_for_each_delivery_and_of_no_other_task(once: Once) 
 
 def test_old_rows_go_with_new_ones(once: Once, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "AFTER_ROWS", 3)
+    monkeypatch.setattr(random, "randrange", lambda most: 0)
     create, ids = make_task(once, key), [new_id() for _ in range(5)]
     for number, task_id in enumerate(ids):
         once.deliver(create, task_id=task_id)
@@ -213,3 +218,52 @@ def test_the_doctor_looks_for_it_where_results_are_kept_there(once: Once) -> Non
     assert "completed-table" not in codes()  # nothing needs it
     once.app.conf.result_backend = "alchemy://"
     assert "completed-table" in codes()
+
+
+def test_old_rows_go_however_soon_a_process_ends() -> None:
+    """With `worker_max_tasks_per_child` below a hundred no process would ever have deleted one."""
+    random.seed(18)
+    pruned: list[float] = []
+    rows = SimpleNamespace(prune_some=lambda kept_s, most: pruned.append(kept_s))
+    for _ in range(400):
+        process = pruning.Pruning(rows, 7.0)  # type: ignore[arg-type]
+        for _ in range(25):
+            process.recorded()
+    assert 60 < len(pruned) < 140  # once in a hundred rows
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+@pytest.mark.parametrize("says", ["engine", "execution_options", "driver", "task"])
+def test_autocommit_is_refused(place: Any, key: str, says: str, mode: Any) -> None:
+    """The row would be committed before the work: a body that fails then would be taken for one that has completed."""
+    options = {
+        "engine": {"isolation_level": "AUTOCOMMIT"},
+        "execution_options": {"execution_options": {"isolation_level": "AUTOCOMMIT"}},
+        "driver": {"connect_args": {"autocommit": True}},
+    }
+    if says == "driver" and "psycopg2" in place[1]["alchemy_database_url"]:
+        pytest.skip("psycopg2 has no such argument")
+    once = Once(place[0], **place[1], alchemy_engine_options=options.get(says, {}))
+    try:
+
+        @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+        def create(self: Any) -> None:
+            if says == "task":
+                with contextlib.suppress(InvalidSetting):
+                    self.db.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            self.db.add(Row(key=key))
+            self.db.flush()
+            if says != "task":
+                raise KeyError(key)
+
+        task_id = new_id()
+        for _ in range(2):
+            state, error = once.deliver(create, task_id=task_id)
+            assert (state, type(error)) in {("FAILURE", InvalidSetting), ("FAILURE", KeyError)}
+        assert once.recorded(task_id) == []
+        if says in {"engine", "execution_options"}:
+            once.app.finalize()
+            with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+                choosing.prepare_worker(once.app, once.db.settings)
+    finally:
+        once.close()

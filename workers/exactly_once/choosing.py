@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
@@ -125,8 +125,15 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
     """Let a worker that starts know which tasks of `app` have `exactly_once` because the setting says so.
 
     Raises:
-        ConfigurationError: the result backend would count a member of a chord twice that is delivered twice.
+        ConfigurationError: the result backend would count a member of a chord twice that is delivered twice; or each
+            statement commits itself.
     """
+    if _is_autocommit(settings.engine_options) and has_any(app, settings):
+        raise ConfigurationError(
+            "Tasks have exactly_once, and alchemy_engine_options say isolation_level='AUTOCOMMIT': the work of a task, "
+            "and the row that says that it is done, would be committed one by one. Leave isolation_level out. Tasks "
+            "that only read have read_only=True."
+        )
     chords.refuse_counting_twice(app, lambda: has_any(app, settings))
     if settings.outbox and has_any(app, settings):
         from . import endings
@@ -136,6 +143,15 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:
                 follow_in_main_process(task)
+
+
+def _is_autocommit(engine_options: Mapping[str, Any]) -> bool:
+    """Tell whether these arguments of create_engine say so. What the driver, an Engine of the user's or a task says
+    itself is seen when a transaction begins."""
+    for options in (engine_options, engine_options.get("execution_options") or {}):
+        if str(options.get("isolation_level", "")).upper() == "AUTOCOMMIT":
+            return True
+    return False
 
 
 def prepare_threads(app: Celery, settings: Settings) -> None:

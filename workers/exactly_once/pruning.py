@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -11,18 +12,22 @@ from .rows import Rows
 logger: logging.Logger = logging.getLogger(__name__)
 
 AFTER_ROWS, PRUNED_AT_ONCE = 100, 200
-"""After so many new rows of a process up to so many old ones are deleted: more than come."""
+"""Up to so many old rows are deleted for so many new ones: more than come."""
 
 
 class Pruning:
-    """Counts new rows, and deletes old ones after every hundred.
+    """Counts new rows of a task in this process, and deletes old ones after every hundred.
+
+    It begins anywhere in the first hundred: a pool process may end sooner (`worker_max_tasks_per_child`), and many
+    tasks may each write a few rows.
 
     Args:
         kept_s: Rows that are older than so many seconds are deleted.
     """
 
     def __init__(self, rows: Rows, kept_s: float) -> None:
-        self._rows, self._kept_s, self._new = rows, kept_s, 0
+        self._rows, self._kept_s = rows, kept_s
+        self._new = random.randrange(AFTER_ROWS)  # noqa: S311 - no secret
 
     def recorded(self) -> None:
         """A row has been written. What goes wrong here is no task's fault, and is tried again later."""
