@@ -67,6 +67,32 @@ def test_copies_at_the_same_moment(flows: Flows, key: str) -> None:
     assert flows.bodies.count("body") == 1
 
 
+@pytest.mark.skipif(VERSION[:2] < chords.COUNTS_BY_ID, reason="this Celery has no lease")
+@pytest.mark.parametrize("redelivered", [False, True])
+@pytest.mark.parametrize("outbox", [False, "relay"])
+def test_a_member_that_fails_does_not_end_while_one_that_is_killed_has_the_lease(
+    flows: Flows, key: str, redelivered: bool, outbox: Any
+) -> None:
+    """Its copy runs, and fails again. Without it the errbacks of the chord would never be sent."""
+    flows.app.conf.alchemy_outbox = outbox  # read when it is first used
+
+    @flows.task(name="fails")
+    async def fails(self: Any) -> None:
+        raise KeyError(key)
+
+    body = flows.step.s(key, "body").on_error(flows.step.si(None, key, "errback"))
+    chord([flows.step.s(None, key, "m0"), fails.s()], body).apply_async()
+    first, last = flows.taken()
+    flows.run(first)
+    backend: Any = flows.app.backend
+    lease = backend.get_key_for_group(last.headers["group"], chords.CLAIM)
+    backend.client.set(lease, "of a copy that is killed", px=60_000 if redelivered else 500)
+    assert flows.run(last, redelivered=redelivered)[0] == "FAILURE"
+    flows.work(copies=2)
+    assert flows.traces(key) == ["None>errback", "None>m0"]
+    assert flows.bodies.count("errback") == 1
+
+
 class Here:
     """Does at once what the threads of the worker pool asyncio would do."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from celery import VERSION, Celery, states
+from celery import VERSION, Celery
 
 from ..errors import ConfigurationError
 from ..pausing import pause, without_blocking
@@ -33,15 +33,15 @@ def cut_claim(task: Any, request: Any) -> None:
         client.pexpire(claim, int(1000 * CUT_TO_S))
 
 
-def see_body_sent(task: Any, request: Any, result: Any) -> None:
-    """Wait until the body of the chord of `request` is sent, where another member has the lease; take it where that
-    does not send.
+def see_body_sent(task: Any, request: Any, state: str, result: Any) -> None:
+    """Wait until the body of the chord of `request` is sent, or its errbacks are, where another member has the lease;
+    take it where that does not send.
 
     Two copies of a member may run at a time, and with Redis kombu has one message for both: the acknowledgement of the
     one takes away the message of the other, which may be killed with the lease.
 
     Args:
-        request: Its task has succeeded, and is counted.
+        request: Its task has ended so, and is counted.
     """
     client, *keys = _keys(task, request)
     held = False
@@ -55,7 +55,7 @@ def see_body_sent(task: Any, request: Any, result: Any) -> None:
         if held:
             pause(LOOKS_EVERY_S)
         else:
-            task.backend.on_chord_part_return(request, states.SUCCESS, result)
+            task.backend.on_chord_part_return(request, state, result)
 
 
 def _keys(task: Any, request: Any) -> tuple[Any, str, str]:

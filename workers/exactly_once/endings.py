@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery import states
 from celery.exceptions import Reject, Retry, WorkerLostError
 from celery.signals import task_failure, task_retry, task_revoked, task_success
 from sqlalchemy import Table
@@ -20,7 +22,7 @@ from ..request import request_of
 from ..sending.kept import resend_s
 from ..sending.received import received
 from ..sending.sender import in_transaction, table_of
-from .chords import see_body_sent
+from .chords import cut_claim, see_body_sent
 from .following import outbox_of
 from .ids import key_of
 from .sends import HELD, is_ours
@@ -31,12 +33,12 @@ _UID = "celery_alchemy.exactly_once"
 
 
 def connect(*, outbox: bool) -> None:
-    """See that a chord's body is sent before its member ends; let the outbox, where there is one, know of tasks that
-    have ended, and that are tried again."""
+    """See that a chord's body, or its errbacks, are sent before its member ends; let the outbox, where there is one,
+    know of tasks that have ended, and that are tried again."""
     task_success.connect(_succeeded, weak=False, dispatch_uid=_UID)
+    task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
     if not outbox:
         return
-    task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
     task_retry.connect(_retried, weak=False, dispatch_uid=_UID)
     task_revoked.connect(_revoked, weak=False, dispatch_uid=_UID)
 
@@ -66,7 +68,7 @@ def _succeeded(sender: Any = None, result: Any = None, **_: Any) -> None:
     request = request_of(sender)
     _send_retry(request)  # of `self.retry(throw=False)`
     if request is not None and is_ours(request):
-        see_body_sent(sender, request, result)
+        see_body_sent(sender, request, states.SUCCESS, result)
     ended(sender, request)
 
 
@@ -76,6 +78,10 @@ def _failed(sender: Any = None, task_id: str = "", exception: Any = None, **_: A
     request = request_of(sender)
     if request is not None and request.id == task_id and not request.called_directly:
         _send_retry(request)
+        if is_ours(request):
+            if (request.delivery_info or {}).get("redelivered"):  # the one before may have been killed with the lease
+                without_blocking(functools.partial(cut_claim, sender, request))
+            see_body_sent(sender, request, states.FAILURE, exception)
         _drop(sender, request)
     else:  # Celery's main process says so, which has not run it
         _drop_from_outside(sender, task_id)
