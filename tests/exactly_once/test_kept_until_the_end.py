@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
+from celery.exceptions import Ignore, Reject
 from celery.worker import state
 from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 from support.exactly_once import BOTH_SPELLINGS, done, fixture_of, new_id
 from support.once_flows import Flows
 from support.project.models import Row
@@ -198,3 +200,70 @@ def test_what_the_main_process_ends_is_not_sent_again(flows: Flows, key: str, en
     flows.later()
     assert flows.send() == (1 if ends == "worker lost" else 0)
     assert len(flows.outbox()) == (1 if ends == "worker lost" else 0)
+
+
+@pytest.mark.parametrize("error", [Ignore, Reject])
+@pytest.mark.parametrize("where", ["before_start", "__call__, before run", "__call__, after run"])
+def test_what_is_ended_outside_its_body_is_not_sent_again(flows: Flows, key: str, where: str, error: Any) -> None:
+    class Ending(flows.base):
+        def before_start(self, *_: Any) -> None:
+            if where == "before_start":
+                raise error
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if where == "__call__, after run":
+                super().__call__(*args, **kwargs)
+            raise error
+
+    @flows.task(name="ending", base=Ending)
+    async def ending(self: Any) -> None:
+        self.db.add(Row(key=key))
+        await done(self.db.flush())
+
+    flows.by_outbox(ending.s())
+    flows.send()
+    (message,) = flows.taken()
+    assert flows.run(message)[0] == ("IGNORED" if error is Ignore else "REJECTED")
+    flows.sweep()
+    assert flows.outbox() == []
+
+
+def test_a_message_that_goes_back_is_kept(flows: Flows) -> None:
+    class Waiting(flows.base):
+        def before_start(self, *_: Any) -> None:
+            raise Reject(requeue=True)
+
+    @flows.task(name="waiting", base=Waiting)
+    async def waiting(self: Any) -> None: ...
+
+    flows.by_outbox(waiting.s())
+    flows.send()
+    (message,) = flows.taken()
+    assert flows.run(message)[0] == "REJECTED"
+    flows.sweep()
+    assert len(flows.outbox()) == 1
+
+
+@pytest.mark.parametrize("ends", ["hard time limit", "worker lost"])
+def test_errbacks_of_the_main_process_have_the_ids_of_its_pool_process(flows: Flows, key: str, ends: str) -> None:
+    """A copy of the request may fail too, and its errbacks are known then."""
+    choosing.prepare_worker(flows.app, flows.db.settings)
+
+    @flows.task(name="fails")
+    async def fails(self: Any) -> None:
+        raise KeyError(key)
+
+    fails.s().on_error(flows.step.si(None, key, "errback")).apply_async()
+    (message,) = flows.taken()
+    for _ in range(2):  # it is not acknowledged yet, and delivered again
+        request = symbol_by_name(choosing.REQUEST)(message, app=flows.app, task=fails, hostname="here")
+        if ends == "hard time limit":
+            request.on_timeout(False, 1.0)
+        else:
+            try:
+                raise WorkerLostError("killed")
+            except WorkerLostError:
+                request.on_failure(ExceptionInfo())
+    flows.run(message)
+    flows.work()
+    assert flows.traces(key) == ["None>errback"]

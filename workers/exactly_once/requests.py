@@ -1,10 +1,12 @@
-"""Celery's main process and a request of a task with `exactly_once` whose pool process was lost."""
+"""Celery's main process and a request of a task with `exactly_once` whose pool process was lost, or took too long."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from celery.worker.request import Request
+
+from .ids import fix_links, key_of
 
 PATH = "celery_alchemy.workers.exactly_once.requests:OnceRequest"
 
@@ -15,7 +17,23 @@ class OnceRequest(Request):  # type: ignore[misc]
 
     Where that says SUCCESS, Celery 5.7 acknowledges the message. But links, the rest of a chain and the part of a chord
     may not have been sent. Delivered again, the row of the task is found, and what is left is done.
+
+    The errbacks that are sent here have the ids that the pool process gives them: a copy of the request may fail too.
     """
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit has struck."""
+        if not soft:
+            self._fix_links()
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, *args: Any, **kwargs: Any) -> Any:
+        """The request has failed, or its pool process is lost."""
+        self._fix_links()
+        return super().on_failure(*args, **kwargs)
+
+    def _fix_links(self) -> None:
+        fix_links(self._context, key_of(self._context))
 
     def _success_was_stored(self) -> Any:
         goes_back = self.task.acks_late and self.task.reject_on_worker_lost

@@ -32,7 +32,7 @@ from ...strategies.scope import runs_in_greenlet
 from ..errors import GivenBack, as_configuration_error
 from ..interruptions import as_celerys
 from ..pausing import pause, without_blocking
-from ..request import Call, RequestRunner, begin_again, is_traced, request_of
+from ..request import Call, RequestRunner, begin_again, is_over, is_traced, request_of
 from . import early, endings, sends
 from .chords import cut_claim
 from .encoding import decode, encode, is_unfinished, note_of
@@ -106,9 +106,24 @@ class ExactlyOnceRunner(RequestRunner):
     def run_call(self, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
         """Run the task's own `__call__`: the `run` that it calls is what is done once."""
         request = request_of(task)
-        if is_traced(request) and not request.is_eager:
-            self._attempt(task, request, key_of(request))
-        return self._runner.run_call(call, task, args, kwargs)
+        if not is_traced(request) or request.is_eager:
+            return self._runner.run_call(call, task, args, kwargs)
+        attempt = self._attempt(task, request, key_of(request))
+        try:
+            return self._runner.run_call(call, task, args, kwargs)
+        except TaskPredicate as error:
+            if attempt.committed or not (attempt.over or is_over(request)):  # its own, and not one of `run`
+                endings.predicate(task, request, error, committed=attempt.committed)
+            raise
+
+    def run_hook(self, name: str, call: Call, task: Any, args: Any, kwargs: Any) -> Any:
+        """Run a hook as without; `before_start` may end the request."""
+        try:
+            return super().run_hook(name, call, task, args, kwargs)
+        except TaskPredicate as error:
+            if name == "before_start":
+                endings.predicate(task, request_of(task), error, committed=False)
+            raise
 
     def inside(self, *args: Any, **kwargs: Any) -> Any:
         """Run hooks as without."""
