@@ -64,7 +64,7 @@ class Attempt:
 
     __slots__ = (
         *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "needs_result", "over"),
-        *("record", "table", "task", "written"),
+        *("record", "refused", "table", "task", "written"),
     )
 
     def __init__(
@@ -93,6 +93,8 @@ class Attempt:
         """A transaction with the row in it is committed."""
         self.lost: Claim | None = None
         """Another run has the row."""
+        self.refused: InvalidSetting | None = None
+        """Why its transaction cannot be committed, whatever the task's code has made of that."""
         self._along: Along | None = None
         """What inserts the row together with the first statement."""
         self._ending: Along | None = None
@@ -150,7 +152,6 @@ class Attempt:
             along: Together with the COMMIT, where that saves a round trip.
         """
         self.go_on()
-        self._refuse_autocommit(connection)
         if self._along is not None and not self._along.sent:
             self._along, self.written = None, False  # nothing was executed that could have taken it along
         if self.record is None and self.needs_result is not None:
@@ -183,13 +184,16 @@ class Attempt:
             self.committed = True
 
     def go_on(self) -> None:
-        """Raise where another run has the row, whatever the task's code has made of that.
+        """Raise where another run has the row, or the row cannot be of use, whatever the task's code has made of that.
 
         Raises:
-            Superseded: it has.
+            Superseded: another run has it.
+            InvalidSetting: each statement commits itself.
         """
         if self.lost is not None:
             raise Superseded(self.lost)
+        if self.refused is not None:
+            raise self.refused
 
     def _refuse_autocommit(self, connection: Connection) -> None:
         """Refuse a connection on which each statement commits itself: the row would be committed alone, and a body that
@@ -199,11 +203,12 @@ class Attempt:
             InvalidSetting: it is one.
         """
         if is_autocommit(connection):
-            raise InvalidSetting(
+            self.refused = InvalidSetting(
                 f"{self.label} has exactly_once, and its connection is in AUTOCOMMIT: its work, and the row that says "
                 f"that it is done, would be committed one by one. Leave isolation_level='AUTOCOMMIT' (or the driver's "
                 f"autocommit) out, or let the task have exactly_once=False."
             )
+            raise self.refused
 
     def _insert(self, connection: Connection, record: Record | None, *, waits: bool) -> None:
         try:

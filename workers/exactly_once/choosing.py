@@ -71,7 +71,8 @@ def runner(db: Served, inner: RequestRunner, mode: Mode, retries: int, side: Any
     from .runner import ExactlyOnceRunner
 
     sends.install(db)
-    endings.connect(outbox=db.settings.outbox)
+    if db.settings.outbox:
+        endings.connect()
     rows = Rows(db, side)
     return ExactlyOnceRunner(inner, rows, Pruning(rows, db.settings.completed_kept_s), mode, retries)
 
@@ -138,7 +139,7 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
     if settings.outbox and has_any(app, settings):
         from . import endings
 
-        endings.connect(outbox=True)  # the main process ends requests too: a hard time limit, a revoked task
+        endings.connect()  # the main process ends requests too: a hard time limit, a revoked task
     if settings.exactly_once:
         for task in app.tasks.values():
             if is_database_task(task) and mode_of(task, settings) is not None:

@@ -32,15 +32,17 @@ logger: logging.Logger = logging.getLogger(__name__)
 _UID = "celery_alchemy.exactly_once"
 
 
-def connect(*, outbox: bool) -> None:
-    """See that a chord's body, or its errbacks, are sent before its member ends; let the outbox, where there is one,
-    know of tasks that have ended, and that are tried again."""
-    task_success.connect(_succeeded, weak=False, dispatch_uid=_UID)
-    task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
-    if not outbox:
-        return
+def connect() -> None:
+    """Let the outbox know of tasks that have ended, and that are tried again."""
+    follow_members()
     task_retry.connect(_retried, weak=False, dispatch_uid=_UID)
     task_revoked.connect(_revoked, weak=False, dispatch_uid=_UID)
+
+
+def follow_members() -> None:
+    """See that a chord's body, or its errbacks, are sent before its members end, with an outbox or without."""
+    task_success.connect(_succeeded, weak=False, dispatch_uid=_UID)
+    task_failure.connect(_failed, weak=False, dispatch_uid=_UID)
 
 
 def predicate(task: Any, request: Any, error: BaseException, *, committed: bool) -> None:

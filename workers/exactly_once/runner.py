@@ -80,6 +80,8 @@ class ExactlyOnceRunner(RequestRunner):
             return self._runner.run(call, task, args, kwargs)
         key = key_of(request)
         fix_links(request, key)
+        if request.chord is not None:
+            endings.follow_members()  # not before: each task of the process pays for it
         record = self._look(key)
         if record is not None:
             if ATTEMPT in request.__dict__:  # of the task's own `__call__`, whose unit of work goes on
