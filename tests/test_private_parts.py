@@ -104,7 +104,6 @@ SHARED = {
     "strategies/drivers/base.py": {"_drivers", "_unknown"},
     "strategies/engines/callers.py": {"_around"},
     "strategies/engines/elsewhere.py": {"_running", "_unnoted"},
-    "strategies/engines/factory.py": {"_served"},
     "strategies/engines/forks.py": {
         "_pools", "_records", "_detached", "_private", "_callbacks", "_graveyard", "_pinned", "_registered",
         "_refusing",

@@ -84,7 +84,7 @@ class AsyncSide:
         self.units.use(strategy, AsyncSeveralUnits if several else AsyncUnitOfWork)
 
     @property
-    def started(self) -> SessionStrategy | None:
+    def started(self) -> PerLoopStrategy | None:
         """The strategy in force; None where nothing has asked for it."""
         return self._strategy
 

@@ -215,12 +215,19 @@ class Alchemy(Database):
         self._listeners.append(listener)
         if self._engines is not None:
             self._engines.on_engine(listener)
+        if self.coroutines.started is not None:
+            self.coroutines.started.engines.on_engine(listener)
         return listener
 
     def dispose(self) -> None:
-        """Close the connections that this process keeps open and nobody uses; the next statement connects anew."""
-        if self._strategy is not None:
-            self._strategy.dispose()
+        """Close the connections that this process keeps open and nobody uses; the next statement connects anew.
+
+        What is in use is closed when it comes back. The connections of coroutines are closed on their event loops; in a
+        coroutine this only begins, and `await db.async_engine.dispose()` waits for the end.
+        """
+        for strategy in {self._strategy, self.coroutines.started}:
+            if strategy is not None:
+                strategy.dispose()
 
     @property
     def task(self) -> TaskDecorator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,11 +12,17 @@ from typing import Any, TypeVar
 from ..engines import forks
 from .hosting import Interruption, drive
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 UNWIND_S = 5.0
 """A coroutine has so long to roll back where the thread that waits for it is to end."""
 STOP_S = 5.0
+END_S = 1.5
+"""Seconds for each step of the end: what is left there is cancelled, then connections are closed."""
+FINISHES = "celery-alchemy-finishes"
+"""Name of asyncio tasks that are not cancelled then, but waited for."""
 
 
 class LoopThread:
@@ -25,6 +32,7 @@ class LoopThread:
         self.closing: list[Callable[[], object]] = []
         """Called when it is to end, in the thread that ends it."""
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        self._ends = False
         self._waiting: set[threading.Lock] = set()
         """Released when the loop has ended: who waits for something on it waits no more."""
         self._thread = threading.Thread(target=self._run, name="celery-alchemy-loop", daemon=True)
@@ -39,6 +47,10 @@ class LoopThread:
                 stopped = True
             except (SystemExit, KeyboardInterrupt):  # of a child coroutine; the others go on
                 continue
+        try:
+            self.loop.run_until_complete(end_well(END_S))
+        except BaseException:
+            logger.exception("The event loop of this process did not end well")
         self.loop.close()
         while self._waiting:
             self._waiting.pop().release()
@@ -62,7 +74,8 @@ class LoopThread:
             try:
                 outcome[:] = (True, await drive(function, interruption))
             except BaseException as error:
-                outcome[:] = (False, error)
+                if not self._ends or not isinstance(error, asyncio.CancelledError):
+                    outcome[:] = (False, error)
             finally:
                 self._waiting.discard(done)
                 done.release()
@@ -90,8 +103,24 @@ class LoopThread:
         """End the loop, and its thread."""
         while self.closing:
             self.closing.pop()()
+        self._ends = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_S)
+
+
+async def end_well(within_s: float) -> None:
+    """End what is left on the running event loop, which is to be closed; each step takes `within_s` seconds at most.
+
+    Tasks are cancelled, but for those that close connections. Then asynchronous generators are closed, by which
+    `AwaitedEngines` close theirs.
+    """
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        if task.get_name() != FINISHES:
+            task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=within_s)
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), within_s)
 
 
 class _OfProcess:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import literal, select
@@ -12,10 +16,15 @@ from ..engines import pool
 from ..errors import InvalidSetting, refused_as
 from ..scope import runs_in_greenlet
 from ..worker_pool import WorkerPool
-from . import loop_thread
+from .loop_thread import FINISHES
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+DISPOSE_S = 5.0
+"""Seconds that are waited for other threads' event loops to close their idle connections."""
 
 
 class PerLoopStrategy(SessionStrategy):
@@ -83,11 +92,44 @@ class PerLoopStrategy(SessionStrategy):
         return [engine.sync_engine for engine in self._awaited.made()]
 
     def dispose(self) -> None:
-        """Close the idle connections of this process, each on its event loop where that can be reached."""
+        """Close the idle connections of this process, each on its event loop.
+
+        Waited for is that of other threads' event loops, `DISPOSE_S` seconds at most, and of one whose greenlet calls.
+        In a coroutine it only begins. An event loop that does not run now does it when it goes on, or at its end.
+        """
         from sqlalchemy.util import await_only
 
-        thread = loop_thread.current()
-        if runs_in_greenlet():
-            await_only(self._awaited.dispose())
-        elif thread is not None:
-            thread.run(lambda: await_only(self._awaited.dispose()))
+        own, begun = _running_loop(), []
+        for loop in self._awaited.loops():
+            if loop is own and runs_in_greenlet():
+                await_only(self._awaited.dispose())
+            else:
+                begun.append(self._begin_to_dispose(loop))
+        if own is None:
+            wait([one for one in begun if one is not None], DISPOSE_S)
+
+    def _begin_to_dispose(self, loop: asyncio.AbstractEventLoop) -> Future[None] | None:
+        """Close the idle connections of `loop` soon; return what tells the end where another thread runs it now."""
+        done: Future[None] = Future()
+
+        def begin() -> None:
+            task = loop.create_task(self._awaited.dispose(), name=FINISHES)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            done.set_result(None)
+            if not task.cancelled() and task.exception() is not None:
+                logger.info("Idle connections could not be closed: %r", task.exception())
+
+        runs = loop.is_running()
+        with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
+            loop.call_soon_threadsafe(begin)
+            return done if runs else None
+        return None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -133,6 +133,9 @@ class AsyncPsycopg(Awaited, Psycopg):
             raw._adapters = FollowedAdapters(raw.adapters)
         return found
 
+    def abandon(self, dbapi_connection: Any) -> None:
+        dbapi_connection.driver_connection.pgconn.finish()
+
     def follow(self, dbapi_connection: Any) -> None:
         """It is followed since it was made."""
 

@@ -11,6 +11,7 @@ Tried with aiosqlite 0.22.1, SQLAlchemy 2.0.43 and 2.1.9. Private of aiosqlite a
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from typing import Any
 
@@ -103,6 +104,12 @@ class Aiosqlite(Awaited, SQLite):
     def cancel(self, dbapi_connection: Any, connect: Connect) -> None:
         """Interrupt what is executed, and what its thread was told to execute."""
         await_only(self._interrupt(dbapi_connection))
+
+    def abandon(self, dbapi_connection: Any) -> None:
+        # In a thread without an event loop, to which it would want to tell of the end.
+        ending = threading.Thread(target=dbapi_connection.driver_connection.stop)
+        ending.start()
+        ending.join()
 
     async def _interrupt(self, dbapi_connection: Any) -> None:
         raw = dbapi_connection.driver_connection

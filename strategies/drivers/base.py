@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -257,6 +258,12 @@ class Driver:
     def descriptor(self, dbapi_connection: Any) -> int | None:
         """Return the file descriptor of its socket; None when it shows none."""
         return socket_descriptor(dbapi_connection)
+
+    def abandon(self, dbapi_connection: Any) -> None:
+        """Close a connection whose event loop is closed, so that nothing can be awaited: the server sees its end."""
+        found = socket_of(dbapi_connection)
+        if found is not None:
+            found.shutdown(socket.SHUT_RDWR)  # its descriptor is freed with the transport, which nothing keeps
 
     def look_of(self, dbapi_connection: Any, poll: Callable[[int], list[Any]] | None) -> Callable[[int], object] | None:
         """Return what looks, at a checkout, whether an idle connection may have been closed: a ping is to tell then.

@@ -22,6 +22,7 @@ from ..scope import Scope
 from .callers import held_around, scope_of_caller
 from .held import WatchedQueuePool
 from .pool import MeteredQueuePool, ReservedQueuePool
+from .record_queues import retires
 
 Record = ConnectionPoolEntry
 
@@ -106,6 +107,24 @@ class AwaitedQueue:
         if record is None:
             raise Empty
         return record
+
+
+class RetiredAwaitedQueue(AwaitedQueue):
+    """The queue of a connection pool that is disposed: what comes back is closed, unless a coroutine waits for it."""
+
+    __slots__ = ()
+
+    def put(self, record: Record, block: bool = True) -> None:
+        """Hand `record` to who has waited longest.
+
+        Raises:
+            Full: nobody waits.
+        """
+        if not self.hand_over(record):
+            raise Full
+
+
+retires(AwaitedQueue, RetiredAwaitedQueue)
 
 
 def wait_in(queues: tuple[AwaitedQueue, ...], timeout: float | None) -> Record | None:

@@ -36,8 +36,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 EngineListener = Callable[[Engine], object]
 _POOL_OPTIONS = frozenset({"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo", "poolclass", "pool"})
-#: Engines that are served already, by whichever Alchemy of the process: the user's own may have several.
-_served: weakref.WeakKeyDictionary[Engine, HoldingWatch] = weakref.WeakKeyDictionary()
+WATCH = "_celery_alchemy_watch"
+"""Attribute of an Engine that is served already, by whichever Alchemy of the process: the user's own may have several.
+No table: what it would keep of an Engine knows that Engine, which would never be freed."""
 
 
 class EngineHook(Protocol):
@@ -227,7 +228,7 @@ class EngineFactory:
             return main  # the database lives in its connection
         options = replace(self.options, reads=True)
         decided: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-        watch, create = _served.get(main), _create_awaited if main.dialect.is_async else None
+        watch, create = getattr(main, WATCH, None), _create_awaited if main.dialect.is_async else None
         if isinstance(main.pool, pool.ReservedQueuePool):
             size = pool.size_of(main.pool)
             decided |= {**self._queue(size), "poolclass": type(main.pool)}
@@ -297,7 +298,7 @@ class EngineFactory:
 
     def _take_over(self, engine: Engine) -> Engine:
         """Guard the user's Engine, once, and give it a connection pool of this side of a fork or a monkey patch."""
-        if engine not in _served:
+        if not hasattr(engine, WATCH):
             self._watch(engine, self.options)
             for hook in self.hooks:
                 hook(engine, self.options)
@@ -306,10 +307,11 @@ class EngineFactory:
 
     def _watch(self, engine: Engine, options: DatabaseOptions, *, like: HoldingWatch | None = None) -> None:
         forks.guard(engine.pool)
-        if engine in _served:
+        if hasattr(engine, WATCH):
             return  # the user's Engine, served by another Alchemy before
         engine_id = like.engine_id if like is not None else object()
-        watch = _served[engine] = HoldingWatch(engine.dialect, engine_id)
+        watch = HoldingWatch(engine.dialect, engine_id)
+        setattr(engine, WATCH, watch)
         watch.scarce = self.tasks_may_queue
         watch.listen(engine, by_pool=_becomes_ours(engine.pool))
         on_error.listen(engine, self._observe, options)
@@ -333,7 +335,7 @@ class EngineFactory:
         _sqlalchemy_pools.retire(old)
 
     def _configure_pool(self, engine: Engine, new: pool.ReservedQueuePool) -> None:
-        watch = _served[engine]
+        watch: HoldingWatch = getattr(engine, WATCH)
         watch.scarce = self.tasks_may_queue
         new.describe_holder, new.watch = self._scope.describe_holder, watch
         new.waits_in_line = self._scope.waits_in_line

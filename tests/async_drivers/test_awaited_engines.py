@@ -41,10 +41,11 @@ def test_each_loop_has_its_own(server: Server) -> None:
         assert engines.engine is engine
         await select(engine)
         await engines.dispose()
-        assert engines.made() == []
+        assert engines.engine is engine  # who has it goes on with it
         return engine
 
     assert asyncio.run(main()) is not asyncio.run(main())
+    assert engines.made() == []
     assert server.connects == 2
 
 

@@ -88,10 +88,5 @@ class WorkerLoop(loop_thread.LoopThread):
         self.loop.close()
 
     async def _close(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=END_S)
-        await asyncio.wait_for(self.loop.shutdown_asyncgens(), END_S)
+        await loop_thread.end_well(END_S)
         await asyncio.wait_for(self._closing(), END_S)
