@@ -108,6 +108,10 @@ class PerLoopStrategy(SessionStrategy):
         if own is None:
             wait([one for one in begun if one is not None], DISPOSE_S)
 
+    def recycle(self) -> None:
+        """Let no connection that is open now serve another unit of work; idle ones are closed on their event loops."""
+        self.dispose()  # what is in use is closed when it comes back
+
     def _begin_to_dispose(self, loop: asyncio.AbstractEventLoop) -> Future[None] | None:
         """Close the idle connections of `loop` soon; return what tells the end where another thread runs it now."""
         done: Future[None] = Future()

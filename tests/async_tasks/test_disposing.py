@@ -13,6 +13,7 @@ from support.waiting import eventually
 
 from celery_alchemy.strategies.asynchronous import loop_thread
 from celery_alchemy.workers.starting import signals
+from celery_alchemy.workers.watching import processes
 
 End = Callable[[Shop], object]
 ONE = text("SELECT 1")
@@ -195,3 +196,12 @@ def test_a_listener_that_comes_late_hears_of_the_engines_of_coroutines(asked: No
     asyncio.run(main())
     asyncio.run(use(shop))
     assert len(seen) in {3, 4}  # one may be that of ordinary code
+
+
+def test_recycling_reaches_the_connections_of_coroutines(asked: None, shop: Shop, counted: Counted) -> None:
+    """The command of `celery control`; it logged that nothing can be awaited there, or left them out."""
+    shop.run(body_that_uses)
+    processes.recycle()
+    assert (counted.opened, counted.closed) == (1, 1)
+    shop.run(body_that_uses)
+    assert counted.opened == 2

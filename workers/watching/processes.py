@@ -72,8 +72,9 @@ def _answer(question: bytes) -> dict[str, Any]:
     """Do what the main process asks of this process."""
     started = [db for db in apps.every() if db.units.strategy is not None]
     if question == RECYCLE:
-        for db in started:
-            db.units.strategy.recycle()
+        for db in apps.every():
+            for strategy in {db.units.strategy, db.coroutines.started} - {None}:
+                strategy.recycle()
         return {"pid": os.getpid()}
     engines = [engine for db in started for engine in db.units.strategy.engines_made()]
     found = {"pid": os.getpid(), **report(db.units for db in started)}
