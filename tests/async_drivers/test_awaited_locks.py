@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from typing import Any
@@ -38,6 +39,7 @@ def cancel_when_executed(engine: AsyncEngine, task: "asyncio.Task[Any]") -> None
         asyncio.get_running_loop().call_soon(strike, connection.connection.driver_connection)
 
 
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # psycopg's cursor of a stream
 @pytest.mark.parametrize("streams", [False, True], ids=["execute", "stream"])
 def test_its_locks_are_free_while_the_error_is_kept(server: Server, key: str, streams: bool) -> None:
     """SQLite refuses a ROLLBACK while a statement that was interrupted is open, and a connection that is closed keeps
@@ -70,6 +72,7 @@ def test_its_locks_are_free_while_the_error_is_kept(server: Server, key: str, st
 
     server.serves_tasks = True
     server.run(body, PoolSize(2))
+    gc.collect()
 
 
 @pytest.mark.parametrize("how", ["before", "after"])

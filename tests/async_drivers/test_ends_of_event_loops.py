@@ -124,8 +124,10 @@ def test_who_waits_when_it_is_disposed_gets_a_connection(server: Server) -> None
 
     async def main() -> None:
         has_one = asyncio.Event()
+        pool: Any = engines.engine.pool
         both = (hold(engines.engine, has_one), wait(engines.engine, has_one))
         await asyncio.wait_for(asyncio.gather(*both), 15)
+        await pool.closed()  # else the end of the loop would cut short what closes
 
     asyncio.run(main())
 
