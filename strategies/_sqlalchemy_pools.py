@@ -57,6 +57,11 @@ def idle_records(pool: QueuePool) -> list[ConnectionPoolEntry]:
     return list(getattr(pool._pool, "queue", ()))
 
 
+def queue_of(pool: QueuePool) -> object:
+    """Return the queue in which `pool` keeps its records."""
+    return pool._pool
+
+
 def max_overflow(pool: QueuePool) -> int:
     """Return `max_overflow` as `pool` was made with it; -1: no limit."""
     return pool._max_overflow

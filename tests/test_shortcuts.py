@@ -16,7 +16,7 @@ from support.project.models import Base, Counter, Row
 
 from celery_alchemy import Alchemy, BrokenTransaction, LocalStrategy
 from celery_alchemy.strategies._sqlalchemy import SNAPSHOT_MAPS
-from celery_alchemy.strategies.engines.record_queues import RecordQueue
+from celery_alchemy.strategies.engines.held import RecordQueue
 from celery_alchemy.strategies.features.read_only import ReadOnlyError
 from celery_alchemy.strategies.scope import here
 

@@ -22,7 +22,7 @@ from ..scope import Scope
 from .callers import held_around, scope_of_caller
 from .held import WatchedQueuePool
 from .pool import MeteredQueuePool, ReservedQueuePool
-from .record_queues import retires
+from .retired_queues import retires
 
 Record = ConnectionPoolEntry
 

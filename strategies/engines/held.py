@@ -15,8 +15,10 @@ import functools
 import logging
 import select
 import sys
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
-from sqlalchemy.util.queue import Full
+from sqlalchemy.util.queue import Empty, Full
 
 from .._sqlalchemy_pools import PoolRecord, get_or_wait, give_up, return_after_all
 from ..drivers.base import Driver, driver_of
@@ -32,7 +34,6 @@ from ..interrupts import is_interrupt
 from ..scope import SCOPE, Scope, current_scope, here
 from .holding import Holding
 from .leaks import describe, find_origin
-from .record_queues import RecordQueue, retire_queue
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -241,6 +242,82 @@ def _name_holder(holding: Holding) -> str:
     return str(label)
 
 
+class RecordQueue:
+    """Records of a connection pool that are idle. A checkout that waits for nobody takes no lock.
+
+    The lock of the others may be taken again by its holder: the garbage collector may put a record back at any time.
+
+    Args:
+        maxsize: The most records it keeps; 0: no limit.
+        use_lifo: The record that came last goes first.
+    """
+
+    __slots__ = ("_available", "_waiting", "maxsize", "mutex", "queue", "use_lifo")
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        self.maxsize: int = maxsize
+        self.use_lifo: bool = use_lifo
+        self.queue: deque[ConnectionPoolEntry] = deque()
+        self.mutex: threading.RLock = threading.RLock()
+        self._available = threading.Condition(self.mutex)
+        self._waiting = 0
+
+    def qsize(self) -> int:
+        """Return how many records there are."""
+        return len(self.queue)
+
+    def put(self, record: ConnectionPoolEntry, block: bool = True) -> None:
+        """Add `record`.
+
+        Raises:
+            Full: there are `maxsize` already, whether it may `block` or not.
+        """
+        with self.mutex:
+            if len(self.queue) >= self.maxsize > 0:
+                raise Full
+            self.queue.append(record)
+            if self._waiting:
+                self._available.notify()
+
+    def take(self) -> ConnectionPoolEntry | None:
+        """Take a record; None, at once, where there is none. One step of a deque, which needs no lock."""
+        try:
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
+        except IndexError:
+            return None
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        """Take a record.
+
+        Args:
+            block: Wait for one, `timeout` seconds at most; None: for ever.
+        Raises:
+            Empty: there is none.
+        """
+        with self.mutex:
+            if not self.queue:
+                if not block:
+                    raise Empty
+                self._wait(timeout)
+            return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._waiting += 1
+        try:
+            while not self.queue:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise Empty
+                self._available.wait(left)
+        except BaseException:
+            if self.queue:
+                self._available.notify()  # killed after it was called: the next in line is called instead
+            raise
+        finally:
+            self._waiting -= 1
+
+
 class ReturningRecord(PoolRecord):
     """A record that goes back to its connection pool also where a `checkin` listener fails.
 
@@ -268,11 +345,6 @@ class WatchedQueuePool(QueuePool):
 
     def _create_connection(self) -> ConnectionPoolEntry:
         return ReturningRecord(self)
-
-    def dispose(self) -> None:
-        """Close what is idle now, and what is in use when it comes back."""
-        super().dispose()
-        retire_queue(self._pool)  # else that would be open until the garbage collector comes by
 
     def _do_get(self) -> ConnectionPoolEntry:
         scope: Scope = getattr(current_scope(), SCOPE, None) or here()

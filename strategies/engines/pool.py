@@ -14,6 +14,7 @@ from ..interrupts import shield
 from ..scope import Scope, describe_current_scope, living_scopes
 from ..worker_pool import NO_WORKER, WorkerPool
 from .held import HoldingWatch, WatchedQueuePool, holding_of
+from .retired_queues import retire_queue
 from .sizing import PoolSize
 
 _UNUSED_FOR = 10
@@ -161,10 +162,12 @@ class ReservedQueuePool(WatchedQueuePool):
         self.watch: HoldingWatch | None = other.watch
 
     def dispose(self) -> None:
-        """Close what is idle, in both queues."""
+        """Close what is idle, in both queues, and what is in use when it comes back."""
         super().dispose()
+        retire_queue(self)  # else that would be open until the garbage collector comes by
         if self._extra is not None:
             self._extra.dispose()
+            retire_queue(self._extra)
 
     def checkedout(self) -> int:
         """Return how many connections are in use, nested ones included."""

@@ -26,7 +26,7 @@ from sqlalchemy import event, func, insert, select, text, update
 from support.project.models import Counter, Row
 
 from celery_alchemy import Alchemy, DatabaseTask, NoUnitOfWork, ReservedSlotsInUse, WorkerPool
-from celery_alchemy.strategies.engines.record_queues import RecordQueue
+from celery_alchemy.strategies.engines.held import RecordQueue
 from scripts.children import forked
 from scripts.gathering import Gathering
 
