@@ -15,6 +15,7 @@ FULL_RUN_ONLY = frozenset(
         "exactly_once/test_killed_awaited.py",
         "exactly_once/test_killed_chords.py",
         "exactly_once/test_killed_with_outbox.py",
+        "exactly_once/test_result_backend.py::test_a_worker_says_that_no_table_of_completed_tasks_is_declared",
         "exactly_once/test_once_kills.py",
         "exactly_once/test_once_storm.py",
         "test_loadtest_faults.py::test_a_message_that_comes_three_times",
