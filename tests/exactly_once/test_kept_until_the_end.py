@@ -148,6 +148,17 @@ def _link(flows: Flows, key: str, task_id: str) -> dict[str, Any]:
     return dict(flows.step.s(key, "link").set(task_id=task_id))
 
 
+@pytest.mark.parametrize("task_id", ["long" * 64, "a space at the end "])
+def test_an_id_that_is_recorded_as_another_is_not_kept(flows: Flows, key: str, task_id: str) -> None:
+    """Nothing would find its row; set aside at last, it would be taken for one that was never received."""
+    flows.by_outbox(flows.step.s(None, key, "a").set(task_id=f"{key}{task_id}"))
+    flows.send()
+    assert flows.outbox() == []
+    (message,) = flows.taken()
+    assert flows.run(message) == ("SUCCESS", "a")
+    assert flows.traces(key) == ["None>a"]
+
+
 def test_replaced_and_delivered_again(flows: Flows, key: str) -> None:
     @flows.task(name="before")
     async def before(self: Any) -> None:

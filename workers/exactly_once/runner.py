@@ -261,7 +261,6 @@ class ExactlyOnceRunner(RequestRunner):
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
-            endings.ended(task, request)
             raise Ignore("Replaced by new task")
         return decode(task.app, record)
 
