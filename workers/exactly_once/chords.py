@@ -92,5 +92,6 @@ def refuse_counting_twice(app: Celery, has_any: Callable[[], bool]) -> None:
 
 
 def _is_redis(backend: Any) -> bool:
-    # Not its `type`: under the worker pool asyncio another object stands for it.
-    return any(kind.__module__ == "celery.backends.redis" for kind in backend.__class__.__mro__)
+    from celery.backends.redis import RedisBackend
+
+    return isinstance(backend, RedisBackend)  # under the worker pool asyncio another object stands for it
