@@ -7,6 +7,7 @@ short, and no member ends before the body is sent. A body that is sent twice has
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,6 @@ def refuse_counting_twice(app: Celery, has_any: Callable[[], bool]) -> None:
 
 
 def _is_redis(backend: Any) -> bool:
-    from celery.backends.redis import RedisBackend
-
-    return isinstance(backend, RedisBackend)  # under the worker pool asyncio another object stands for it
+    of_redis = sys.modules.get("celery.backends.redis")  # not imported here: it needs the client, which may be missing
+    # Under the worker pool asyncio another object stands for it.
+    return of_redis is not None and isinstance(backend, of_redis.RedisBackend)
