@@ -209,6 +209,34 @@ def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: 
 
 
 @pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize(
+    ("backend", "polls"),
+    [
+        ("db+sqlite://", True), ("rpc://", True), ("cache+memory://", False), ("redis://localhost", False),
+        ("alchemy://", False), (None, False),
+    ],
+)  # fmt: skip
+def test_the_doctor_looks_at_what_waits_for_the_members_of_a_chord(
+    once: Once, key: str, backend: str | None, polls: bool
+) -> None:
+    """It is Celery's own task, which acks_late on the tasks themselves does not reach."""
+    make_task(once, key, exactly_once=True, acks_late=True)
+    once.app.conf.result_backend = backend
+    unlock = once.app.tasks["celery.chord_unlock"]
+
+    def codes(pool: str = "solo") -> set[str]:
+        found = doctor.examine(once.app, pool=pool, concurrency=1, fleet=Fleet(1, 1), connect=False)
+        return {finding.code for finding in found.findings} & {"chord-acks-early"}
+
+    early = {"chord-acks-early"} if polls else set()
+    assert codes() == early
+    unlock.acks_late = True
+    assert (codes(), codes("prefork")) == (set(), early)
+    unlock.reject_on_worker_lost = True
+    assert codes("prefork") == set()
+
+
+@pytest.mark.usefixtures("no_code")
 def test_the_doctor_looks_for_it_where_results_are_kept_there(once: Once) -> None:
     def codes() -> set[str]:
         found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=True)

@@ -14,6 +14,7 @@ from ...strategies.engines.sizing import GREEN_CONNECTIONS
 from ...strategies.worker_pool import WorkerPool
 from .. import apps
 from ..exactly_once.choosing import mode_of
+from ..exactly_once.chords import CHORD_UNLOCK, polls_for_chords
 from ..extension import Alchemy
 from ..redelivery import redelivered_within_s
 from ..task import DatabaseTask
@@ -133,7 +134,7 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
             "broker_transport_options",
         )
     if once:
-        yield from _once(tasks, sorted(once), worker_pool)
+        yield from _once(app, tasks, sorted(once), worker_pool)
         yield from _retention(app, settings.completed_kept_s)
         if settings.outbox:
             yield from _resending(app, settings.outbox_resend_s)
@@ -147,12 +148,19 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
         )
 
 
-def _once(tasks: dict[str, Any], once: list[str], worker_pool: WorkerPool) -> Iterator[Finding]:
-    early = [
-        name
-        for name in once
-        if not tasks[name].acks_late or (worker_pool.forks and not tasks[name].reject_on_worker_lost)
-    ]
+def _once(app: Celery, tasks: dict[str, Any], once: list[str], worker_pool: WorkerPool) -> Iterator[Finding]:
+    def is_early(task: Any) -> bool:
+        return not task.acks_late or (worker_pool.forks and not task.reject_on_worker_lost)
+
+    early = [name for name in once if is_early(tasks[name])]
+    if polls_for_chords(app.backend) and is_early(app.tasks[CHORD_UNLOCK]):
+        yield warning(
+            "chord-acks-early",
+            f"With this result backend a message of Celery's own, {CHORD_UNLOCK}, waits for the members of each chord and "
+            f"sends its body. It is acknowledged before it runs: if its worker is killed, the body never comes.",
+            "Use result_backend = 'alchemy://' or Redis, or set task_acks_late and task_reject_on_worker_lost to True.",
+            "task_acks_late",
+        )
     if early:
         yield warning(
             "once-acks-early",

@@ -129,12 +129,17 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
         ConfigurationError: the result backend would count a member of a chord twice that is delivered twice; or each
             statement commits itself.
     """
-    if _is_autocommit(settings.engine_options) and has_any(app, settings):
-        raise ConfigurationError(
-            "Tasks have exactly_once, and alchemy_engine_options say isolation_level='AUTOCOMMIT': the work of a task, "
-            "and the row that says that it is done, would be committed one by one. Leave isolation_level out. Tasks "
-            "that only read have read_only=True."
-        )
+    if _is_autocommit(settings.engine_options):
+        for is_so, what, row in (
+            (has_any(app, settings), "Tasks have exactly_once", "the row that says that it is done"),
+            (bool(settings.outbox), "alchemy_outbox is set", "the row that keeps a message"),
+        ):
+            if is_so:
+                raise ConfigurationError(
+                    f"{what}, and alchemy_engine_options say isolation_level='AUTOCOMMIT': the work of a task, and "
+                    f"{row}, would be committed one by one. Leave isolation_level out. Tasks that only read have "
+                    f"read_only=True."
+                )
     chords.refuse_counting_twice(app, lambda: has_any(app, settings))
     if settings.outbox and has_any(app, settings):
         from . import endings

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import VERSION, Celery
+from celery.backends.base import Backend, DisabledBackend
 
 from ..errors import ConfigurationError
 from ..pausing import pause, without_blocking
@@ -19,6 +20,8 @@ from ..pausing import pause, without_blocking
 CLAIM, SIZE = ".c", ".s"
 """End the keys of the lease and of the chord's size, of Celery 5.7's Redis backend; earlier versions have no lease."""
 DONE = b"done"
+CHORD_UNLOCK = "celery.chord_unlock"
+"""Celery's own task, where the backend does not count: its message waits for the members of a chord, and sends the body."""
 CUT_TO_S, LOOKS_EVERY_S = 1.0, 0.05
 COUNTS_BY_ID = (5, 7)
 """From this version of Celery on each member counts once, whatever it keeps."""
@@ -66,6 +69,13 @@ def _keys(task: Any, request: Any) -> tuple[Any, str, str]:
         return None, "", ""
     claim, size = (backend.get_key_for_group(request.group, end) for end in (CLAIM, SIZE))
     return backend.client, claim, size
+
+
+def polls_for_chords(backend: Any) -> bool:
+    """Tell whether a result backend leaves chords to `celery.chord_unlock`."""
+    if isinstance(backend, DisabledBackend):
+        return False
+    return getattr(backend.apply_chord, "__func__", None) is Backend.apply_chord
 
 
 def _is_done(claim: Any) -> bool:

@@ -26,6 +26,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from ...strategies._sqlalchemy import is_autocommit
 from ...strategies.features import outbox
 from ...strategies.features.outbox_place import Place
 from ...strategies.features.outbox_writing import Commit, Writer, explained, follow, listen
@@ -214,6 +215,12 @@ def _write(db: Served, session: Session, connection: Connection, how: Commit) ->
         stored += outgoing.stored()
     if not stored:
         return
+    if is_autocommit(connection):
+        raise ConfigurationError(
+            f"{stored[0].row.task} waits for a COMMIT in the outbox (alchemy_outbox), and the connection is in "
+            f"AUTOCOMMIT: the work is committed by now, and would not be undone with the message. Leave "
+            f"isolation_level='AUTOCOMMIT' (or the driver's autocommit) out, or send it with apply_async()."
+        )
     if not isinstance(owner_of(session), UnitOfWork):
         _place_of(db).refuse_other(session, db.engine, connection)
     app = db.app
