@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 from sqlalchemy import MetaData, create_engine, event, inspect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -19,10 +18,9 @@ from support.outbox import TABLE, Shop
 from support.outbox_drivers import DRIVERS, shop_of
 from support.project.models import Row
 
-from celery_alchemy import Alchemy, CeleryAlchemyError, ConfigurationError, late, outbox_table
+from celery_alchemy import CeleryAlchemyError, ConfigurationError, late, outbox_table
 from celery_alchemy.strategies.features import outbox as rows
 from celery_alchemy.strategies.features import outbox_table as outbox_tables
-from celery_alchemy.workers.exactly_once import choosing
 from celery_alchemy.workers.sending import outbox
 
 
@@ -137,18 +135,6 @@ def test_autocommit_is_refused(shop: Shop, key: str, own: bool) -> None:
         session.commit()
     assert shop.waiting() == []
     assert shop.arguments() == []
-
-
-@pytest.mark.parametrize("where", ["engine", "execution_options"])
-def test_a_worker_in_autocommit_does_not_start(where: str) -> None:
-    level = {"isolation_level": "AUTOCOMMIT"}
-    app = Celery("autocommit", broker="memory://")
-    app.conf.update(alchemy_outbox=True, alchemy_database_url="sqlite://")
-    app.conf.alchemy_engine_options = level if where == "engine" else {where: level}
-    db = Alchemy(app)
-    app.finalize()
-    with pytest.raises(ConfigurationError, match=r"alchemy_outbox is set.*AUTOCOMMIT"):
-        choosing.prepare_worker(app, db.settings)
 
 
 def test_the_row_is_of_the_same_transaction_on_the_server(run_database: PostgreSQL, key: str) -> None:

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.bin.celery import celery as command
 from click.testing import CliRunner
 from sqlalchemy import MetaData
 from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
-from celery_alchemy import ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
+from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
 from celery_alchemy.strategies.errors import InvalidSetting
 from celery_alchemy.workers.doctor import examine as doctor
 from celery_alchemy.workers.doctor.fleet import Fleet
@@ -295,3 +296,15 @@ def test_autocommit_is_refused(place: Any, key: str, says: str, mode: Any) -> No
                 choosing.prepare_worker(once.app, once.db.settings)
     finally:
         once.close()
+
+
+@pytest.mark.parametrize("where", ["engine", "execution_options"])
+def test_a_worker_whose_outbox_is_in_autocommit_does_not_start(where: str) -> None:
+    level = {"isolation_level": "AUTOCOMMIT"}
+    app = Celery("autocommit", broker="memory://")
+    app.conf.update(alchemy_outbox=True, alchemy_database_url="sqlite://")
+    app.conf.alchemy_engine_options = level if where == "engine" else {where: level}
+    db = Alchemy(app)
+    app.finalize()
+    with pytest.raises(ConfigurationError, match=r"alchemy_outbox is set.*AUTOCOMMIT"):
+        choosing.prepare_worker(app, db.settings)

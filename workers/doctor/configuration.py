@@ -156,8 +156,8 @@ def _once(app: Celery, tasks: dict[str, Any], once: list[str], worker_pool: Work
     if polls_for_chords(app.backend) and is_early(app.tasks[CHORD_UNLOCK]):
         yield warning(
             "chord-acks-early",
-            f"With this result backend a message of Celery's own, {CHORD_UNLOCK}, waits for the members of each chord and "
-            f"sends its body. It is acknowledged before it runs: if its worker is killed, the body never comes.",
+            f"With this result backend a message of Celery's own, {CHORD_UNLOCK}, waits for the members of each chord "
+            f"and sends its body. It is acknowledged before it runs: if its worker is killed, the body never comes.",
             "Use result_backend = 'alchemy://' or Redis, or set task_acks_late and task_reject_on_worker_lost to True.",
             "task_acks_late",
         )

@@ -21,7 +21,7 @@ CLAIM, SIZE = ".c", ".s"
 """End the keys of the lease and of the chord's size, of Celery 5.7's Redis backend; earlier versions have no lease."""
 DONE = b"done"
 CHORD_UNLOCK = "celery.chord_unlock"
-"""Celery's own task, where the backend does not count: its message waits for the members of a chord, and sends the body."""
+"""Celery's own task, where the backend does not count: its message waits for the members, and sends the body."""
 CUT_TO_S, LOOKS_EVERY_S = 1.0, 0.05
 COUNTS_BY_ID = (5, 7)
 """From this version of Celery on each member counts once, whatever it keeps."""
