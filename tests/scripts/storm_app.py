@@ -210,6 +210,12 @@ def published(headers: Any = None, body: Any = None, **_: Any) -> None:
 signals.after_task_publish.connect(published, weak=False)
 
 
+def look_often(sender: Any, **_: Any) -> None:
+    """Let the event loop of Celery 5.7 look at what RabbitMQ has sent: under solo it does so with its next timer, which
+    without heartbeats is up to 10 s away (a plain Celery app does the same)."""
+    sender.timer.call_repeatedly(0.05, lambda: None)
+
+
 def follow_all() -> None:
     """Let the points be reached, and the director hear of it."""
     backend: Any = type(app.backend)
@@ -224,6 +230,8 @@ def follow_all() -> None:
     signals.task_postrun.connect(lambda **_: hand(os.getpid()).add(-1), weak=False)
     if config["pool"] == "prefork":
         signals.worker_process_init.connect(lambda **_: born(main=False), weak=False)
+    if config["pool"] == "solo":
+        signals.worker_ready.connect(look_often, weak=False)
     signals.worker_ready.connect(lambda **_: (born(main=True), say("ready", os.getpid())), weak=False)
     if not OURS:
         signals.before_task_publish.connect(lambda **_: reached("before publish"), weak=False)
