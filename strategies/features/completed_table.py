@@ -16,9 +16,9 @@ HOW_TO_CREATE = "completed_tasks_table(Base.metadata), then Alembic or create_al
 def recorded_id(task_id: str) -> str:
     """Return the id that the rows of a task have: its own, where the column can hold it, and tell it from others.
 
-    MySQL and MariaDB compare without the spaces at the end.
+    MySQL and MariaDB compare without the spaces at the end; PostgreSQL keeps no NUL.
     """
-    if len(task_id) <= LONGEST_ID and not task_id.endswith(" "):
+    if len(task_id) <= LONGEST_ID and not task_id.endswith(" ") and "\0" not in task_id:
         return task_id
     return "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
 
