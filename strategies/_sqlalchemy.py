@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Dialect, Transaction
+from sqlalchemy.engine import Connection, Dialect, Transaction, TwoPhaseTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState, _SessionCloseState
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -95,6 +95,12 @@ def commits_itself(session: Session, connection: Connection) -> bool:
     assert root is not None
     _, transaction, commits, _ = root._connections[connection]
     return commits and transaction is connection.get_transaction()
+
+
+def is_two_phase(connection: Connection) -> bool:
+    """Tell whether the transaction on `connection` was begun to be prepared: its COMMIT is another statement, and other
+    listeners hear of it. The Session may say by now that it is not to be prepared after all."""
+    return isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
 def is_autocommit(connection: Connection) -> bool:

@@ -62,5 +62,9 @@ class UnitHook:
     def before_commit(self, unit: OpenUnit) -> None:
         """`unit` is about to end well. What is raised here fails it; a hook may roll its transaction back instead."""
 
+    def before_others(self, unit: OpenUnit) -> None:
+        """`unit` is about to end well together with units of work on other databases, none of which has committed or
+        prepared: begin its transaction where `before_commit` would, so that it takes part."""
+
     def ended(self, unit: OpenUnit) -> None:
         """`unit` is over, its connection given back. `unit.outcome` tells how it ended."""

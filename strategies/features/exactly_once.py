@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._sqlalchemy import commits_itself, connections_of, has_changes, is_autocommit, root_of
+from .._sqlalchemy import commits_itself, connections_of, has_changes, is_autocommit, is_two_phase, root_of
 from ..drivers.along import Along
 from ..drivers.base import driver_of
 from ..errors import CeleryAlchemyError, InvalidSetting
@@ -270,7 +270,7 @@ def _before_commit(session: OnceSession) -> None:
         return  # nothing is committed
     connection = connection_for(session, _row(attempt.table))
     attempt.committing = True
-    attempt.commits(connection, along=not session.twophase and commits_itself(session, connection))
+    attempt.commits(connection, along=not is_two_phase(connection) and commits_itself(session, connection))
 
 
 def _after_end(session: OnceSession, transaction: SessionTransaction) -> None:
@@ -321,6 +321,17 @@ class ExactlyOnce(UnitHook):
         if attempt is not None:
             become(session, OnceSession)
             session.celery_alchemy_attempt = attempt  # type: ignore[attr-defined]
+
+    def before_others(self, unit: OpenUnit) -> None:
+        """Write the row before other databases commit: a copy that has it first is to find out by then."""
+        self.before_commit(unit)
+        attempt = attempt_of(unit)
+        if attempt is None or not unit.commits:
+            return
+        if attempt.committed:
+            _refuse_more(unit.session, attempt)
+        else:
+            attempt.commits(connection_for(unit.session, _row(attempt.table)))
 
     def before_commit(self, unit: OpenUnit) -> None:
         """Let there be a transaction to write the row into."""

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .._sqlalchemy import commits_itself, connections_of, is_preparing, root_of
+from .._sqlalchemy import commits_itself, connections_of, is_preparing, is_two_phase, root_of
 from ..drivers.base import driver_of
 from ..errors import InvalidSetting
 from ..sessions import connection_for
@@ -100,7 +100,7 @@ class Writer:
         elif self._attached is not connection:
             self._attached = connection
             event.listen(connection, "commit", self._ends)
-            if session.twophase:
+            if is_two_phase(connection):
                 event.listen(connection, "prepare_twophase", self._prepares)
                 event.listen(connection, "commit_twophase", self._commits_twophase)
 

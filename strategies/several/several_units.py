@@ -99,6 +99,8 @@ class SeveralUnits(OneOfSeveral):
             with shield.quiet():
                 for unit in units:
                     unit.flush()
+                for hook in self.options.hooks:
+                    hook.before_others(self)
                 for unit in two_phase.prepared(units):
                     ended.append(unit)  # an error in its COMMIT has rolled it back
                     unit.end_well()
