@@ -10,11 +10,18 @@ import pytest
 from celery import Celery
 from celery.bin.celery import celery as command
 from click.testing import CliRunner
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, text
 from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
-from celery_alchemy import Alchemy, ConfigurationError, DatabaseTask, NoUnitOfWork, completed_tasks_table
+from celery_alchemy import (
+    Alchemy,
+    CeleryAlchemyError,
+    ConfigurationError,
+    DatabaseTask,
+    NoUnitOfWork,
+    completed_tasks_table,
+)
 from celery_alchemy.strategies.errors import InvalidSetting
 from celery_alchemy.workers.doctor import examine as doctor
 from celery_alchemy.workers.doctor.fleet import Fleet
@@ -52,6 +59,19 @@ def test_an_id_that_is_used_again_is_told(once: Once, key: str, caplog: pytest.L
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     once.deliver(create, task_id=task_id)
     assert f"db.forget({task_id!r})" in caplog.text
+
+
+def test_a_task_cannot_forget_itself(once: Once) -> None:
+    """On MariaDB it waited for its own transaction, on PostgreSQL it forgot nothing."""
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any, other: str) -> int:
+        self.db.execute(text("SELECT 1"))
+        with pytest.raises(CeleryAlchemyError, match="by the task with this id"):
+            once.db.forget(self.request.id)
+        return once.db.forget(other)
+
+    assert once.deliver(work, new_id(), task_id=new_id()) == ("SUCCESS", 0)
 
 
 def test_ids_that_differ_in_case_or_are_long_are_others(once: Once, key: str) -> None:

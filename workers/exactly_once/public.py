@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features.completed_table import recorded_id
+from ...strategies.features.exactly_once import ATTEMPT
 from .._celery import outermost_request
 from ..apps import Served
 from ..errors import as_configuration_error
@@ -24,6 +26,17 @@ def idempotency_key() -> str:
 
 
 def forget(db: Served, task_id: str) -> int:
-    """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were."""
+    """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were.
+
+    Raises:
+        CeleryAlchemyError: it is the task that runs here, whose row is not committed yet. PostgreSQL would find nothing,
+            and MariaDB wait for the transaction that waits for it.
+    """
+    request = outermost_request()
+    if request is not None and request.id == task_id and ATTEMPT in request.__dict__:
+        raise CeleryAlchemyError(
+            f"db.forget({task_id!r}) was called by the task with this id, which is recorded when it ends. Call it when "
+            f"that has ended; or leave exactly_once out, where the task is to run again."
+        )
     with as_configuration_error():
         return Rows(db).forget(recorded_id(task_id))
