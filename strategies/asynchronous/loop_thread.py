@@ -21,8 +21,6 @@ UNWIND_S = 5.0
 STOP_S = 5.0
 END_S = 1.5
 """Seconds for each step of the end: what is left there is cancelled, then connections are closed."""
-FINISHES = "celery-alchemy-finishes"
-"""Name of asyncio tasks that are not cancelled then, but waited for."""
 
 
 class LoopThread:
@@ -111,13 +109,12 @@ class LoopThread:
 async def end_well(within_s: float) -> None:
     """End what is left on the running event loop, which is to be closed; each step takes `within_s` seconds at most.
 
-    Tasks are cancelled, but for those that close connections. Then asynchronous generators are closed, by which
+    Tasks are cancelled; a `ClosingTask` goes on until it has ended. Then asynchronous generators are closed, by which
     `AwaitedEngines` close theirs.
     """
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
-        if task.get_name() != FINISHES:
-            task.cancel()
+        task.cancel()
     if left:
         await asyncio.wait(left, timeout=within_s)
     await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), within_s)

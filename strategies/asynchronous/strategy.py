@@ -13,10 +13,10 @@ from sqlalchemy.engine import Engine
 
 from ..base import SessionStrategy
 from ..engines import pool
+from ..engines.closing_tasks import ClosingTask
 from ..errors import InvalidSetting, refused_as
 from ..scope import runs_in_greenlet
 from ..worker_pool import WorkerPool
-from .loop_thread import FINISHES
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -117,7 +117,7 @@ class PerLoopStrategy(SessionStrategy):
         done: Future[None] = Future()
 
         def begin() -> None:
-            task = loop.create_task(self._awaited.dispose(), name=FINISHES)
+            task = ClosingTask(self._awaited.dispose(), loop=loop)
             task.add_done_callback(ended)
 
         def ended(task: asyncio.Task[None]) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.util.queue import Empty, Full
 from .._sqlalchemy_pools import count_out, get_at_once, give_up
 from ..scope import Scope
 from .callers import held_around, scope_of_caller
+from .closing_tasks import ClosingTask
 from .held import WatchedQueuePool
 from .pool import MeteredQueuePool, ReservedQueuePool
 from .retired_queues import retires
@@ -219,7 +220,7 @@ class WatchedAwaitedPool(WatchedQueuePool):
         if record.dbapi_connection is None or loop is None:
             self._free_place()
             return
-        closing = loop.create_task(concurrency.greenlet_spawn(record.close))
+        closing = ClosingTask(concurrency.greenlet_spawn(record.close), loop=loop)
         self.__dict__.setdefault("_closing", set()).add(closing)
         closing.add_done_callback(self._closed)
 

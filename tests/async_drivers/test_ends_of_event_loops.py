@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.async_drivers import Server
 from support.waiting import eventually
 
+from celery_alchemy.strategies.engines import closing_tasks
 from celery_alchemy.strategies.engines.awaited_engines import AwaitedEngines
 from celery_alchemy.strategies.engines.sizing import PoolSize
 
@@ -124,10 +125,8 @@ def test_who_waits_when_it_is_disposed_gets_a_connection(server: Server) -> None
 
     async def main() -> None:
         has_one = asyncio.Event()
-        pool: Any = engines.engine.pool
         both = (hold(engines.engine, has_one), wait(engines.engine, has_one))
         await asyncio.wait_for(asyncio.gather(*both), 15)
-        await pool.closed()  # else the end of the loop would cut short what closes
 
     asyncio.run(main())
 
@@ -150,3 +149,38 @@ def test_a_listener_that_raises_runs_again_for_the_engine_that_reads(server: Ser
         assert len(seen) == 3
 
     asyncio.run(main())
+
+
+def test_what_closes_is_not_cut_short_by_the_end_of_the_event_loop(
+    server: Server, open_now: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`asyncio.run()` cancels all tasks; each connection of the overflow was an error with a traceback in the log."""
+    one = PoolSize(1, max_overflow=3)
+    engines = AwaitedEngines(server.factory(one, {}), lambda: one)
+
+    async def hold(engine: AsyncEngine, all_hold: asyncio.Barrier) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(ONE)
+            await all_hold.wait()
+
+    async def main() -> None:
+        all_hold = asyncio.Barrier(4)
+        await asyncio.gather(*(hold(engines.engine, all_hold) for _ in range(4)))
+
+    asyncio.run(main())
+    eventually(lambda: open_now() == 0, "no connection is left")
+    assert "Exception closing connection" not in caplog.text
+
+
+def test_the_end_of_an_event_loop_waits_for_no_goodbye_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing_tasks, "CUT_S", 0.05)
+    closing: list[closing_tasks.ClosingTask] = []
+
+    async def main() -> None:
+        hangs: Any = asyncio.Event().wait()
+        closing.append(closing_tasks.ClosingTask(hangs, loop=asyncio.get_running_loop()))
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert closing[0].cancelled()
+    assert not closing[0].cancel()

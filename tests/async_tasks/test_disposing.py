@@ -106,6 +106,23 @@ def test_the_event_loops_of_all_threads_are_reached(asked: None, shop: Shop, cou
             loop.close()
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_the_last_line_of_a_coroutine_disposes(
+    shop: Shop, counted: Counted, turns: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it has begun was cut short by the end of `asyncio.run()`: an error with a traceback in the log."""
+
+    async def main() -> None:
+        await use(shop)
+        shop.db.dispose()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert (counted.opened, counted.closed) == (2, 2)
+    assert "Exception closing connection" not in caplog.text
+
+
 def test_an_event_loop_that_pauses_disposes_when_it_goes_on(shop: Shop, counted: Counted) -> None:
     """That of a test: it runs for the test alone, not for what cleans up after it."""
     with asyncio.Runner() as runner:
