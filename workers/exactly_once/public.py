@@ -29,8 +29,8 @@ def forget(db: Served, task_id: str) -> int:
     """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were.
 
     Raises:
-        CeleryAlchemyError: it is the task that runs here, whose row is not committed yet. PostgreSQL would find nothing,
-            and MariaDB wait for the transaction that waits for it.
+        CeleryAlchemyError: it is the task that runs here, whose row is not committed yet. PostgreSQL would find
+            nothing, and MariaDB wait for the transaction that waits for it.
     """
     request = outermost_request()
     if request is not None and request.id == task_id and ATTEMPT in request.__dict__:
