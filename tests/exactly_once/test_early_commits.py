@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore, Reject
 from support.exactly_once import BOTH_SPELLINGS, Once, Place, done, fixture_of, new_id
 from support.project.models import Row
 
+from celery_alchemy.strategies.errors import ResultLost
 from celery_alchemy.workers.exactly_once import runner
 
 NEXT = ["callbacks", "errbacks", "chain", "chord"]
@@ -119,4 +121,39 @@ def test_who_asks_for_the_result_of_a_task_alone_is_told(once: Once, key: str, m
     work = killed_after_its_commit(once, monkeypatch, key, task_id)
     state, error = once.deliver(work, task_id=task_id)
     assert (state, type(error).__name__) == ("FAILURE", "ResultLost")
+    assert once.database.rows(key) == [""]
+
+
+ENDINGS: dict[str, Any] = {
+    "Ignore": (Ignore, "IGNORED", "IGNORED"),
+    "Reject": (lambda: Reject("no", requeue=False), "REJECTED", "IGNORED"),
+    "Reject, to be delivered again": (lambda: Reject("no", requeue=True), "REJECTED", "IGNORED"),
+    "an error": (lambda: KeyError("later"), "FAILURE", "FAILURE"),
+}
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_copy_of_one_that_did_not_return_ends_at_once(
+    once: Once, key: str, ending: str, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows how the first one has ended: it waits for no result, and does not go back to the broker again and
+    again."""
+    monkeypatch.setattr(runner, "WAITS_FOR_RESULT_S", 0.0)
+    make, state, of_a_copy = ENDINGS[ending]
+
+    @once.task(exactly_once=mode, acks_late=True, name="work")
+    async def work(self: Any) -> None:
+        self.db.add(Row(key=key))
+        await done(self.db.commit())
+        raise make()
+
+    task_id = new_id()
+    assert once.deliver(work, task_id=task_id)[0] == state
+    for _ in range(2):
+        found, error = once.deliver(work, task_id=task_id, redelivered=True)
+        assert found == of_a_copy
+        if found == "FAILURE":
+            assert isinstance(error, ResultLost)
+            assert "KeyError: 'later'" in str(error)
     assert once.database.rows(key) == [""]

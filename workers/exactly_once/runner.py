@@ -36,6 +36,7 @@ from ..request import Call, RequestRunner, begin_again, is_over, is_traced, requ
 from . import early, endings, sends
 from .chords import cut_claim
 from .encoding import decode, encode, is_unfinished, note_of
+from .ended import ended_by, refuse_ended
 from .following import drop_next, store_next
 from .ids import fix_links, key_of
 from .pruning import Pruning
@@ -170,8 +171,13 @@ class ExactlyOnceRunner(RequestRunner):
                 return self._lost(attempt, task, request)
             if isinstance(error, TaskPredicate):
                 endings.predicate(task, request, error, committed=attempt.committed)
+                if attempt.committed and attempt.record is None:  # it is not replaced
+                    self._write(attempt, ended_by(error))
                 raise
-            if is_interrupt(error) or attempt.committed:
+            if is_interrupt(error):
+                raise
+            if attempt.committed:
+                self._write(attempt, ended_by(error))
                 raise
             if attempt.lost is not None:  # the INSERT went along with the statement that says so
                 return self._lost(attempt, task, request)
@@ -258,6 +264,7 @@ class ExactlyOnceRunner(RequestRunner):
             if record.content_type == REPLACED:
                 endings.ended(task, request)
                 raise Ignore("Replaced by new task")
+        refuse_ended(task, request, record)
         replacement = note_of(record).get(REPLACED)
         if replacement is not None:
             send_replacement(task, replacement)
@@ -289,14 +296,14 @@ class ExactlyOnceRunner(RequestRunner):
 
     def _complete(self, attempt: Attempt) -> None:
         """Record the result of a task that has committed before its end."""
-        if not attempt.committed or attempt.record is None or attempt.written == attempt.record:
-            return
+        if attempt.committed and attempt.record is not None and attempt.written != attempt.record:
+            self._write(attempt, attempt.record)
+
+    def _write(self, attempt: Attempt, record: Record) -> None:
         try:
-            self._rows.complete(attempt.key, attempt.record)
+            self._rows.complete(attempt.key, record)
         except SQLAlchemyError:
-            logger.warning(
-                "%s: its result could not be recorded; a copy would not find it", attempt.label, exc_info=True
-            )
+            logger.warning("%s: its end could not be recorded; a copy would not find it", attempt.label, exc_info=True)
 
 
 _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
