@@ -134,8 +134,9 @@ ENDINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("mode", ["first", "last"])
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("goes_on", [False, True])
 def test_a_copy_of_one_that_did_not_return_ends_at_once(
-    once: Once, key: str, ending: str, mode: Any, monkeypatch: pytest.MonkeyPatch
+    once: Once, key: str, ending: str, mode: Any, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It knows how the first one has ended: it waits for no result, and does not go back to the broker again and
     again."""
@@ -146,6 +147,9 @@ def test_a_copy_of_one_that_did_not_return_ends_at_once(
     async def work(self: Any) -> None:
         self.db.add(Row(key=key))
         await done(self.db.commit())
+        if goes_on:  # in a transaction that is rolled back
+            self.db.add(Row(key=key, note="rolled back"))
+            await done(self.db.flush())
         raise make()
 
     task_id = new_id()
@@ -155,5 +159,5 @@ def test_a_copy_of_one_that_did_not_return_ends_at_once(
         assert found == of_a_copy
         if found == "FAILURE":
             assert isinstance(error, ResultLost)
-            assert "KeyError: 'later'" in str(error)
+            assert "KeyError('later')" in str(error)
     assert once.database.rows(key) == [""]

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from celery.exceptions import Ignore, TaskPredicate
+from kombu.utils.encoding import safe_repr
 
 from ...strategies.errors import ResultLost
 from ...strategies.features.completed import Record
@@ -22,7 +23,7 @@ _LONGEST = 1000
 
 def ended_by(error: BaseException) -> Record:
     """Return the Record of a task that has committed, and has ended with `error`."""
-    said = "" if isinstance(error, TaskPredicate) else f"{type(error).__name__}: {error}"[:_LONGEST]
+    said = "" if isinstance(error, TaskPredicate) else safe_repr(error)[:_LONGEST]
     return Record(note=json.dumps({_ENDED: said}))
 
 

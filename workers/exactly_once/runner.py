@@ -171,13 +171,12 @@ class ExactlyOnceRunner(RequestRunner):
                 return self._lost(attempt, task, request)
             if isinstance(error, TaskPredicate):
                 endings.predicate(task, request, error, committed=attempt.committed)
-                if attempt.committed and attempt.record is None:  # it is not replaced
-                    self._write(attempt, ended_by(error))
+                self._write_end(attempt, error)
                 raise
             if is_interrupt(error):
                 raise
             if attempt.committed:
-                self._write(attempt, ended_by(error))
+                self._write_end(attempt, error)
                 raise
             if attempt.lost is not None:  # the INSERT went along with the statement that says so
                 return self._lost(attempt, task, request)
@@ -298,6 +297,13 @@ class ExactlyOnceRunner(RequestRunner):
         """Record the result of a task that has committed before its end."""
         if attempt.committed and attempt.record is not None and attempt.written != attempt.record:
             self._write(attempt, attempt.record)
+
+    def _write_end(self, attempt: Attempt, error: BaseException) -> None:
+        """Record how a task that has committed before its end has ended; a result or a replacement that the row has
+        already stays."""
+        has_end = attempt.record is not None and (isinstance(error, TaskPredicate) or attempt.written == attempt.record)
+        if attempt.committed and not has_end:
+            self._write(attempt, ended_by(error))
 
     def _write(self, attempt: Attempt, record: Record) -> None:
         try:
