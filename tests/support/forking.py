@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +40,8 @@ class Script:
         self._unread = b""
 
     def ask(self, *, within_s: float = ANSWER_TIMEOUT_S, **question: Any) -> Any:
-        """Return the answer; fail, with the end of the program's log, when there is none in time."""
+        """Return the answer; fail, with the end of the program's log, when there is none in time. The log then says
+        where its threads are."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -50,6 +52,9 @@ class Script:
             ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
             data = os.read(self._process.stdout.fileno(), 65536) if ready else b""
             if not data:
+                if not ready:
+                    self._process.send_signal(signal.SIGABRT)  # its faulthandler writes
+                    self._process.wait(10)
                 pytest.fail(f"no answer to {question}, exit code {self._process.poll()}\n{self.log_tail()}")
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")

@@ -173,8 +173,8 @@ class ExactlyOnceRunner(RequestRunner):
                 endings.predicate(task, request, error, committed=attempt.committed)
                 self._write_end(attempt, error)
                 raise
-            if is_interrupt(error):
-                raise
+            if is_interrupt(error) and not (attempt.committed and isinstance(error, Exception)):
+                raise  # its process ends; or its soft time limit has struck, and it is rolled back
             if attempt.committed:
                 self._write_end(attempt, error)
                 raise
