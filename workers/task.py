@@ -166,6 +166,7 @@ class BaseDatabaseTask(AnyTask):  # type: ignore[misc, valid-type]
             entry.unit.succeed(final=False)
             if ended is not None:
                 raise ended
+            once.record_replacement(self)
         with sent_by_celery():
             return super().on_replace(sig)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 from sqlalchemy import Executable, Table, event, select
@@ -60,22 +61,25 @@ class Attempt:
         task: The task's name.
         label: Of its unit of work, for messages.
         needs_result: Why it must not commit before its end, for a message; None: it may.
+        write: Lets the row say a record in a transaction of its own, where the Attempt has committed.
     """
 
     __slots__ = (
         *("_along", "_ending", "committed", "committing", "key", "label", "lost", "mode", "needs_result", "over"),
-        *("record", "refused", "table", "task", "written"),
+        *("record", "refused", "table", "task", "write", "written"),
     )
 
     def __init__(
-        self, key: Key, task: str, table: Table, mode: Mode, label: str, needs_result: str | None = None
-    ) -> None:
+        self, key: Key, task: str, table: Table, mode: Mode, label: str, needs_result: str | None,
+        write: Callable[[Attempt, Record], None],
+    ) -> None:  # fmt: skip
         self.key: Key = key
         self.task: str = task
         self.table: Table = table
         self.mode: Mode = mode
         self.label: str = label
         self.needs_result: str | None = needs_result
+        self.write: Callable[[Attempt, Record], None] = write
         self.over: bool = False
         """It has turned out that the body need not run: there is nothing to write."""
         self.again()

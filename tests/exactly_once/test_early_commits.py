@@ -1,9 +1,12 @@
 """A task that commits before its end: refused where its result is needed, for the result is lost with its worker."""
 
+from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from sqlalchemy import text
 from support.exactly_once import BOTH_SPELLINGS, Once, Place, done, fixture_of, new_id
 from support.project.models import Row
 
@@ -22,11 +25,16 @@ def following(once: Once, what: str, *, immutable: bool) -> dict[str, Any]:
     return {what: signature if what == "chord" else [signature]}
 
 
-def sent_by(once: Once) -> list[str]:
-    """Return a list of what is sent from now on."""
+def sent_by(once: Once, looks: Callable[[], None] = lambda: None) -> list[str]:
+    """Return a list of what is sent from now on.
+
+    Args:
+        looks: Is called when it is.
+    """
     sent: list[str] = []
 
     def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        looks()
         sent.append(name)
         return once.app.AsyncResult(options["task_id"])
 
@@ -161,4 +169,76 @@ def test_a_copy_of_one_that_did_not_return_ends_at_once(
         if found == "FAILURE":
             assert isinstance(error, ResultLost)
             assert ending in str(error)
+    assert once.database.rows(key) == [""]
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_that_is_replaced_after_its_commit(once: Once, key: str, mode: Any, goes_on: bool) -> None:
+    """Its row says so before the replacement is sent, and still does when the task has looked into the database after
+    that. A copy sends the replacement again."""
+    task_id, notes = new_id(), []
+    sent = sent_by(once, lambda: notes.extend(row[3] for row in once.recorded(task_id)))
+
+    @once.task(exactly_once=True, name="other")
+    async def other(self: Any) -> None: ...
+
+    @once.task(exactly_once=mode, acks_late=True, name="work")
+    async def work(self: Any) -> Any:
+        self.db.add(Row(key=key))
+        await done(self.db.commit())
+        try:
+            return self.replace(other.s())
+        except Ignore:
+            if goes_on:
+                await done(self.db.execute(text("SELECT 1")))
+            raise
+
+    for _ in range(2):
+        assert once.deliver(work, task_id=task_id)[0] == "IGNORED"
+    assert sent == ["other"] * 2
+    assert ["other" in note for note in notes] == [True] * 2
+    assert once.database.rows(key) == [""]
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_what_raises_after_the_commit_takes_no_result_away(once: Once, key: str, mode: Any) -> None:
+    """The row has it already."""
+
+    def fail() -> None:
+        raise KeyError(key)
+
+    @once.task(exactly_once=mode)
+    async def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        once.db.on_commit(fail, raises=True)
+        return "done"
+
+    task_id = new_id()
+    assert once.deliver(work, task_id=task_id)[0] == "FAILURE"
+    assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
+    assert once.database.rows(key) == [""]
+
+
+def test_one_that_has_not_committed_takes_no_result_away(once: Once, key: str) -> None:
+    """A copy may have committed meanwhile, with "last"."""
+    if once.awaits:
+        pytest.skip("the first one would stop the event loop of its copy")
+    runs: list[int] = []
+
+    @once.task(exactly_once="last")
+    async def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        runs.append(1)
+        if len(runs) > 1:
+            return "done"
+        thread = Thread(target=lambda: once.deliver(work, task_id=task_id))
+        thread.start()
+        thread.join(20)
+        raise Ignore
+
+    task_id = new_id()
+    once.app.finalize()
+    assert once.deliver(work, task_id=task_id)[0] == "IGNORED"
+    assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
     assert once.database.rows(key) == [""]

@@ -36,6 +36,7 @@ __all__ = [
     "mode_of",
     "prepare_threads",
     "prepare_worker",
+    "record_replacement",
     "refuse_retry",
     "refuse_wrong",
     "replaced_by",
@@ -203,6 +204,14 @@ def replaced_by(task: Any, signature: Any, on_replace: Callable[[Any], Any]) -> 
 
     attempt.record = record_of(signature)
     return store_replacement(task, attempt, signature, on_replace)
+
+
+def record_replacement(task: Any) -> None:
+    """`task` is about to be replaced: let its row say so, where it has committed before, and had nothing to commit
+    now."""
+    attempt = attempt_of(task)
+    if attempt is not None and attempt.committed and attempt.record is not None and attempt.written != attempt.record:
+        attempt.write(attempt, attempt.record)
 
 
 def attempt_of(task: Any) -> Attempt | None:

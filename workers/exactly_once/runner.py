@@ -141,7 +141,8 @@ class ExactlyOnceRunner(RequestRunner):
         else:
             label = f"{task.name}[{request.id}]"
             needs = early.refusal(task, request)
-            attempt = request.__dict__[ATTEMPT] = Attempt(key, task.name, self._rows.table, self._mode, label, needs)
+            attempt = Attempt(key, task.name, self._rows.table, self._mode, label, needs, self._write)
+            request.__dict__[ATTEMPT] = attempt
         return attempt
 
     def _run_once(
