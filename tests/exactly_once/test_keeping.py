@@ -74,6 +74,12 @@ def test_a_task_cannot_forget_itself(once: Once) -> None:
     assert once.deliver(work, new_id(), task_id=new_id()) == ("SUCCESS", 0)
 
 
+def test_what_is_to_be_forgotten_where_there_is_no_table(once: Once) -> None:
+    once.app.conf.alchemy_completed_table = "not_there"
+    with pytest.raises(ConfigurationError, match="CREATE TABLE not_there"):
+        once.db.forget(new_id())
+
+
 def test_ids_that_differ_in_case_or_are_long_are_others(once: Once, key: str) -> None:
     create = make_task(once, key)
     for task_id in ("abc", "ABC", "x" * 300 + "1", "x" * 300 + "2", "ä"):

@@ -134,9 +134,17 @@ class Rows:
 
     @on_its_loop
     def forget(self, task_id: str) -> int:
-        """Delete what is recorded of `task_id`; return how many rows there were."""
-        with self.engine.begin() as connection:
-            return completed.forget(connection, self.table, task_id)
+        """Delete what is recorded of `task_id`; return how many rows there were.
+
+        Raises:
+            InvalidSetting: there is no table.
+        """
+        engine, table = self.engine, self.table
+        try:
+            with engine.begin() as connection:
+                return completed.forget(connection, table, task_id)
+        except DBAPIError as error:
+            raise completed.explained(error, engine, table) from error
 
     @on_its_loop
     def prune(self, older_than_s: float) -> int:
