@@ -95,6 +95,19 @@ def test_the_row_is_prepared_before_work_elsewhere_is_committed(
     assert [sorted(said[:2]), sorted(said[2:])] == ([prepares, commits] if is_two_phase(once) else [[], []])
 
 
+def test_it_is_forgotten_by_the_alchemy_of_any_database(once: Once, key: str) -> None:
+    """The row is in the default one."""
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> None:
+        self.session_for("there").add(Row(key=key))
+
+    task_id = new_id()
+    once.deliver(work, task_id=task_id)
+    assert once.db.databases["there"].forget(task_id) == 1
+    assert once.recorded(task_id) == []
+
+
 def test_a_message_of_the_flush_of_the_commit_is_written(once: Once, pair: tuple[Database, Database], key: str) -> None:
     """With alchemy_two_phase too, where the transaction of a single database is not prepared after all."""
     once.app.conf.alchemy_outbox = "relay"

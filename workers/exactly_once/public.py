@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features.completed_table import recorded_id
 from ...strategies.features.exactly_once import ATTEMPT
+from .. import apps
 from .._celery import outermost_request
 from ..apps import Served
 from ..errors import as_configuration_error
@@ -28,6 +29,8 @@ def idempotency_key() -> str:
 def forget(db: Served, task_id: str) -> int:
     """Delete what is recorded of the task with this id, so that it can run again; return how many rows there were.
 
+    Args:
+        db: Of any database of the app: the rows are in the default one.
     Raises:
         CeleryAlchemyError: it is the task that runs here, whose row is not committed yet. PostgreSQL would find
             nothing, and MariaDB wait for the transaction that waits for it.
@@ -39,4 +42,4 @@ def forget(db: Served, task_id: str) -> int:
             f"that has ended; or leave exactly_once out, where the task is to run again."
         )
     with as_configuration_error():
-        return Rows(db).forget(recorded_id(task_id))
+        return Rows(apps.get(db.app)).forget(recorded_id(task_id))
