@@ -15,7 +15,7 @@ those of real workers: test_killed_with_outbox, test_killed_awaited (`async def`
 10  a connection is held            test_hazards::test_10_*; test_copies_that_wait
 11  longer than the timeout         test_hazards::test_6_a_timeout_*; test_what_comes_next::test_a_receiver_that_runs_*,
                                     test_a_message_whose_receiver_never_completes_*
-12  an id that is used again, etc.  test_keeping; test_hazards::test_12_*; test_with_others::test_several_databases
+12  an id that is used again, etc.  test_keeping; test_pruning; test_hazards::test_12_*; test_several_databases_once
 """
 
 from collections.abc import Iterator

@@ -2,20 +2,22 @@
 
 import contextlib
 import json
+import os
 import random
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
 from celery.bin.celery import celery as command
 from click.testing import CliRunner
 from sqlalchemy import MetaData, text
+from support import preloaded
 from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
 from celery_alchemy import (
-    Alchemy,
     CeleryAlchemyError,
     ConfigurationError,
     DatabaseTask,
@@ -25,11 +27,11 @@ from celery_alchemy import (
 from celery_alchemy.strategies.errors import InvalidSetting
 from celery_alchemy.workers.doctor import examine as doctor
 from celery_alchemy.workers.doctor.fleet import Fleet
-from celery_alchemy.workers.exactly_once import choosing, pruning
+from celery_alchemy.workers.exactly_once import pruning
 
 
 def make_task(once: Once, key: str, **options: Any) -> Any:
-    @once.app.task(base=DatabaseTask, bind=True, name="create", **{"exactly_once": True, **options})
+    @once.app.task(base=DatabaseTask, bind=True, **{"name": "create", "exactly_once": True, **options})
     def create(self: Any) -> str:
         self.db.add(Row(key=key))
         return "done"
@@ -74,6 +76,18 @@ def test_a_task_cannot_forget_itself(once: Once) -> None:
     assert once.deliver(work, new_id(), task_id=new_id()) == ("SUCCESS", 0)
 
 
+def test_a_task_that_is_not_recorded_may_forget_its_own_id(once: Once, key: str) -> None:
+    """It had `exactly_once` before."""
+
+    @once.app.task(base=DatabaseTask, bind=True)
+    def work(self: Any) -> int:
+        return once.db.forget(self.request.id)
+
+    task_id = new_id()
+    once.deliver(make_task(once, key), task_id=task_id)
+    assert once.deliver(work, task_id=task_id) == ("SUCCESS", 1)
+
+
 def test_what_is_to_be_forgotten_where_there_is_no_table(once: Once) -> None:
     once.app.conf.alchemy_completed_table = "not_there"
     with pytest.raises(ConfigurationError, match="CREATE TABLE not_there"):
@@ -97,6 +111,14 @@ def test_ids_that_end_in_a_space_or_are_long(once: Once, key: str) -> None:
         assert once.db.forget(task_id) == 1
         once.deliver(create, task_id=task_id)
     assert len(once.database.rows(key)) == 10
+
+
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_the_name_of_a_task_may_be_longer_than_its_column(once: Once, mode: Any, key: str) -> None:
+    create, task_id = make_task(once, key, exactly_once=mode, name="n" * 300), new_id()
+    for _ in range(2):
+        assert once.deliver(create, task_id=task_id) == ("SUCCESS", "done")
+    assert once.database.column(f"SELECT task FROM {TABLE} WHERE task_id = :i", i=task_id) == ["n" * 255]
 
 
 def test_the_key_is_the_same_for_each_delivery_and_of_no_other_task(once: Once) -> None:
@@ -214,6 +236,23 @@ def test_the_doctor_proposes_it_and_looks_at_how_long_rows_are_kept(once: Once, 
 
 
 @pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize(("kept_s", "is_early"), [(150, True), (200, True), (201, False)])
+def test_the_doctor_wants_rows_kept_for_twice_the_visibility_timeout(
+    once: Once, key: str, kept_s: int, is_early: bool
+) -> None:
+    """Or twice the pause after which the outbox sends a message again."""
+    make_task(once, key, acks_late=True)
+    once.app.conf.update(broker_url="redis://localhost", broker_transport_options={"visibility_timeout": 100})
+    once.app.conf.alchemy_completed_kept_s = kept_s
+    found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=False)
+    assert ("forgotten-early" in {finding.code for finding in found.findings}) is is_early
+    once.app.conf.update(broker_url="memory://", alchemy_outbox="relay", alchemy_outbox_resend_s=100)
+    once.db._settings = None
+    found = doctor.examine(once.app, pool="solo", concurrency=1, fleet=Fleet(1, 1), connect=False)
+    assert ("forgotten-early" in {finding.code for finding in found.findings}) is is_early
+
+
+@pytest.mark.usefixtures("no_code")
 def test_the_doctor_looks_at_what_loses_a_task_or_its_messages(once: Once, key: str) -> None:
     create = make_task(once, key, exactly_once=True, time_limit=60)
     once.app.conf.broker_url = "redis://localhost"
@@ -316,21 +355,30 @@ def test_autocommit_is_refused(place: Any, key: str, says: str, mode: Any) -> No
             state, error = once.deliver(create, task_id=task_id)
             assert (state, type(error)) in {("FAILURE", InvalidSetting), ("FAILURE", KeyError)}
         assert once.recorded(task_id) == []
-        if says in {"engine", "execution_options"}:
-            once.app.finalize()
-            with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
-                choosing.prepare_worker(once.app, once.db.settings)
     finally:
         once.close()
 
 
+@pytest.mark.parametrize("says", ["alchemy_outbox is set", "Tasks have exactly_once"])
 @pytest.mark.parametrize("where", ["engine", "execution_options"])
-def test_a_worker_whose_outbox_is_in_autocommit_does_not_start(where: str) -> None:
+def test_a_worker_in_autocommit_does_not_start(tmp_path: Path, says: str, where: str) -> None:
     level = {"isolation_level": "AUTOCOMMIT"}
-    app = Celery("autocommit", broker="memory://")
-    app.conf.update(alchemy_outbox=True, alchemy_database_url="sqlite://")
-    app.conf.alchemy_engine_options = level if where == "engine" else {where: level}
-    db = Alchemy(app)
-    app.finalize()
-    with pytest.raises(ConfigurationError, match=r"alchemy_outbox is set.*AUTOCOMMIT"):
-        choosing.prepare_worker(app, db.settings)
+    settings = {
+        "alchemy_database_url": "postgresql+psycopg://127.0.0.1:1/shop",
+        "alchemy_engine_options": level if where == "engine" else {where: level},
+        "alchemy_exactly_once" if "exactly_once" in says else "alchemy_outbox": True,
+    }
+    (tmp_path / "shop.py").write_text(
+        "from celery import Celery\n"
+        "from celery_alchemy import Alchemy, DatabaseTask\n"
+        "app = Celery('shop', broker='memory://')\n"
+        f"app.conf.update({settings!r})\n"
+        "db = Alchemy(app)\n"
+        "@app.task(base=DatabaseTask)\n"
+        "def create(): ...\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--pool=solo"]
+    done = preloaded.run(command, cwd=tmp_path, env={**os.environ, "C_FORCE_ROOT": "1"}, timeout=250)
+    assert done.returncode == 1, done.stderr
+    assert f"{says}, and alchemy_engine_options say isolation_level='AUTOCOMMIT'" in done.stderr
+    assert "Traceback" not in done.stderr

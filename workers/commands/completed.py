@@ -20,7 +20,7 @@ from ...strategies.features.outbox_state import printable
 from ...strategies.names import counted
 from .. import apps
 from ..exactly_once.rows import Rows
-from ..redelivery import redelivered_within_s
+from ..sending.kept import again_within_s
 
 LONGEST_NAME = 255
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -61,16 +61,17 @@ def prune(app: Celery, older_than: str, *, force: bool) -> None:
     """Delete the rows that are older.
 
     Raises:
-        click.ClickException: the table cannot be looked at, or a broker may deliver such a task again.
+        click.ClickException: the table cannot be looked at, or the message of such a task may come again.
     """
     older_than_s = seconds_of(older_than)
-    within_s = redelivered_within_s(app)
-    if within_s is not None and older_than_s <= within_s and not force:
-        raise click.UsageError(
-            f"--older-than {older_than} is not more than the visibility timeout of the broker ({within_s:.0f} s): a "
-            f"message may be delivered again after that, and its task would run again. --force deletes all the same."
-        )
     with _opened(app) as rows:
+        within_s = again_within_s(apps.get(app))
+        if within_s is not None and older_than_s <= within_s and not force:
+            raise click.UsageError(
+                f"--older-than {older_than} is not more than {within_s:.0f} s. A message may come again after that "
+                f"(the broker's visibility timeout, alchemy_outbox_resend_s), and its task would run again. --force "
+                f"deletes all the same."
+            )
         count = rows.prune(older_than_s)
     click.echo(f"{counted(count, 'row')} deleted")
 

@@ -17,6 +17,7 @@ from ..exactly_once.choosing import mode_of
 from ..exactly_once.chords import CHORD_UNLOCK, polls_for_chords
 from ..extension import Alchemy
 from ..redelivery import redelivered_within_s
+from ..sending.kept import again_within_s
 from ..task import DatabaseTask
 from .code import tasks_of
 from .findings import Finding, error, note, warning
@@ -135,7 +136,7 @@ def _acknowledgement(app: Celery, worker_pool: WorkerPool) -> Iterator[Finding]:
         )
     if once:
         yield from _once(app, tasks, sorted(once), worker_pool)
-        yield from _retention(app, settings.completed_kept_s)
+        yield from _retention(apps.get(app))
         if settings.outbox:
             yield from _resending(app, settings.outbox_resend_s)
     never = [name for name, task in tasks.items() if not task.acks_late]
@@ -171,13 +172,13 @@ def _once(app: Celery, tasks: dict[str, Any], once: list[str], worker_pool: Work
         )
 
 
-def _retention(app: Celery, kept_s: float) -> Iterator[Finding]:
-    within_s = redelivered_within_s(app)
+def _retention(db: apps.Served) -> Iterator[Finding]:
+    within_s, kept_s = again_within_s(db), db.settings.completed_kept_s
     if within_s is not None and kept_s <= within_s * 2:
         yield warning(
             "forgotten-early",
-            f"alchemy_completed_kept_s is {kept_s:.0f}, and the broker may deliver a message again after its "
-            f"visibility_timeout of {within_s:.0f} s: a task whose row is gone runs again.",
+            f"alchemy_completed_kept_s is {kept_s:.0f}, and a message may come again after {within_s:.0f} s (the "
+            f"broker's visibility_timeout, alchemy_outbox_resend_s): a task whose row is gone runs again.",
             "Keep the rows for several times as long: leave alchemy_completed_kept_s out for seven days.",
             "alchemy_completed_kept_s",
         )

@@ -50,6 +50,12 @@ def resend_s(db: Served) -> float:
     return SHARE * (redelivered_within_s(db.app) or UNKNOWN_S)
 
 
+def again_within_s(db: Served) -> float | None:
+    """Return within how many seconds a message may come again whose worker was lost: from the broker, or from the
+    outbox; None: at once, or it is not known."""
+    return max(redelivered_within_s(db.app) or 0.0, resend_s(db) if db.settings.outbox else 0.0) or None
+
+
 def sort(db: Served, rows: Sequence[outbox.Row]) -> tuple[list[outbox.Row], outbox.Record]:
     """Return those of `rows` that are to be sent, and what becomes of the others: the receivers of some of those that
     were sent before run now; or they have completed, and were told of it often enough."""
