@@ -29,6 +29,14 @@ def test_the_strategy_of_coroutines_is_a_line_of_its_own(
         assert f"at most {most} connections" in line
 
 
+def test_connections_that_only_read_are_counted(site: Site, database: PostgreSQL) -> None:
+    """Once more those of the coroutines: as many for tasks with `read_only` as for others."""
+    with running(worker_of(site, database, "solo", awaits=True, modules=("endings", "reading"))) as worker:
+        [line] = [line for line in worker.log().splitlines() if "per_loop" in line]
+        assert "and as much for read-only tasks" in line
+        assert "at most 4 connections" in line
+
+
 def test_a_driver_that_can_only_be_awaited_is_announced_once(site: Site, database: PostgreSQL) -> None:
     """Ordinary tasks have no strategy of their own then."""
     worker = worker_of(site, database, "asyncio", awaits=True)

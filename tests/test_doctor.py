@@ -318,3 +318,18 @@ def test_bad_arguments(run_database: PostgreSQL, arguments: list[str]) -> None:
     done = call(run_database.url("doctor"), "right", *arguments)
     assert done.returncode == 2
     assert "Usage" in done.stderr or "Error" in done.stderr
+
+
+def test_connections_of_tasks_that_only_read_are_counted(run_database: PostgreSQL, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import os\n"
+        "from celery import Celery\n"
+        "from celery_alchemy import Alchemy, DatabaseTask\n"
+        "app = Celery('shop', broker='memory://')\n"
+        "app.conf.alchemy_database_url = os.environ['DOCTOR_URL']\n"
+        "db = Alchemy(app)\n"
+        "@app.task(base=DatabaseTask, read_only=True)\n"
+        "def count(): ...\n"
+    )
+    done = call(run_database.url("doctor"), "shop", "-P", "threads", "-c", "4", cwd=tmp_path)
+    assert "1 workers x 1 processes x 16 connections = 16" in done.stdout, done.stderr

@@ -81,6 +81,13 @@ def test_an_option_of_sqlalchemys_is_told_where_it_belongs(app: Celery, setting:
     assert hint in str(refused.value)
 
 
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), 1e12])
+def test_rows_of_completed_tasks_are_kept_for_a_while(app: Celery, value: float) -> None:
+    app.conf.alchemy_completed_kept_s = value
+    with pytest.raises(ConfigurationError, match=r"alchemy_completed_kept_s is .*a number of seconds above 0"):
+        _ = Alchemy(app).engine
+
+
 @pytest.mark.parametrize(("value", "name"), [(3, "an int"), ("x", "a str"), ([], "a list"), (object(), "an object")])
 def test_messages_have_the_right_article(app: Celery, value: Any, name: str) -> None:
     app.conf.alchemy_engine_options = value

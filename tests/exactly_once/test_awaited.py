@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,13 @@ from celery.result import AsyncResult
 from click.testing import CliRunner
 from support import databases
 from support.databases import PostgreSQL
-from support.exactly_once import AWAITED_SERVERS, Once, Place, fixture_of, new_id, settings_of
+from support.exactly_once import AWAITED_SERVERS, TABLE, Once, Place, fixture_of, new_id, settings_of
 from support.once_flows import Flows
 from support.project.models import Row
 
 from celery_alchemy import AsyncDatabaseTask, ConfigurationError
 from celery_alchemy.workers import pausing
-from celery_alchemy.workers.exactly_once import runner
+from celery_alchemy.workers.exactly_once import pruning, runner
 from celery_alchemy.workers.watching.outbox import in_short
 
 place = fixture_of(AWAITED_SERVERS)
@@ -124,7 +125,7 @@ def test_what_is_recorded_is_reached_from_outside_the_loop(once: Once, key: str)
     @once.app.task(base=AsyncDatabaseTask, bind=True)
     async def forget_here(self: Any, task_id: str) -> int:
         async def child() -> int:
-            with pytest.raises(ConfigurationError, match=r"asyncio\.to_thread"):
+            with pytest.raises(ConfigurationError, match=r"asyncio\.to_thread\(db\.forget, task_id\)"):
                 once.db.forget(task_id)
             return await asyncio.to_thread(once.db.forget, task_id)
 
@@ -142,6 +143,22 @@ def test_what_is_recorded_is_reached_from_outside_the_loop(once: Once, key: str)
         assert once.db.forget(task_id) == 1
     assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
     assert len(once.database.rows(key)) == 2
+
+
+def test_old_rows_go_with_new_ones(once: Once, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "AFTER_ROWS", 1)
+    monkeypatch.setattr(random, "randrange", lambda most: 0)
+
+    @once.app.task(base=AsyncDatabaseTask, bind=True, exactly_once=True)
+    async def work(self: Any) -> None:
+        self.db.add(Row(key=key))
+
+    ids = [new_id(), new_id()]
+    for task_id in ids:
+        once.deliver(work, task_id=task_id)
+        once.database.execute(f"UPDATE {TABLE} SET completed_at = 0 WHERE task_id = :i", i=task_id)
+    assert [len(once.recorded(task_id)) for task_id in ids] == [0, 1]
+    once.db.forget(ids[1])
 
 
 def test_results_in_the_same_table(place: Place, key: str) -> None:

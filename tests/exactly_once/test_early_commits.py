@@ -201,6 +201,28 @@ def test_one_that_is_replaced_after_its_commit(once: Once, key: str, mode: Any, 
     assert once.database.rows(key) == [""]
 
 
+@pytest.mark.parametrize("commits", [True, False])
+def test_one_that_is_replaced_and_has_not_committed_writes_no_more(
+    once: Once, key: str, commits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its COMMIT has written the row; without one there is none."""
+    sent, written = sent_by(once), []
+    monkeypatch.setattr(runner.ExactlyOnceRunner, "_write", lambda *_: written.append(1))
+
+    @once.task(exactly_once=True, name="other")
+    async def other(self: Any) -> None: ...
+
+    @once.task(exactly_once=True, name="work", commit_on_success=commits)
+    async def work(self: Any) -> Any:
+        self.db.add(Row(key=key))
+        return self.replace(other.s())
+
+    task_id = new_id()
+    assert once.deliver(work, task_id=task_id)[0] == "IGNORED"
+    assert (sent, written) == (["other"], [])
+    assert len(once.recorded(task_id)) == len(once.database.rows(key)) == commits
+
+
 @pytest.mark.parametrize("mode", ["first", "last"])
 def test_what_raises_after_the_commit_takes_no_result_away(once: Once, key: str, mode: Any) -> None:
     """The row has it already."""

@@ -291,21 +291,45 @@ def test_12_what_cannot_be_encoded_and_nobody_reads(once: Once, key: str) -> Non
     assert once.deliver(work, task_id=task_id) == ("SUCCESS", None)
 
 
-def test_12_eager_tasks_and_calls_record_nothing(once: Once, key: str) -> None:
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="inner")
-    def inner(self: Any) -> int:
-        self.db.add(Row(key=key))
-        return 1
+def test_12_results_that_are_no_text(once: Once, key: str) -> None:
+    once.app.conf.update(result_serializer="pickle", result_accept_content=["pickle"])
 
-    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name="outer")
-    def outer(self: Any) -> int:
-        return inner() + inner.apply(task_id=f"eager-{key}").get(disable_sync_subtasks=False)
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=True)
+    def work(self: Any) -> Any:
+        self.db.add(Row(key=key))
+        return {1, 2}
 
     task_id = new_id()
-    assert once.deliver(outer, task_id=task_id) == ("SUCCESS", 2)
-    assert once.recorded(f"eager-{key}") == []
-    assert len(once.recorded(task_id)) == 1
-    assert len(once.database.rows(key)) == 2
+    assert [once.deliver(work, task_id=task_id) for _ in range(2)] == [("SUCCESS", {1, 2})] * 2
+    assert once.database.rows(key) == [""]
+
+
+def test_12_eager_tasks_and_calls_record_nothing(once: Once, key: str) -> None:
+    class Own(DatabaseTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    for number, base in enumerate((DatabaseTask, Own), 1):
+
+        @once.app.task(base=base, bind=True, exactly_once=True, name=f"inner{number}")
+        def inner(self: Any) -> int:
+            self.db.add(Row(key=key))
+            return 1
+
+        @once.app.task(base=DatabaseTask, bind=True, exactly_once=True, name=f"outer{number}")
+        def outer(self: Any) -> int:
+            eager = [inner.apply(task_id=f"eager-{key}").get(disable_sync_subtasks=False) for _ in range(2)]
+            return inner() + inner() + sum(eager)
+
+        task_id = new_id()
+        assert once.deliver(outer, task_id=task_id) == ("SUCCESS", 4)
+        assert once.recorded(f"eager-{key}") == once.recorded("None") == []
+        assert len(once.recorded(task_id)) == 1
+        assert inner() + inner() + inner.run() == 3  # where no request runs
+        assert once.recorded("None") == []
+        assert len(once.database.rows(key)) == 7 * number
 
 
 def test_a_task_that_swallows_everything_is_still_overtaken(once: Once, key: str) -> None:

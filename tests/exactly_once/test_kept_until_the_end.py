@@ -3,6 +3,7 @@ to count it, and what Celery sends to be sent. A process that dies there, with a
 nothing."""
 
 import os
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -14,10 +15,14 @@ from celery.exceptions import Ignore, Reject
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.imports import symbol_by_name
+from sqlalchemy import text
 from support.exactly_once import BOTH_SPELLINGS, done, fixture_of, new_id
-from support.once_flows import Flows
+from support.once_flows import OUTBOX, Flows
 from support.project.models import Row
+from support.waiting import eventually
 
+from celery_alchemy.strategies.asynchronous import loop_thread
+from celery_alchemy.strategies.asynchronous.strategy import PerLoopStrategy
 from celery_alchemy.workers.exactly_once import choosing
 from celery_alchemy.workers.sending import received
 
@@ -125,6 +130,31 @@ def test_it_is_deleted_when_the_worker_ends(flows: Flows, key: str) -> None:
     flows.work()
     assert len(flows.outbox()) == 1
     flows.db.stop()
+    assert flows.outbox() == []
+
+
+def test_what_the_end_of_the_event_loop_interrupts_is_deleted_after_that(flows: Flows, key: str) -> None:
+    """With a driver for asyncio alone it is deleted on that event loop, which the worker's end stops first."""
+    flows.by_outbox(flows.step, None, key, "a")
+    flows.work()
+    if not isinstance(flows.db.strategy, PerLoopStrategy):
+        pytest.skip("it is deleted without an event loop")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    if flows.database.engine.dialect.name != "postgresql":
+        waiting = (
+            "SELECT count(*) FROM information_schema.innodb_trx JOIN information_schema.processlist "
+            "ON id = trx_mysql_thread_id WHERE db = database() AND trx_state = 'LOCK WAIT'"
+        )
+    engine = flows.database.engine.execution_options(isolation_level="READ COMMITTED")
+    with engine.begin() as other:
+        other.execute(text(f"SELECT 1 FROM {OUTBOX} FOR UPDATE"))
+        thread = threading.Thread(target=flows.sweep)
+        thread.start()
+        eventually(lambda: flows.database.column(waiting) == [1], "it waits for the row")
+        loop_thread.stop()
+        thread.join(60)
+    assert len(flows.outbox()) == 1
+    flows.sweep()
     assert flows.outbox() == []
 
 

@@ -123,6 +123,30 @@ def test_a_member_that_was_killed_before_it_looked(flows: Flows, key: str, monke
     assert flows.traces(key) == ended(flows, key)
 
 
+def test_a_last_member_that_was_killed_where_a_result_is_gone(
+    flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not counted before its chord has ended: its copy is the last again, and the chord fails. It would wait for
+    ever for that result."""
+    flows.app.conf.result_chord_join_timeout = 0.1
+
+    @flows.app.task(name="plain", shared=False)
+    def plain(number: int) -> str:
+        return f"m{number}"
+
+    result = chord([plain.s(number) for number in range(MEMBERS)], flows.step.s(key, "body")).apply_async()
+    *others, last = flows.taken()
+    for message in others:
+        flows.run(message)
+    AsyncResult(others[0].headers["id"], app=flows.app).forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(own_chords, "_finish", lambda *_, **__: None)  # as if it were killed here
+        flows.run(last)
+    flows.run(last, redelivered=True)
+    assert result.state == states.FAILURE
+    flows.work()
+
+
 def test_a_member_that_was_replaced(flows: Flows, key: str) -> None:
     """It is there when its replacement has ended."""
 

@@ -86,6 +86,9 @@ def test_failures_and_other_tasks_are_beside_it(once: Once) -> None:
     assert result_of(once, bad).get(timeout=1) == 5
     result_of(once, bad).forget()
     assert result_of(once, bad).state == states.PENDING
+    once.deliver(plain, 0, task_id=bad)
+    assert once.db.forget(bad) == 1
+    assert result_of(once, bad).state == states.PENDING
     once.app.backend.expires = 0.0001
     once.app.backend.cleanup()
     assert result_of(once, good).state == states.PENDING

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import create_engine, event, select
 from support import servers
 from support.databases import Database, new_mariadb, new_postgresql
-from support.exactly_once import Once, new_id
+from support.exactly_once import TABLE, Once, new_id
 from support.project.models import Row
 
 from celery_alchemy import DatabaseTask
@@ -72,6 +72,65 @@ def test_the_row_is_written_with_its_result(
     assert [row[2] for row in once.recorded(task_id)] == ['"done"']
     due = [2 if place in {name, "both"} else 0 for name in ("here", "there")]
     assert [len(database.rows(key)) for database in pair] == due
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_work_elsewhere_is_not_committed_where_a_second_commit_is_refused(
+    once: Once, pair: tuple[Database, Database], mode: Any, key: str
+) -> None:
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any) -> None:
+        self.db.add(Row(key=key, note="first"))
+        self.db.commit()
+        self.db.add(Row(key=key, note="second"))
+        self.session_for("there").add(Row(key=key))
+
+    state, error = once.deliver(work, task_id=new_id())
+    assert (state, type(error).__name__) == ("FAILURE", "CommittedEarly")
+    assert [database.rows(key) for database in pair] == [["first"], []]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_that_begins_nothing_by_itself(
+    once: Once, pair: tuple[Database, Database], mode: Any, key: str
+) -> None:
+    once.app.conf.alchemy_session_options = {"autobegin": False}
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any) -> str:
+        there = self.session_for("there")
+        there.begin()
+        there.add(Row(key=key))
+        return "done"
+
+    task_id = new_id()
+    for _ in range(2):
+        assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
+    assert [len(database.rows(key)) for database in pair] == [0, 1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_that_is_bound_to_both(once: Once, pair: tuple[Database, Database], mode: Any, key: str) -> None:
+    """The row goes where its table is, also where the other database is used first."""
+    engine = create_engine(pair[1].url("bound"))
+    once.app.conf.alchemy_session_options = {"binds": {Row: engine}}
+    pair[1].execute(f"ALTER TABLE {TABLE} RENAME TO elsewhere")
+
+    @once.app.task(base=DatabaseTask, bind=True, exactly_once=mode)
+    def work(self: Any) -> str:
+        self.db.add(Row(key=key))
+        self.db.flush()
+        return "done"
+
+    task_id = new_id()
+    try:
+        for _ in range(2):
+            assert once.deliver(work, task_id=task_id) == ("SUCCESS", "done")
+    finally:
+        engine.dispose()
+        pair[1].execute(f"ALTER TABLE elsewhere RENAME TO {TABLE}")
+    assert len(once.recorded(task_id)) == 1
+    assert [len(database.rows(key)) for database in pair] == [0, 1]
 
 
 @pytest.mark.parametrize("mode", MODES)

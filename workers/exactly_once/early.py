@@ -6,7 +6,6 @@ between takes it along. So such a COMMIT is refused where anything would be done
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from celery.backends.base import DisabledBackend
@@ -26,7 +25,7 @@ def refusal(task: Any, request: Any) -> str | None:
 def needs_no_result(task: Any, request: Any) -> bool:
     """Tell whether all goes on as well without the result of `request`: it is kept nowhere, and passed to nothing."""
     is_kept = not is_result_ignored(task, request) and not isinstance(task.backend, DisabledBackend)
-    return not is_kept and all(isinstance(one, Mapping) and one.get("immutable") for one in _what_follows(request))
+    return not is_kept and all(one.get("immutable") for one in _what_follows(request))
 
 
 def _what_follows(request: Any) -> list[Any]:

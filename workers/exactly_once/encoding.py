@@ -13,7 +13,6 @@ from ...strategies.features.completed import Record
 from ...strategies.features.exactly_once import UNFINISHED
 
 _BASE64 = ";base64"
-_FAILURES = (EncodeError, TypeError, ValueError, RecursionError)
 
 
 def encode(app: Any, value: Any) -> Record:
@@ -23,7 +22,7 @@ def encode(app: Any, value: Any) -> Record:
         return Record()
     try:
         content_type, encoding, data = serialization.dumps(value, app.conf.result_serializer)
-    except _FAILURES:
+    except EncodeError:
         return Record()
     if isinstance(data, bytes):
         if encoding == "binary":

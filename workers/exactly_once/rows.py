@@ -157,10 +157,9 @@ class Rows:
             if not found:
                 return total
 
-    @on_its_loop
     def prune_some(self, older_than_s: float, most: int) -> int:
-        """Delete up to so many rows that are older; return how many there were."""
-        with unnoted(), self.engine.begin() as connection:
+        """Delete up to so many rows that are older; return how many there were. For tasks, which are where it is."""
+        with self.engine.begin() as connection:
             return completed.prune(connection, self.table, older_than_s, most)
 
     @on_its_loop
