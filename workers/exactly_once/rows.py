@@ -43,6 +43,9 @@ def on_its_loop(method: Callable[Arguments, Result]) -> Callable[Arguments, Resu
 class Rows:
     """The table of completed tasks of an app.
 
+    `look`, `probe`, `complete` and `prune_some` are for tasks, which run where the Engine is; the others may be called
+    from anywhere.
+
     Args:
         db: The Alchemy of the app's default database.
         side: What has the strategy whose Engine is used, where that is not `db`: for coroutines.
@@ -64,7 +67,6 @@ class Rows:
         engine: Engine = self.side.strategy.engine
         return engine
 
-    @on_its_loop
     def look(self, key: Key) -> Record | None:
         """Return what the row of `key` says; None where there is none. No transaction is left open.
 
@@ -120,13 +122,11 @@ class Rows:
         with unnoted(), engine.connect() as connection:
             yield connection
 
-    @on_its_loop
     def probe(self, key: Key, task: str) -> Claim | None:
         """Tell whether another transaction has the row of `key` in hand, or it is there; None: neither."""
         with unnoted():
             return probe(self.engine, self.table, key, task)
 
-    @on_its_loop
     def complete(self, key: Key, record: Record) -> None:
         """Let the row of `key` say `record`."""
         with unnoted(), self.engine.begin() as connection:
@@ -158,7 +158,7 @@ class Rows:
                 return total
 
     def prune_some(self, older_than_s: float, most: int) -> int:
-        """Delete up to so many rows that are older; return how many there were. For tasks, which are where it is."""
+        """Delete up to so many rows that are older; return how many there were."""
         with self.engine.begin() as connection:
             return completed.prune(connection, self.table, older_than_s, most)
 
