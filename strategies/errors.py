@@ -82,7 +82,7 @@ class BodyCancelled(CeleryAlchemyError):
 
 class ResultLost(CeleryAlchemyError):
     """The work of a task is committed, and its result is not known: it had committed before its end, and never
-    returned."""
+    returned; or what is recorded cannot be read."""
 
 
 class RollBack(Exception):

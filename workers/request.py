@@ -70,7 +70,9 @@ class RequestRunner:
             try:
                 result = call(*args, **kwargs)
                 kind = type(result)
-                if kind not in FLAT and not (kind is int and -LARGE < result < LARGE):
+                if kind not in FLAT and not (
+                    (kind is str and result.isascii()) or (kind is int and -LARGE < result < LARGE)
+                ):
                     refuse_unencodable(task, request, result)
             except BaseException as error:
                 unit.fail(error)

@@ -21,8 +21,10 @@ from .errors import UnencodableResult
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: Types that every serializer takes, and JSON in any of their lists and dicts.
-FLAT = frozenset({type(None), bool, float, str})
+#: Types that every serializer takes. So are texts in ASCII: msgpack takes no half of a surrogate pair.
+FLAT = frozenset({type(None), bool, float})
+#: Types that JSON takes in any of their lists and dicts.
+_PLAIN = FLAT | {str}
 #: Whole numbers below it too: msgpack takes 64 bits, and Python writes 4,300 digits.
 LARGE = 2**63
 #: Types of the standard library that are encoded the second time as they were the first.
@@ -95,7 +97,7 @@ def refuse_unencodable(task: Any, request: Any, result: Any) -> None:
 
 def _is_plain(value: Any, depth: int, also: frozenset[type] = frozenset()) -> bool:
     kind = type(value)
-    if kind in FLAT or kind in also:
+    if kind in _PLAIN or kind in also:
         return True
     if kind is int:
         return bool(-LARGE < value < LARGE)

@@ -87,7 +87,8 @@ class DeferringRunner(RequestRunner):
                 shield.check()
             result = call(*args, **kwargs)
             kind = type(result)
-            if kind not in FLAT and entry is not None and not (kind is int and -LARGE < result < LARGE):
+            flat = kind in FLAT or (kind is str and result.isascii()) or (kind is int and -LARGE < result < LARGE)
+            if not flat and entry is not None:
                 result = checked(entry, task, result)
             if entry is not None and entry.ends and (entry.opened is not None or entry.has_parts or not entry.owns):
                 entry.unit.prepare()  # flushing may take long, and a time limit is right to stop it

@@ -27,7 +27,7 @@ from .. import apps
 from ..sending import outbox
 from ..sending.enqueue import register, session_with_outbox, waits
 from . import own_chords
-from .encoding import decode
+from .encoding import decode, is_storable
 from .rows import Result, Rows
 from .sends import waits_here
 
@@ -69,10 +69,11 @@ class AlchemyBackend(KeyValueStoreBackend):  # type: ignore[misc]
     def set(self, key: Any, value: Any) -> None:
         """Store `value` for `key`."""
         name, kind = self._place_of(key)
-        if isinstance(value, bytes):
-            record = Record(_BASE64, base64.b64encode(value).decode("ascii"))
-        else:
+        if isinstance(value, str) and is_storable(value):
             record = Record("text", value)
+        else:
+            encoded = value.encode("utf-8") if isinstance(value, str) else value
+            record = Record(_BASE64, base64.b64encode(encoded).decode("ascii"))
         self._run(lambda connection, table: completed_states.put(connection, table, name, kind, record))
 
     def delete(self, key: Any) -> None:

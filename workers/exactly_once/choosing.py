@@ -25,7 +25,7 @@ from ..errors import ConfigurationError, GivenBack
 from ..request import RequestRunner, request_of
 from ..settings import Settings
 from ..wrapping import is_database_task
-from . import chords
+from . import chords, encoding
 
 __all__ = [
     "Mode",
@@ -128,7 +128,7 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
 
     Raises:
         ConfigurationError: the result backend would count a member of a chord twice that is delivered twice; or each
-            statement commits itself.
+            statement commits itself; or the results that are recorded could not be read.
     """
     if _is_autocommit(settings.engine_options):
         for is_so, what, row in (
@@ -142,6 +142,8 @@ def prepare_worker(app: Celery, settings: Settings) -> None:
                     f"read_only=True."
                 )
     chords.refuse_counting_twice(app, lambda: has_any(app, settings))
+    if has_any(app, settings):
+        encoding.refuse_unreadable(app)
     if settings.outbox and has_any(app, settings):
         from . import endings
 

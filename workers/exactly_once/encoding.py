@@ -6,13 +6,17 @@ import base64
 import json
 from typing import Any
 
+from celery.result import ResultBase
 from kombu import serialization
 from kombu.exceptions import EncodeError
 
 from ...strategies.features.completed import Record
 from ...strategies.features.exactly_once import UNFINISHED
+from ..errors import ConfigurationError
 
 _BASE64 = ";base64"
+_HARMLESS = frozenset({"application/json", "application/x-msgpack", "application/x-yaml"})
+"""To read these runs no code: rows are read that were written when the app had another serializer."""
 
 
 def encode(app: Any, value: Any) -> Record:
@@ -20,15 +24,23 @@ def encode(app: Any, value: Any) -> Record:
     be, others decide."""
     if value is None:
         return Record()
+    serializer = app.conf.result_serializer
     try:
-        content_type, encoding, data = serialization.dumps(value, app.conf.result_serializer)
+        content_type, _, data = serialization.dumps(value, serializer)
     except EncodeError:
-        return Record()
-    if isinstance(data, bytes):
-        if encoding == "binary":
-            return Record(f"{content_type}{_BASE64}", base64.b64encode(data).decode("ascii"))
-        data = data.decode(encoding)
-    return Record(content_type, data)
+        if not isinstance(value, ResultBase):
+            return Record()
+        content_type, _, data = serialization.dumps(value.as_tuple(), serializer)  # as every backend does
+    if isinstance(data, str) and is_storable(data):
+        return Record(content_type, data)
+    encoded = data if isinstance(data, bytes) else data.encode("utf-8")
+    return Record(f"{content_type}{_BASE64}", base64.b64encode(encoded).decode("ascii"))
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether every database keeps `text` as it is: PostgreSQL keeps no NUL, and MariaDB by default not all of
+    Unicode."""
+    return text.isascii() and "\0" not in text
 
 
 def decode(app: Any, record: Record) -> Any:
@@ -41,10 +53,30 @@ def decode(app: Any, record: Record) -> Any:
     if record.content_type is None or record.result is None:
         return None
     content_type, binary, _ = record.content_type.partition(_BASE64)
-    accept = serialization.prepare_accept_content(app.conf.result_accept_content or app.conf.accept_content)
-    if binary:
-        return serialization.loads(base64.b64decode(record.result), content_type, "binary", accept=accept)
-    return serialization.loads(record.result, content_type, "utf-8", accept=accept)
+    data, accept = base64.b64decode(record.result) if binary else record.result, _accepted(app)
+    if accept is not None:
+        accept = {*accept, *_HARMLESS}
+    return serialization.loads(data, content_type, "binary" if binary else "utf-8", accept=accept)
+
+
+def refuse_unreadable(app: Any) -> None:
+    """Refuse a serializer whose results this app does not read: a copy could not return what is recorded, and Celery
+    reads what is stored before it stores a result again.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    name, accept = app.conf.result_serializer, _accepted(app)
+    if accept is not None and not serialization.prepare_accept_content([name]) <= accept:
+        raise ConfigurationError(
+            f"result_serializer={name!r}, and tasks have exactly_once: delivered again, such a task returns what it "
+            f"has returned before, but this worker reads no such results. Add {name!r} to result_accept_content."
+        )
+
+
+def _accepted(app: Any) -> Any:
+    """Return the content types of the results that `app` reads; None: all."""
+    return serialization.prepare_accept_content(app.conf.result_accept_content or app.conf.accept_content)
 
 
 def is_unfinished(record: Record) -> bool:

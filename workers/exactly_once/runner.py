@@ -35,8 +35,8 @@ from ..pausing import pause, without_blocking
 from ..request import Call, RequestRunner, begin_again, is_over, is_traced, request_of
 from . import early, endings, sends
 from .chords import cut_claim
-from .encoding import decode, encode, is_unfinished, note_of
-from .ended import ended_by, refuse_ended
+from .encoding import encode, is_unfinished, note_of
+from .ended import ended_by, refuse_ended, returned
 from .following import drop_next, store_next
 from .ids import fix_links, key_of
 from .pruning import Pruning
@@ -269,7 +269,7 @@ class ExactlyOnceRunner(RequestRunner):
         if replacement is not None:
             send_replacement(task, replacement)
             raise Ignore("Replaced by new task")
-        return decode(task.app, record)
+        return returned(task, request, record)
 
     def _wait_for_result(self, task: Any, request: Any, key: Key, record: Record) -> Record:
         until, number = time.monotonic() + min(WAITS_FOR_RESULT_S, _patience_s(request)), 0
