@@ -108,6 +108,14 @@ def test_list_is_json_for_scripts(box: Box) -> None:
     assert "message" not in a, "arguments are nobody's business"
 
 
+def test_ids_that_differ_in_case_are_two_messages(box: Box) -> None:
+    """To MariaDB they are the same."""
+    box.write("Order", "order")
+    assert [one["task_id"] for one in box.json("list", "order")["messages"]] == ["order"]
+    assert box.call("drop", "Order").exit_code == 0
+    assert box.ids() == ["order"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "chosen"),
     [

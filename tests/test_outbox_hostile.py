@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from support.outbox import TABLE, Shop
 
-from celery_alchemy.workers.sending import outbox
+from celery_alchemy import DatabaseTask
+from celery_alchemy.strategies.features.completed import Key
+from celery_alchemy.strategies.features.completed_table import recorded_id
+from celery_alchemy.workers.sending import outbox, received
 
 RUN: list[str] = []
 
@@ -142,6 +146,24 @@ def test_a_row_of_theirs(shop: Shop, what: str) -> None:
     arrived = shop.messages()
     assert [one.decode()[0] for one in arrived if one.headers.get("id") not in {"theirs", "x", None}] == [["ours"]]
     assert RUN == []
+
+
+@pytest.mark.parametrize("given", ["a\0b", "half \ud83d", "long" * 100, " ends in spaces  ", 12345, uuid.UUID(int=7)])
+@pytest.mark.parametrize("exactly_once", [False, True])
+def test_an_id_of_ours_that_a_column_does_not_hold(shop: Shop, given: Any, exactly_once: bool) -> None:
+    """The COMMIT of the sender failed, or a message was not kept until its receiver had completed."""
+
+    @shop.app.task(base=DatabaseTask, bind=True, shared=False, name="work", exactly_once=exactly_once)
+    def work(self: Any) -> None: ...
+
+    with shop.db.unit_of_work():
+        work.apply_async_on_commit(task_id=given)
+    assert [one[0] for one in shop.sent()] == [given]
+    recorded = recorded_id(str(given))
+    assert shop.waiting() == ([[recorded]] if exactly_once else [])
+    received.received(shop.db).add(Key(recorded))
+    received.received(shop.db).drop()
+    assert shop.waiting() == []
 
 
 @pytest.mark.parametrize("what", COLUMNS)

@@ -16,11 +16,14 @@ HOW_TO_CREATE = "completed_tasks_table(Base.metadata), then Alembic or create_al
 def recorded_id(task_id: str) -> str:
     """Return the id that the rows of a task have: its own, where the column can hold it, and tell it from others.
 
-    MySQL and MariaDB compare without the spaces at the end; PostgreSQL keeps no NUL.
+    MySQL and MariaDB compare without the spaces at the end; PostgreSQL keeps no NUL, and no database half a surrogate
+    pair.
     """
-    if len(task_id) <= LONGEST_ID and not task_id.endswith(" ") and "\0" not in task_id:
+    encoded = task_id.encode("utf-8", "surrogatepass")
+    is_whole = task_id.isascii() or encoded.decode("utf-8", "ignore") == task_id
+    if is_whole and len(task_id) <= LONGEST_ID and not task_id.endswith(" ") and "\0" not in task_id:
         return task_id
-    return "sha256:" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return "sha256:" + hashlib.sha256(encoded).hexdigest()
 
 
 def completed_tasks_table(metadata: MetaData, name: str = TABLE, *, schema: str | None = None) -> Table:

@@ -42,6 +42,7 @@ class Message:
     """What a row is made of."""
 
     task_id: str
+    """As `recorded_id` has it."""
     task: str
     """The name of the task."""
     text: str
@@ -70,7 +71,7 @@ def write(
             "batch": batch,
             "position": position,
             "lease_s": lease_s,
-            "task_id": message.task_id[:255],
+            "task_id": message.task_id,
             "task": message.task[:255],
             "expires_at": message.expires_at,
             "nesting": message.nesting,

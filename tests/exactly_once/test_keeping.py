@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import random
 import sys
@@ -102,15 +103,17 @@ def test_ids_that_differ_in_case_or_are_long_are_others(once: Once, key: str) ->
     assert len(once.database.rows(key)) == 5
 
 
-def test_ids_that_end_in_a_space_or_are_long(once: Once, key: str) -> None:
-    """MySQL compares without the spaces at the end, the column holds 255 characters, and PostgreSQL keeps no NUL."""
+def test_ids_that_end_in_a_space_or_are_long(once: Once, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    """MySQL compares without the spaces at the end, the column holds 255 characters, and PostgreSQL keeps no NUL. No
+    database keeps half a surrogate pair; Celery cannot store a result under such an id."""
+    caplog.set_level(logging.CRITICAL, "celery_alchemy")  # pytest could not pass such an id on
     create = make_task(once, key)
-    for task_id in (key, f"{key} ", f"{key}  ", key + "x" * 300, f"{key}\0"):
+    for task_id in (key, f"{key} ", f"{key}  ", key + "x" * 300, f"{key}\0", f"{key}\ud800"):
         for _ in range(2):
-            assert once.deliver(create, task_id=task_id)[1] == "done"
+            assert once.deliver(create, task_id=task_id, ignore_result=True)[1] == "done"
         assert once.db.forget(task_id) == 1
-        once.deliver(create, task_id=task_id)
-    assert len(once.database.rows(key)) == 10
+        once.deliver(create, task_id=task_id, ignore_result=True)
+    assert len(once.database.rows(key)) == 12
 
 
 @pytest.mark.parametrize("mode", ["first", "last"])

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox
+from ...strategies.features.completed_table import recorded_id
 from ...strategies.features.outbox_state import drift, printable
 from ...strategies.features.outbox_table import database_now
 from .. import apps
@@ -49,7 +50,8 @@ def show(app: Celery, choice: Choice, *, limit: int, to_json: bool) -> None:
 
     def look(connection: Connection, table: Table) -> tuple[float, list[outbox.Row], outbox.Counts]:
         now = float(connection.scalar(select(database_now())) or 0.0)
-        return now, outbox.listed(connection, table, _conditions(table, choice), limit), outbox.count(connection, table)
+        conditions = _conditions(connection, table, choice)
+        return now, outbox.listed(connection, table, conditions, limit), outbox.count(connection, table)
 
     now, rows, found = _in_database(app, look)
     if to_json:
@@ -83,11 +85,19 @@ def _change(app: Celery, choice: Choice, change: Change, *, everything: bool) ->
             "Say which messages: ids of tasks, --task NAME, --set-aside, or --all alone. `celery alchemy outbox list` "
             "shows them."
         )
-    return _in_database(app, lambda connection, table: change(connection, table, _conditions(table, choice)))
+    return _in_database(
+        app, lambda connection, table: change(connection, table, _conditions(connection, table, choice))
+    )
 
 
-def _conditions(table: Table, choice: Choice) -> list[ColumnElement[bool]]:
-    return outbox.chosen(table, task_ids=choice.task_ids, task=choice.task, set_aside=choice.set_aside)
+def _conditions(connection: Connection, table: Table, choice: Choice) -> list[ColumnElement[bool]]:
+    task_ids = [*map(recorded_id, choice.task_ids)]
+    conditions = outbox.chosen(table, task_ids=task_ids, task=choice.task, set_aside=choice.set_aside)
+    if not task_ids:
+        return conditions
+    # Compared here: to MariaDB "a" and "A" are the same.
+    found = connection.execute(select(table.c.id, table.c.task_id).where(*conditions))
+    return [table.c.id.in_([row.id for row in found if row.task_id in task_ids])]
 
 
 def _in_database(app: Celery, work: Callable[[Connection, Table], T]) -> T:

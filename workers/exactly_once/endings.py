@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from ...strategies.errors import CeleryAlchemyError
 from ...strategies.features import outbox_kept
+from ...strategies.features.completed_table import recorded_id
 from ..apps import Served
 from ..pausing import without_blocking
 from ..request import request_of
@@ -97,7 +98,8 @@ def _drop_from_outside(task: Any, task_id: str) -> None:
     """The worker has ended a request, or not begun it: a hard time limit, a revoked or expired task."""
     db = outbox_of(task)
     if db is not None and db.records(task.name) and resend_s(db) > 0:
-        _in_outbox(db, task, task_id, lambda session, table: outbox_kept.drop_all_of(session, table, task_id))
+        recorded = recorded_id(str(task_id))
+        _in_outbox(db, task, task_id, lambda session, table: outbox_kept.drop_all_of(session, table, recorded))
 
 
 def _in_outbox(db: Served, task: Any, task_id: str, drop: Callable[[Session, Table], object]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...strategies.features import outbox
 from ...strategies.features.completed import Claim, Key
-from ...strategies.features.completed_table import chosen_completed_table, recorded_id
+from ...strategies.features.completed_table import chosen_completed_table
 from ...strategies.features.exactly_once import probe
 from ..apps import Served
 from ..crossing import crossing
@@ -29,7 +29,7 @@ UNKNOWN_S = 3600.0
 """The visibility timeout of a broker that has none, for that: RabbitMQ gives back at once what it has confirmed."""
 
 
-def nesting_of(db: Served, name: str, task_id: str, headers: Mapping[str, Any]) -> int | None:
+def nesting_of(db: Served, name: str, headers: Mapping[str, Any]) -> int | None:
     """Return how often the receiver of a message has been replaced, where its row is to be kept until that has
     completed; None: it is deleted when it is sent.
 
@@ -37,7 +37,7 @@ def nesting_of(db: Served, name: str, task_id: str, headers: Mapping[str, Any]) 
         db: Of the outbox's database.
         name: Of the task.
     """
-    if resend_s(db) <= 0 or recorded_id(task_id) != task_id or not db.records(name):
+    if resend_s(db) <= 0 or not db.records(name):
         return None
     return int(headers.get("replaced_task_nesting") or 0)
 

@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 
 from ...strategies._sqlalchemy import is_autocommit
 from ...strategies.features import outbox
+from ...strategies.features.completed_table import recorded_id
 from ...strategies.features.outbox_place import Place
 from ...strategies.features.outbox_writing import Commit, Writer, explained, follow, listen
 from ...strategies.hooks import OpenUnit, UnitHook
@@ -108,9 +109,9 @@ class Stored(Outgoing):
         self._db = _home(db)
         self.capture: Capture = capture(app, send, name, args, kwargs, options)
         publication = self.capture.publication
-        nesting = kept.nesting_of(self._db, name, self.task_id, publication.headers)
+        nesting = kept.nesting_of(self._db, name, publication.headers)
         self.row: outbox.Message = outbox.Message(
-            self.task_id, name, publication.to_text(name), publication.expires_at, nesting
+            recorded_id(str(self.task_id)), name, publication.to_text(name), publication.expires_at, nesting
         )
         self.result: Any = result
         self.held: list[Delivery] | None = None
