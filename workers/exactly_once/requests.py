@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from .expiring import is_redelivered
 from .ids import fix_links, key_of
 
 PATH = "celery_alchemy.workers.exactly_once.requests:OnceRequest"
@@ -20,6 +21,10 @@ class OnceRequest(Request):  # type: ignore[misc]
 
     The errbacks that are sent here have the ids that the pool process gives them: a copy of the request may fail too.
     """
+
+    def maybe_expire(self) -> Any:
+        """Tell whether it has expired; one that is delivered again expires in its pool process."""
+        return False if is_redelivered(self) else super().maybe_expire()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit has struck."""

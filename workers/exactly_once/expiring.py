@@ -1,0 +1,49 @@
+"""A message with `expires` that is delivered again after that.
+
+Celery's main process would revoke it, whatever has become of the delivery before: its result would be REVOKED while the
+task goes on, and its chord would fail. The pool process knows better: what has completed is returned, what runs is
+waited for, and the rest is revoked as Celery does it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from celery.exceptions import Ignore
+from celery.signals import task_revoked
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from .._celery import is_result_ignored
+from ..pausing import without_blocking
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+def is_redelivered(request: Any) -> bool:
+    """Tell whether the broker says that it has delivered the message of `request` before."""
+    return bool((request.delivery_info or {}).get("redelivered"))
+
+
+def has_expired(task: Any, request: Any) -> bool:
+    """Tell whether `request` is delivered again, and was to begin by now."""
+    if not request.expires or not is_redelivered(request):
+        return False
+    expires: datetime = maybe_make_aware(maybe_iso8601(request.expires), task.app.timezone)
+    return datetime.now(UTC) > expires
+
+
+def revoke(task: Any, request: Any) -> NoReturn:
+    """End `request`, which has expired, as Celery's main process does.
+
+    Raises:
+        Ignore: always.
+    """
+    logger.info("%s[%s] has expired, and no other delivery of it runs or has completed", task.name, request.id)
+    is_stored = not is_result_ignored(task, request) or task.store_errors_even_if_ignored
+    store = functools.partial(task.backend.mark_as_revoked, request.id, "expired", request, is_stored)
+    without_blocking(store)
+    task_revoked.send(sender=task, request=request, terminated=False, signum=None, expired=True)
+    raise Ignore("It has expired")
