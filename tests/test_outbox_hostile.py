@@ -81,6 +81,8 @@ ROWS: dict[str, tuple[Any, bool]] = {
     "a body that is a number": (message(7), False),
     "a task that does not exist": (message(headers={"task": "os.system", "id": "x"}), True),
     "headers that are no dict": (message(headers="text"), False),
+    "a name with a NUL": ({**message(), "a\0b": 1}, False),
+    "a name that is half a character": ({**message(), "\ud800": 1}, False),
     "headers that are a list": (message(headers=[["id", "x"]]), False),
     "no headers": (message(headers={}), True),
     "an exchange of another app": (message(exchange="of-another-app"), True),

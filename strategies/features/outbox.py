@@ -261,8 +261,10 @@ def _fail(executor: Executor, table: Table, key: Any, error: str, attempts: int)
     counted = table.c.attempts + 1
     pause_s = case(_PAUSES_S, value=table.c.attempts, else_=LONGEST_PAUSE_S)
     again = case((counted < attempts, database_now() + pause_s), else_=null())
+    # What is in the row may be in the error, and no column may hold it: then nothing would be recorded of the others.
+    error = error.encode("ascii", "backslashreplace").decode("ascii").replace("\0", "\\0")[:LONGEST_ERROR]
     # In this order: MySQL takes what is assigned first for what was there.
-    values = ((table.c.due_at, again), (table.c.attempts, counted), (table.c.error, error[:LONGEST_ERROR]))
+    values = ((table.c.due_at, again), (table.c.attempts, counted), (table.c.error, error))
     for condition in _named(table, [key]):
         executor.execute(update(table).where(condition, table.c.due_at.is_not(None)).ordered_values(*values))
 
