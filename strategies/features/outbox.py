@@ -118,6 +118,8 @@ class Record:
     """Sent, and kept until their receivers have completed."""
     resend_s: float = 0.0
     """After so long, and longer each time, `sent` are sent again."""
+    longest_s: float = 0.0
+    """And at last after so long, or after `resend_s` where that is longer."""
     failed: dict[Any, str] = field(default_factory=dict)
     """Could not be sent, by their own fault, with the error."""
     again: list[Any] = field(default_factory=list)
@@ -227,7 +229,7 @@ def record(executor: Executor, table: Table, what: Record, *, attempts: int = 10
         for condition in _named(table, what.gone):
             executor.execute(delete(table).where(condition))
     for condition in _named(table, what.sent):
-        executor.execute(update(table).where(condition).ordered_values(*sent_values(table, what.resend_s, attempts)))
+        executor.execute(update(table).where(condition).ordered_values(*sent_values(table, what, attempts)))
     for key, error in what.failed.items():
         _fail(executor, table, key, error, attempts)
     if what.again:
@@ -244,11 +246,11 @@ def record(executor: Executor, table: Table, what: Record, *, attempts: int = 10
 _NOT_RECEIVED = "sent {} times, and its receiver has recorded nothing"
 
 
-def sent_values(table: Table, resend_s: float, most: int) -> Sequence[tuple[Any, Any]]:
+def sent_values(table: Table, what: Record, most: int) -> Sequence[tuple[Any, Any]]:
     """Return what a row says that is kept once it is sent: when it is sent again, or that it was sent often enough."""
-    counted = table.c.sends + 1
-    pauses_s = {sends: resend_s * 2**sends for sends in range(_DOUBLED)}
-    again = database_now() + case(pauses_s, value=table.c.sends, else_=resend_s * 2**_DOUBLED)
+    counted, longest_s = table.c.sends + 1, max(what.resend_s, what.longest_s)
+    pauses_s = {sends: min(what.resend_s * 2**sends, longest_s) for sends in range(_DOUBLED + 1)}
+    again = database_now() + case(pauses_s, value=table.c.sends, else_=pauses_s[_DOUBLED])
     # In this order: MySQL takes what is assigned first for what was there.
     return (
         (table.c.due_at, case((counted <= most, again), else_=null())),

@@ -16,7 +16,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.imports import symbol_by_name
 from sqlalchemy import text
-from support.exactly_once import BOTH_SPELLINGS, done, fixture_of, new_id
+from support.exactly_once import BOTH_SPELLINGS, Place, done, fixture_of, new_id
 from support.once_flows import OUTBOX, Flows
 from support.project.models import Row
 from support.waiting import eventually
@@ -66,6 +66,23 @@ def test_what_died_after_its_commit_is_sent_again(
     assert flows.traces(key) == ["None>a"]
     flows.sweep()
     assert flows.outbox() == []
+
+
+def test_the_pause_grows_no_longer_than_half_of_what_is_remembered(place: Place, key: str) -> None:
+    """Without the row of its receiver, which is pruned, a message that is sent again would run again."""
+    settings = {**place[1], "alchemy_outbox_resend_s": 1000, "alchemy_completed_kept_s": 10_000}
+    flows, pauses_s = Flows(place[0], **settings), []
+    try:
+        flows.by_outbox(flows.step.s(None, key, "a"))
+        for _ in range(8):
+            before = time.time()
+            assert flows.send() == 1
+            (due_at,) = place[0].column(f"SELECT due_at FROM {OUTBOX}")
+            pauses_s.append(round((due_at - before) / 1000))
+            flows.later()
+    finally:
+        flows.close()
+    assert pauses_s == [1, 2, 4, 5, 5, 5, 5, 5]
 
 
 def test_what_celery_sends_after_the_commit(flows: Flows, key: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,13 @@ def resend_s(db: Served) -> float:
     return SHARE * (redelivered_within_s(db.app) or UNKNOWN_S)
 
 
+def longest_s(db: Served) -> float:
+    """Return how long the pause becomes at most: what a receiver records is kept for longer, and it would run again
+    without that."""
+    kept_s: float = db.settings.completed_kept_s
+    return kept_s / 2
+
+
 def again_within_s(db: Served) -> float | None:
     """Return within how many seconds a message may come again whose worker was lost: from the broker, or from the
     outbox; None: at once, or it is not known."""

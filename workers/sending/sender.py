@@ -10,7 +10,7 @@ import functools
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ def send_items(
                 sent += 1
                 wait_s = waits_s(app, publication) if item.kept else 0.0
                 if wait_s:
-                    _record(db, outbox.Record(sent=[item.key], resend_s=what.resend_s + wait_s))
+                    _record(db, replace(_nothing(db), sent=[item.key], resend_s=what.resend_s + wait_s))
                 else:
                     (what.sent if item.kept else what.gone).append(item.key)
                 if item.capture is not None:
@@ -178,7 +178,7 @@ def send_items(
 
 
 def _nothing(db: Served) -> outbox.Record:
-    return outbox.Record(resend_s=kept.resend_s(db))
+    return outbox.Record(resend_s=kept.resend_s(db), longest_s=kept.longest_s(db))
 
 
 def _tell(capture: Capture, app: Any, producer: Any) -> None:
