@@ -1,6 +1,7 @@
 """`result_backend = "alchemy://"` counts the members of a chord in the database: its body comes once."""
 
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,32 @@ def test_members_delivered_again(flows: Flows, key: str) -> None:
     assert flows.traces(key) == ended(flows, key)
     assert flows.bodies.count("body") == 1
     assert result.get(timeout=1) == "body"
+
+
+IDS = {"spaces": "{} ", "long": "{}" + "x" * 300, "NUL": "{}\0", "beyond ASCII": "{}\U0001f600", "no text": None}
+
+
+@pytest.mark.parametrize("kind", IDS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_ids_of_the_users_own(flows: Flows, key: str, kind: str, fails: bool) -> None:
+    """The id of a chord is that of its header. One that the column does not hold failed where the chord was sent."""
+    template = IDS[kind]
+    group_id: Any = uuid.UUID(key) if template is None else template.format(key)
+
+    @flows.task(name="fails")
+    async def fails_(task: Any) -> None:
+        raise ValueError
+
+    members = [*header(flows, key), *([fails_.si()] if fails else [])]
+    body = flows.step.s(key, "body")
+    result = chord(members, body).run(group(members).set(task_id=group_id), body, ())
+    flows.work(copies=2)
+    assert result.parent.id == group_id
+    if fails:
+        assert (flows.bodies.count("body"), result.state) == (0, states.FAILURE)
+    else:
+        assert flows.traces(key) == ended(flows, key)
+        assert result.get(timeout=1) == "body"
 
 
 def test_members_that_end_at_the_same_time(flows: Flows, key: str) -> None:

@@ -66,7 +66,8 @@ def begin(connection: Connection, table: Table, result: Any, members: str) -> No
         result: Of its header.
         members: The same, encoded.
     """
-    completed_states.expect(connection, table, result.id, members, dict.fromkeys(map(recorded_id, leaves(result))))
+    ids = dict.fromkeys(map(recorded_id, leaves(result)))
+    completed_states.expect(connection, table, recorded_id(str(result.id)), members, ids)
 
 
 class Begun(outbox.Beginning):
@@ -102,7 +103,7 @@ def leaves(result: Any) -> list[str]:
 
 def returned(db: Served, backend: Any, request: Any) -> None:
     """Count the member `request` of a chord; send the body, or the errbacks, where it is the last."""
-    rows, group_id = Rows(db), request.group
+    rows, group_id = Rows(db), recorded_id(str(request.group))
 
     def count(connection: Connection, table: Table) -> int | None:
         left = completed_states.count(connection, table, group_id, recorded_id(str(request.id)))
@@ -133,7 +134,7 @@ def _finish(db: Served, table: Table, backend: Any, deps: Any, body: Any) -> Non
     """Send the body of a chord whose members are all there, or what its failure calls; nothing where another member has
     done so."""
     callback = maybe_signature(body, app=backend.app)
-    ids = leaves(deps)
+    ids, group_id = leaves(deps), recorded_id(str(deps.id))
     try:
         values = _values(backend, deps)
     except Exception as error:
@@ -147,10 +148,10 @@ def _finish(db: Served, table: Table, backend: Any, deps: Any, body: Any) -> Non
         if db.settings.outbox:
             with outbox.collected() as found:
                 backend.chord_error_from_stack(callback, failure)
-            _claim(db, table, deps.id, ids, lambda: found)
-        elif _is_there(db, deps.id):
+            _claim(db, table, group_id, ids, lambda: found)
+        elif _is_there(db, group_id):
             backend.chord_error_from_stack(callback, failure)
-            _claim(db, table, deps.id, ids, list)
+            _claim(db, table, group_id, ids, list)
         return
 
     def send() -> list[outbox.Stored]:
@@ -161,7 +162,7 @@ def _finish(db: Served, table: Table, backend: Any, deps: Any, body: Any) -> Non
             callback.delay(values)
         return found
 
-    _claim(db, table, deps.id, ids, send)
+    _claim(db, table, group_id, ids, send)
 
 
 def _is_there(db: Served, group_id: str) -> bool:
