@@ -1,12 +1,15 @@
-"""Celery's main process and a request of a task with `exactly_once` whose pool process was lost, or took too long."""
+"""Celery's main process and a request of a task with `exactly_once`: one that was revoked, whose pool process was lost,
+or that took too long."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from celery.utils.functional import maybe_list
+from celery.worker import state
 from celery.worker.request import Request
 
-from .expiring import is_redelivered
+from .discarded import REVOKED, is_redelivered
 from .ids import fix_links, key_of
 
 PATH = "celery_alchemy.workers.exactly_once.requests:OnceRequest"
@@ -26,6 +29,13 @@ class OnceRequest(Request):  # type: ignore[misc]
         """Tell whether it has expired; one that is delivered again expires in its pool process."""
         return False if is_redelivered(self) else super().maybe_expire()
 
+    def revoked(self) -> Any:
+        """Tell whether it was revoked; one that is delivered again is revoked in its pool process."""
+        if not is_redelivered(self) or not self._was_revoked():
+            return super().revoked()
+        self.request_dict[REVOKED] = True
+        return False
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit has struck."""
         if not soft:
@@ -43,3 +53,12 @@ class OnceRequest(Request):  # type: ignore[misc]
     def _success_was_stored(self) -> Any:
         goes_back = self.task.acks_late and self.task.reject_on_worker_lost
         return False if goes_back else super()._success_was_stored()
+
+    def _was_revoked(self) -> bool:
+        """Tell whether the worker was told to revoke this id, or one of the stamps."""
+        return self.id in state.revoked or any(
+            one in (maybe_list(state.revoked_stamps[name]) or ())
+            for name in self.stamps
+            if name in state.revoked_stamps
+            for one in maybe_list(self.stamps[name]) or ()
+        )

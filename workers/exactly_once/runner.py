@@ -33,7 +33,7 @@ from ..errors import GivenBack, as_configuration_error
 from ..interruptions import as_celerys
 from ..pausing import pause, without_blocking
 from ..request import Call, RequestRunner, begin_again, is_over, is_traced, request_of
-from . import early, endings, expiring, sends
+from . import discarded, early, endings, sends
 from .chords import cut_claim
 from .encoding import encode, is_unfinished, note_of
 from .ended import ended_by, refuse_ended, returned
@@ -84,8 +84,9 @@ class ExactlyOnceRunner(RequestRunner):
         if request.chord is not None:
             endings.follow_members()  # not before: each task of the process pays for it
         record = self._look(key)
-        if record is None and expiring.has_expired(task, request):
-            record = self._wait_or_revoke(task, request, key)
+        reason = None if record is not None else discarded.why(task, request)
+        if reason is not None:
+            record = self._wait_or_revoke(task, request, key, reason)
         if record is not None:
             if ATTEMPT in request.__dict__:  # of the task's own `__call__`, whose unit of work goes on
                 request.__dict__[ATTEMPT].over = True
@@ -202,13 +203,13 @@ class ExactlyOnceRunner(RequestRunner):
             record = self._wait(attempt, task, request)
         return (_AGAIN, None) if record is None else (_RECORDED, record)
 
-    def _wait_or_revoke(self, task: Any, request: Any, key: Key) -> Record:
-        """Return what another delivery records that runs; without one, end `request`, which has expired."""
+    def _wait_or_revoke(self, task: Any, request: Any, key: Key, reason: str) -> Record:
+        """Return what another delivery records that runs; without one, end `request`, which is not to begin."""
         record = None
         if self._rows.probe(key, task.name) is not None:
             record = self._wait(self._attempt(task, request, key), task, request)
         if record is None:
-            expiring.revoke(task, request)
+            discarded.revoke(task, request, reason)
         return record
 
     def _wait(self, attempt: Attempt, task: Any, request: Any) -> Record | None:

@@ -1,4 +1,4 @@
-"""Messages with `expires` that are delivered again after that."""
+"""Messages that are delivered again after they have expired, or were revoked."""
 
 import json
 import threading
@@ -62,31 +62,82 @@ def test_what_neither_runs_nor_has_completed_is_revoked(once: Once, key: str, is
     assert once.deliver(work, task_id=task_id, expires=EXPIRED["expires"]) == ("SUCCESS", None)
 
 
-def test_a_worker_revokes_no_message_of_a_task_that_runs(site: Site, run_database: PostgreSQL, key: str) -> None:
-    """It was revoked: the result was REVOKED while the task ran, and a chord would have failed."""
-    name = f"{site.prefix[:-1]}-expiring-{uuid.uuid4().hex[:6]}"
+REVOKING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "expires": ({"expires": 600}, {"expires": EXPIRED["expires"]}, {}),
+    "by id": ({}, {}, {"command": "revoke"}),
+    "by stamp": (
+        {"stamped_headers": ["tenant"], "tenant": "acme"},
+        {},
+        {"command": "revoke_by_stamped_headers", "headers": {"tenant": ["acme"]}},
+    ),
+}
+"""How the message is sent, how it is changed when it comes again, and what the worker is told before that."""
+
+
+@pytest.mark.parametrize("how", REVOKING)
+def test_a_worker_revokes_no_message_of_a_task_that_runs_or_has_completed(
+    site: Site, run_database: PostgreSQL, key: str, how: str
+) -> None:
+    """It was revoked: the result was REVOKED while the task ran, and where it was not stored yet when its worker was
+    lost. A chord would have failed."""
+    options, changed, command = REVOKING[how]
+    name = f"{site.prefix[:-1]}-discarded-{uuid.uuid4().hex[:6]}"
     worker = Worker(site, name, "prefork", run_database.url(name), modules=("endings", "once"))
     with running(worker):
-        task_id = worker.send("once_meeting", key, 2, expires=600)
+        task_id = worker.send("once_meeting", key, 2, **options)
         eventually(lambda: site.redis.get(site.key("barrier", key)), "it runs")
-        deliver_again(site, worker, task_id)
+        if command:
+            by_id = {"task_id": task_id} if command["command"] == "revoke" else {}
+            worker.control(**command, **by_id)
+            worker.inspect("ping")  # it has taken the command before
+        message = deliver_again(site, worker, message_of(site, task_id), **changed)
         revoked = f"Discarding revoked task: once_meeting[{task_id}]"
         # The copy waits, and says nothing of that until the first one has ended.
         eventually(lambda: worker.log().count(f"Task once_meeting[{task_id}] received") == 2, "it is delivered again")
         worker.while_all_wait(key, 2, lambda: None)
         records = site.key("task", task_id)
         eventually(lambda: revoked in worker.log() or site.redis.llen(records) >= 4, "both have ended")
+        assert revoked not in worker.log()
+        result = f"{site.prefix}celery-task-meta-{task_id}"
+        site.redis.delete(result)  # as if the worker had been killed after the COMMIT
+        deliver_again(site, worker, message, **changed)
+        eventually(lambda: site.redis.get(result), "it has ended once more")
+        eventually(lambda: site.redis.llen(records) >= 6, "it has told so")
         ended = [json.loads(one) for one in site.redis.lrange(records, 0, -1)]
-        assert [one["value"] for one in ended if one.get("state") == states.SUCCESS] == ["done"] * 2
+        assert [one["value"] for one in ended if one.get("state") == states.SUCCESS] == ["done"] * 3
+        assert json.loads(site.redis.get(result))["status"] == states.SUCCESS
         assert revoked not in worker.log()
     assert run_database.rows(key) == ["once_meeting"]
 
 
-def deliver_again(site: Site, worker: Worker, task_id: str) -> None:
-    """Do what kombu does with a message after the visibility timeout, when that was longer than `expires`."""
+def test_what_was_revoked_and_does_not_run_is_revoked(site: Site, run_database: PostgreSQL, key: str) -> None:
+    name = f"{site.prefix[:-1]}-discarded-{uuid.uuid4().hex[:6]}"
+    worker = Worker(site, name, "prefork", run_database.url(name), concurrency=1, modules=("endings", "once"))
+    with running(worker):
+        task_id = worker.send("once_meeting", key, 2)
+        eventually(lambda: site.redis.get(site.key("barrier", key)), "it runs")
+        message = message_of(site, task_id)
+        worker.control("revoke", task_id=task_id, terminate=True)
+        result = f"{site.prefix}celery-task-meta-{task_id}"
+        eventually(lambda: site.redis.get(result), "it is terminated")
+        site.redis.delete(result)
+        deliver_again(site, worker, message)
+        eventually(lambda: site.redis.get(result), "it has ended once more")
+        assert json.loads(site.redis.get(result))["status"] == states.REVOKED
+    assert run_database.rows(key) == []
+
+
+def message_of(site: Site, task_id: str) -> dict[str, Any]:
+    """Return the message that a worker has in hand."""
     found = [json.loads(one)[0] for one in site.redis.hvals(f"{site.prefix}unacked")]
     (message,) = [one for one in found if one["headers"]["id"] == task_id]
-    message["headers"] |= {"redelivered": True, "expires": EXPIRED["expires"]}
+    return dict(message)
+
+
+def deliver_again(site: Site, worker: Worker, message: dict[str, Any], **headers: Any) -> dict[str, Any]:
+    """Do what kombu does with a message after the visibility timeout; return it."""
+    message["headers"] |= {"redelivered": True, **headers}
     message["properties"]["delivery_info"]["redelivered"] = True
     message["properties"]["delivery_tag"] = uuid.uuid4().hex
     site.redis.lpush(f"{site.prefix}{worker.queue}", json.dumps(message))
+    return message
