@@ -233,7 +233,7 @@ class ExactlyOnceRunner(RequestRunner):
                         return None
                     if time.monotonic() > until and task.acks_late:
                         logger.info("%s: another copy of it still runs; the message goes back", attempt.label)
-                        raise GivenBack("another copy of the task runs", requeue=True)
+                        raise GivenBack("another copy of the task runs", requeue=True) from None
         except Exception as error:
             if isinstance(error, GivenBack) or not (is_interrupt(error) or isinstance(error, DBAPIError)):
                 raise
