@@ -115,6 +115,7 @@ SHARED = {
     "strategies/watching/statements.py": {"_outside", "_watched", "_wanted"},
     "workers/apps.py": {"_all"},
     "workers/asyncio_pool/identity.py": {"_identity"},
+    "workers/exactly_once/apart.py": {"_warned"},
     "workers/sending/arguments.py": {"_warned"},
     "workers/sending/broker.py": {"_brokers"},
     "workers/sending/celerys_own.py": {"_sending"},

@@ -51,11 +51,11 @@ class unnoted(AbstractContextManager[None]):  # noqa: N801 - used as a function 
 class Attempt:
     """One run of a body, in the thread or greenlet that makes this. `end` must follow."""
 
-    __slots__ = ("_before", "_elsewhere", "_helpers", "_scope")
+    __slots__ = ("_before", "_commits", "_elsewhere", "_helpers", "_scope")
 
     def __init__(self) -> None:
         self._scope = here()
-        self._before = _count(self._scope)
+        self._before, self._commits = _count(self._scope), self._scope.commits
         self._elsewhere: str | None = None
         self._helpers = [
             (scope, _count(scope))
@@ -68,6 +68,10 @@ class Attempt:
     def end(self) -> None:
         """Look no more."""
         _running.remove(self)
+
+    def has_committed(self) -> bool:
+        """Tell whether its thread or greenlet has committed since what may have written."""
+        return self._scope.commits > self._commits
 
     def found(self) -> str | None:
         """Return what was, or may have been, committed since; None where nothing was."""

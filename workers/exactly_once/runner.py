@@ -34,6 +34,7 @@ from ..interruptions import as_celerys
 from ..pausing import pause, without_blocking
 from ..request import Call, RequestRunner, begin_again, is_over, is_traced, request_of
 from . import discarded, early, endings, sends
+from .apart import warn_of_commits
 from .chords import cut_claim
 from .encoding import encode, is_unfinished, note_of
 from .ended import ended_by, refuse_ended, returned
@@ -157,8 +158,8 @@ class ExactlyOnceRunner(RequestRunner):
             sends.begin(request)
             result = call(*args, **kwargs)
             if inspect.iscoroutine(result):
-                return _recorded(result, attempt, task, request)
-            _record(result, attempt, task, request)
+                return _recorded(result, attempt, watch, task, request)
+            _record(result, attempt, watch, task, request)
             return result
 
         watch = Watch()
@@ -328,17 +329,18 @@ class ExactlyOnceRunner(RequestRunner):
 _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
 
 
-def _record(result: Any, attempt: Attempt, task: Any, request: Any) -> None:
+def _record(result: Any, attempt: Attempt, watch: Watch, task: Any, request: Any) -> None:
     """Note what the row is to say of a body that has returned `result`; write down what comes next."""
+    warn_of_commits(attempt, watch)
     attempt.record = encode(task.app, result)
     if store_next(task, request, result):
         attempt.record = replace(attempt.record, note=SENT)
 
 
-async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, task: Any, request: Any) -> Any:
+async def _recorded(coroutine: Awaitable[Any], attempt: Attempt, watch: Watch, task: Any, request: Any) -> Any:
     """Await the body of an `async def` task, in whose greenlet what follows may wait too."""
     result = await coroutine
-    _record(result, attempt, task, request)
+    _record(result, attempt, watch, task, request)
     return result
 
 
