@@ -47,6 +47,10 @@ def _rolled_back(once: Once, task: Any, key: str) -> None:
     task.db.rollback()
 
 
+def _forgotten(once: Once, task: Any, key: str) -> None:
+    assert once.db.forget("another") == 0
+
+
 def _nothing(once: Once, task: Any, key: str) -> None:
     with once.db.unit_of_work() as session:
         session.scalars(select(Row).where(Row.key == key)).all()
@@ -65,7 +69,10 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     ("work", "is_apart"),
     [
         *((work, True) for work in (_in_a_block, _in_an_eager_task, _on_a_connection)),
-        *((work, False) for work in (_with_its_session, _in_its_own_commit, _in_a_function, _rolled_back, _nothing)),
+        *(
+            (work, False)
+            for work in (_with_its_session, _in_its_own_commit, _in_a_function, _rolled_back, _forgotten, _nothing)
+        ),
     ],
 )
 @pytest.mark.parametrize("mode", ["first", "last"])

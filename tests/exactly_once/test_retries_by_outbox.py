@@ -70,7 +70,9 @@ def test_a_retry_that_the_broker_loses_is_sent_again(flows: Flows, key: str, by:
 
 
 @pytest.mark.parametrize("ends", ["raises", "returns", "fails", "is ignored"])
-def test_a_retry_is_sent_when_the_state_is_stored(place: Any, key: str, ends: str, monkeypatch: Any) -> None:
+def test_a_retry_is_sent_when_the_state_is_stored(
+    place: Any, key: str, ends: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Or the result of a retry that is quicker would be overwritten. It is sent however the attempt ends."""
     flows = Flows(place[0], **{**place[1], "alchemy_outbox": True, "alchemy_outbox_resend_s": 1000})
     try:
@@ -100,6 +102,7 @@ def test_a_retry_is_sent_when_the_state_is_stored(place: Any, key: str, ends: st
         assert sent == ([] if ends == "is ignored" else [0])
         (retry,) = flows.taken()
         assert retry.headers["retries"] == 1
+        assert "in a transaction of its own" not in caplog.text  # that of the outbox
     finally:
         monkeypatch.undo()
         flows.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ...strategies.engines.elsewhere import Attempt as Watch
 from ...strategies.features.exactly_once import Attempt
+from .sends import HELD
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -13,9 +15,11 @@ _warned: set[str] = set()
 """Tasks of which the log says so already."""
 
 
-def warn_of_commits(attempt: Attempt, watch: Watch) -> None:
+def warn_of_commits(attempt: Attempt, watch: Watch, request: Any) -> None:
     """Say, once for each task in a process, that its body has committed something beside its own transaction."""
     if attempt.committed or not watch.has_committed() or attempt.task in _warned:
+        return
+    if HELD in request.__dict__:  # `retry(throw=False)`, whose message the outbox has
         return
     _warned.add(attempt.task)
     logger.warning(

@@ -141,7 +141,7 @@ class Rows:
         """
         engine, table = self.engine, self.table
         try:
-            with engine.begin() as connection:
+            with unnoted(), engine.begin() as connection:
                 return completed.forget(connection, table, task_id)
         except DBAPIError as error:
             raise completed.explained(error, engine, table) from error

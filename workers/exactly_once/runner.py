@@ -331,7 +331,7 @@ _RETURNED, _RECORDED, _AGAIN, _CONFLICT = object(), object(), object(), object()
 
 def _record(result: Any, attempt: Attempt, watch: Watch, task: Any, request: Any) -> None:
     """Note what the row is to say of a body that has returned `result`; write down what comes next."""
-    warn_of_commits(attempt, watch)
+    warn_of_commits(attempt, watch, request)
     attempt.record = encode(task.app, result)
     if store_next(task, request, result):
         attempt.record = replace(attempt.record, note=SENT)
