@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 from celery import states
 from celery.result import AsyncResult
+from celery.worker import state
+from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 from support.databases import PostgreSQL
 from support.exactly_once import Once, new_id
+from support.once_flows import Flows
 from support.project.models import Row
 from support.waiting import eventually
 from support.worker import Site, Worker, running
 
 from celery_alchemy import DatabaseTask
+from celery_alchemy.workers.exactly_once import choosing
 
 EXPIRED = {"expires": (datetime.now(UTC) - timedelta(minutes=1)).isoformat(), "redelivered": True}
 
@@ -125,6 +130,36 @@ def test_what_was_revoked_and_does_not_run_is_revoked(site: Site, run_database: 
         eventually(lambda: site.redis.get(result), "it has ended once more")
         assert json.loads(site.redis.get(result))["status"] == states.REVOKED
     assert run_database.rows(key) == []
+
+
+@pytest.mark.parametrize("wish", [True, False])
+@pytest.mark.parametrize("how", ["expires", "revoke", "its process is lost"])
+def test_a_class_that_inherits_and_has_none_is_revoked_by_the_main_process(flows: Flows, how: str, wish: bool) -> None:
+    """Its pool process would run it: nothing there looks for a row."""
+
+    class Recorded(flows.base):
+        exactly_once = True
+        abstract = True
+
+    @flows.task(name="work", base=Recorded, exactly_once=wish, acks_late=True, reject_on_worker_lost=True)
+    async def work(self: Any) -> None: ...
+
+    assert work.Request == choosing.REQUEST
+    work.apply_async()
+    (message,) = flows.taken()
+    message.delivery_info["redelivered"] = True
+    request = symbol_by_name(work.Request)(message, app=flows.app, task=work, hostname="here")
+    if how == "expires":
+        request.expires = flows.app.now() - timedelta(seconds=1)
+    elif how == "revoke":
+        state.revoked.add(request.id)
+    else:
+        if not hasattr(Request, "_success_was_stored"):
+            pytest.skip("this version of Celery does not look for a result")
+        flows.app.backend.mark_as_done(request.id, None)
+        assert request._success_was_stored() is not wish  # and then its message is acknowledged
+        return
+    assert bool(request.revoked()) is not wish
 
 
 def message_of(site: Site, task_id: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from celery.utils.functional import maybe_list
 from celery.worker import state
 from celery.worker.request import Request
 
+from ..apps import find
 from .discarded import REVOKED, is_redelivered
 from .ids import fix_links, key_of
 
@@ -27,11 +28,11 @@ class OnceRequest(Request):  # type: ignore[misc]
 
     def maybe_expire(self) -> Any:
         """Tell whether it has expired; one that is delivered again expires in its pool process."""
-        return False if is_redelivered(self) else super().maybe_expire()
+        return False if self._is_for_pool_process() else super().maybe_expire()
 
     def revoked(self) -> Any:
         """Tell whether it was revoked; one that is delivered again is revoked in its pool process."""
-        if not is_redelivered(self) or not self._was_revoked():
+        if not self._is_for_pool_process() or not self._was_revoked():
             return super().revoked()
         self.request_dict[REVOKED] = True
         return False
@@ -51,8 +52,18 @@ class OnceRequest(Request):  # type: ignore[misc]
         fix_links(self._context, key_of(self._context))
 
     def _success_was_stored(self) -> Any:
-        goes_back = self.task.acks_late and self.task.reject_on_worker_lost
+        goes_back = self.task.acks_late and self.task.reject_on_worker_lost and self._is_recorded()
         return False if goes_back else super()._success_was_stored()
+
+    def _is_for_pool_process(self) -> bool:
+        """Tell whether its pool process says what becomes of it."""
+        return is_redelivered(self) and self._is_recorded()
+
+    def _is_recorded(self) -> bool:
+        """Tell whether its task has `exactly_once`. A class has its Request from one that it inherits from, and may
+        have no `exactly_once` itself: nobody looks for its row."""
+        db = find(self.task.app)
+        return db is not None and db.records(self.task.name)
 
     def _was_revoked(self) -> bool:
         """Tell whether the worker was told to revoke this id, or one of the stamps."""
